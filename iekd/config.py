@@ -1,0 +1,238 @@
+"""One run, described completely: every knob that can change a number is a field of `RunConfig`.
+
+A configuration is frozen, flat and typed; presets only fill in fields. Its hash is the identity of the run, its path is where
+the record lies. Fields that the chosen method does not read are put back to their defaults, so that one training has one identity.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100"]
+MethodName = Literal["supervised", "factor-ae", "kd", "ft", "ie-ft"]
+Inherit = Literal["none", "l1", "l2", "cosine", "partial-l2"]
+Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka"]
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # Seconds: tests and the live cells of the book.
+    "smoke": dict(
+        dataset="digits", teacher="resnet14x0.5", student="resnet8x0.25", epochs=12, teacher_epochs=25, ae_epochs=10,
+        batch_size=64, lr=0.1, schedule="onecycle", train_images=400, validation_images=200, augment="none",
+    ),
+    # A 2-core laptop: real images, about a minute a run (the choices are justified in the book's appendix).
+    "class": dict(
+        dataset="cifar10", teacher="resnet20", student="resnet8x0.5", epochs=15, teacher_epochs=30, ae_epochs=5,
+        batch_size=128, lr=0.1, schedule="onecycle", train_images=8000, validation_images=2000, image_size=16, evaluate_every=3,
+    ),
+    # The recipe of the authors' code (FACTS: networks and recipe, C), all images, last epoch reported.
+    "paper": dict(
+        dataset="cifar10", teacher="resnet56", student="resnet20", epochs=160, teacher_epochs=160, ae_epochs=30,
+        batch_size=128, lr=0.1, schedule="steps", train_images=0, validation_images=0,
+    ),
+}  # fmt: skip
+
+# What a data set changes by default. KD: the settings of the authors' code for each data set.
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+    "cifar10": dict(kd_alpha=0.95, kd_temperature=20.0),
+}
+
+# The fields that only some methods read; the others do not belong to the identity of a run.
+_FACTOR = ("factor_ratio", "ae_epochs", "ae_lr", "reconstruction", "decoder")
+METHOD_FIELDS: dict[str, tuple[str, ...]] = {
+    "supervised": (),
+    "factor-ae": ("teacher_epochs", "teachers", "factor_ratio", "reconstruction", "decoder"),  # its own epochs and lr
+    "kd": ("teacher_epochs", "teachers", "kd_alpha", "kd_temperature"),
+    "ft": ("teacher_epochs", "teachers", *_FACTOR, "ft_weight"),
+    "ie-ft": ("teacher_epochs", "teachers", *_FACTOR, "inherit", "explore", "inherit_weight", "explore_weight", "split", "split_ratio"),
+}  # fmt: skip
+
+
+class ConfigError(ValueError):
+    """A parameter that cannot be used, with the list of what can."""
+
+
+class RunConfig(BaseModel):
+    """Everything that determines one training run. Never change a default: defaults are left out of the hash, so that a field
+    added later leaves the identity of older runs alone."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
+
+    preset: Literal["smoke", "class", "paper"] = Field("smoke", description="where unset fields come from; names the folder, not in the hash")
+    dataset: Dataset = Field("digits", description="data set")
+    teacher: str = Field("none", description="teacher network, or 'none'")
+    student: str = Field("none", description="student network, or 'none' for a factor auto-encoder")
+    method: MethodName = Field("supervised", description="how the student is trained")
+    seed: int = Field(0, ge=0, description="seed of initialisation, data order, augmentation and split")
+
+    # Data
+    train_images: int = Field(0, ge=0, description="training images used, 0 = all that validation leaves")
+    validation_images: int = Field(0, ge=0, description="images held out of the training set, the same for every seed")
+    image_size: int = Field(0, ge=0, description="side in pixels after area down-sampling, 0 = native")
+    augment: Literal["none", "standard"] = Field("standard", description="standard = random crop, and flip where the data set allows it")
+
+    # Optimisation
+    epochs: int = Field(160, ge=1, description="epochs of this run")
+    batch_size: int = Field(128, ge=1, description="images a step; the last, smaller batch is kept")
+    lr: float = Field(0.1, gt=0, description="peak learning rate")
+    schedule: Literal["steps", "onecycle"] = Field("steps", description="steps = x0.1 at 50 % and 75 % of the epochs; onecycle = linear up over a fifth, linear down to 0")
+    momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum")
+    weight_decay: float = Field(5e-4, ge=0, description="L2 weight decay on every parameter")
+    evaluate_every: int = Field(1, ge=1, description="epochs between two evaluations (the last epoch is always evaluated)")
+
+    # Parents
+    teacher_epochs: int = Field(160, ge=1, description="epochs of the teacher's own run")
+    teachers: int = Field(5, ge=1, description="number of different teachers: the run with seed k learns from teacher k mod teachers")
+    ae_epochs: int = Field(30, ge=1, description="epochs of the factor auto-encoder")
+    ae_lr: float = Field(0.1, gt=0, description="peak learning rate of the factor auto-encoder")
+    factor_ratio: float = Field(0.5, gt=0, le=1, description="channels of the factor / channels of the teacher's feature")
+    reconstruction: Literal["l2", "l1"] = Field("l2", description="reconstruction loss of the auto-encoder")
+    decoder: Literal["transposed", "conv"] = Field("transposed", description="decoder of the auto-encoder")
+
+    # Methods; the reduction of every factor measure is the mean over batch and dimensions
+    kd_alpha: float = Field(0.9, ge=0, le=1, description="KD: weight of the soft targets; the cross-entropy gets the rest")
+    kd_temperature: float = Field(4.0, gt=0, description="KD: temperature")
+    ft_weight: float = Field(500.0, ge=0, description="FT: weight of the mean L1 between normalised factors")
+    inherit: Inherit = Field("l1", description="IE: measure that pulls the inheritance half to the teacher's factor")
+    explore: Explore = Field("l1", description="IE: measure that pushes the exploration half away from it")
+    inherit_weight: float = Field(50.0, ge=0, description="IE: lambda_inh")
+    explore_weight: float = Field(50.0, ge=0, description="IE: lambda_exp")
+    split: Literal["random", "halves"] = Field("random", description="IE: one random permutation of the channels per seed, or first part / second part")
+    split_ratio: float = Field(0.5, ge=0, le=1, description="IE: part of the channels that inherits")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _canonical(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Drop what the method does not read, so that one training has one identity."""
+        method = values.get("method", "supervised")
+        if method not in METHOD_FIELDS:
+            return values  # the field's own check reports it
+        unread = {f for fields in METHOD_FIELDS.values() for f in fields} - set(METHOD_FIELDS[method])
+        values = {k: v for k, v in values.items() if k not in unread}
+        if method == "supervised":
+            values["teacher"] = "none"
+        if method == "factor-ae":
+            values["student"] = "none"
+        if method == "ie-ft":
+            for side, weight in (("inherit", "inherit_weight"), ("explore", "explore_weight")):
+                if values.get(side) == "none":
+                    values.pop(weight, None)
+        return values
+
+    @model_validator(mode="after")
+    def _networks_are_known(self) -> RunConfig:
+        from iekd import networks
+
+        for role in ("teacher", "student"):
+            name, needed = getattr(self, role), role == "student" or self.method != "supervised"
+            if name == "none":
+                if needed and not (role == "student" and self.method == "factor-ae"):
+                    raise ValueError(f"method '{self.method}' needs a {role}: name a network, for example resnet20")
+            else:
+                networks.check_name(name)
+        return self
+
+    # ------------------------------------------------------------------ making one
+
+    @classmethod
+    def create(cls, preset: str = "smoke", **fields: Any) -> RunConfig:
+        """A configuration from a preset and the fields that differ from it.
+
+        Raises `ConfigError` that lists what is allowed for every unknown name and bad value.
+        """
+        if preset not in PRESETS:
+            raise ConfigError(f"preset: {preset!r} is not known; choose one of {', '.join(PRESETS)}")
+        unknown = [name for name in fields if name not in cls.model_fields]
+        if unknown:
+            raise ConfigError("\n".join(_unknown_field(name) for name in unknown))
+        dataset = fields.get("dataset", PRESETS[preset]["dataset"])
+        try:
+            return cls(**{**_usual(preset, str(dataset)), **fields})
+        except ValidationError as error:
+            raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
+
+    def replace(self, **fields: Any) -> RunConfig:
+        """The same run with some fields changed (validated again)."""
+        return RunConfig.create(**{**self.model_dump(), **fields})
+
+    # ------------------------------------------------------------------ identity
+
+    @property
+    def hash(self) -> str:
+        """Twelve hexadecimal digits that identify the run: SHA-256 of the fields that differ from the defaults, without `preset`."""
+        identity = self.model_dump(exclude_defaults=True, exclude={"preset"})
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def pair(self) -> str:
+        """'resnet56-resnet20', or the one network the run has."""
+        return "-".join(n for n in (self.teacher, self.student) if n != "none")
+
+    def changed(self) -> dict[str, Any]:
+        """The fields in which this run differs from its preset, apart from those that every path names."""
+        usual = RunConfig(**{**_usual(self.preset, self.dataset), "method": self.method}).model_dump()
+        named = {"preset", "dataset", "teacher", "student", "method", "seed"}
+        return {k: v for k, v in self.model_dump(exclude=named).items() if v != usual[k]}
+
+    @property
+    def variant(self) -> str:
+        """Method and what differs from the preset, as in the path: 'ie-ft-explore=cka'."""
+        return "-".join([self.method, *(f"{k}={_text(v)}" for k, v in self.changed().items())])
+
+    @property
+    def path(self) -> str:
+        """Path of the record below the records folder, without suffix: '<preset>/<dataset>/<pair>/<variant>/seed<k>'."""
+        return f"{self.preset}/{self.dataset}/{self.pair}/{self.variant}/seed{self.seed}"
+
+    # ------------------------------------------------------------------ parents
+
+    def teacher_run(self) -> RunConfig:
+        """The run that trains this run's teacher."""
+        return self.replace(method="supervised", student=self.teacher, epochs=self.teacher_epochs, seed=self.seed % self.teachers)
+
+    def autoencoder_run(self) -> RunConfig:
+        """The run that trains the factor auto-encoder on this run's teacher."""
+        return self.replace(method="factor-ae", epochs=self.ae_epochs, lr=self.ae_lr, seed=self.seed % self.teachers)
+
+    def parents(self) -> dict[str, RunConfig]:
+        """The runs that must be finished before this one, by role ('teacher', 'autoencoder')."""
+        if self.method == "supervised":
+            return {}
+        needs_factor = "ae_epochs" in METHOD_FIELDS[self.method]
+        return {"teacher": self.teacher_run(), **({"autoencoder": self.autoencoder_run()} if needs_factor else {})}
+
+    def command(self) -> str:
+        """The shell command that makes this run again."""
+        usual = _usual(self.preset, self.dataset)
+        named = {k: getattr(self, k) for k in ("dataset", "teacher", "student") if getattr(self, k) not in ("none", usual[k])}
+        fields = {"preset": self.preset, "method": self.method, **named, **self.changed(), "seed": self.seed}
+        return "iekd run " + " ".join(f"--{k.replace('_', '-')} {_text(v)}" for k, v in fields.items())
+
+
+def _usual(preset: str, dataset: str) -> dict[str, Any]:
+    """What a preset fills in for a data set."""
+    return {**PRESETS[preset], "preset": preset, "dataset": dataset, **DATASET_DEFAULTS.get(dataset, {})}
+
+
+def _text(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _unknown_field(name: str) -> str:
+    close = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return f"{name}: no such parameter{hint}; the parameters are {', '.join(RunConfig.model_fields)}"
+
+
+def _explain(error: dict[str, Any]) -> str:
+    """One line for one of pydantic's errors, with what is allowed."""
+    name = ".".join(str(part) for part in error["loc"])
+    if name not in RunConfig.model_fields:
+        return str(error.get("ctx", {}).get("error", error["msg"]))
+    choices = get_args(RunConfig.model_fields[name].annotation)
+    allowed = f"choose one of {', '.join(map(str, choices))}" if choices else error["msg"]
+    return f"{name}: {error['input']!r} is not usable; {allowed}"
