@@ -1,1 +1,20 @@
-"""IE-KD: knowledge distillation by inheritance and exploration. One primitive: `train(config)` returns the record of a run."""
+"""IE-KD: knowledge distillation by inheritance and exploration.
+
+One primitive: `train(config)` loads the finished record of a run, or resumes it, or trains it.
+"""
+
+__version__ = "0.1.0"
+
+from iekd.config import ConfigError, RunConfig  # noqa: E402
+from iekd.store import StoreError  # noqa: E402
+
+__all__ = ["ConfigError", "RunConfig", "StoreError", "__version__", "train"]
+
+
+def __getattr__(name: str):
+    """`iekd.train`, imported on first use: it brings torchvision along."""
+    if name == "train":
+        from iekd.training import train
+
+        return train
+    raise AttributeError(f"module 'iekd' has no attribute {name!r}")

@@ -62,7 +62,9 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
 
-    preset: Literal["smoke", "class", "paper"] = Field("smoke", description="where unset fields come from; names the folder, not in the hash")
+    preset: Literal["smoke", "class", "paper"] = Field(
+        "smoke", description="where unset fields come from; names the folder, not in the hash"
+    )
     dataset: Dataset = Field("digits", description="data set")
     teacher: str = Field("none", description="teacher network, or 'none'")
     student: str = Field("none", description="student network, or 'none' for a factor auto-encoder")
@@ -79,7 +81,9 @@ class RunConfig(BaseModel):
     epochs: int = Field(160, ge=1, description="epochs of this run")
     batch_size: int = Field(128, ge=1, description="images a step; the last, smaller batch is kept")
     lr: float = Field(0.1, gt=0, description="peak learning rate")
-    schedule: Literal["steps", "onecycle"] = Field("steps", description="steps = x0.1 at 50 % and 75 % of the epochs; onecycle = linear up over a fifth, linear down to 0")
+    schedule: Literal["steps", "onecycle"] = Field(
+        "steps", description="steps = x0.1 at 50 % and 75 % of the epochs; onecycle = linear up over a fifth, linear down to 0"
+    )
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, description="L2 weight decay on every parameter")
     evaluate_every: int = Field(1, ge=1, description="epochs between two evaluations (the last epoch is always evaluated)")
@@ -101,7 +105,9 @@ class RunConfig(BaseModel):
     explore: Explore = Field("l1", description="IE: measure that pushes the exploration half away from it")
     inherit_weight: float = Field(50.0, ge=0, description="IE: lambda_inh")
     explore_weight: float = Field(50.0, ge=0, description="IE: lambda_exp")
-    split: Literal["random", "halves"] = Field("random", description="IE: one random permutation of the channels per seed, or first part / second part")
+    split: Literal["random", "halves"] = Field(
+        "random", description="IE: one random permutation of the channels per seed, or first part / second part"
+    )
     split_ratio: float = Field(0.5, ge=0, le=1, description="IE: part of the channels that inherits")
 
     @model_validator(mode="before")

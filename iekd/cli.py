@@ -1,0 +1,144 @@
+"""The command line: run, sweep, table, data, doctor. Every field of `RunConfig` is an option of `iekd run`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import sys
+from pathlib import Path
+from typing import get_args
+
+from iekd import __version__, store
+from iekd.config import PRESETS, ConfigError, RunConfig
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Exit status: 0 done, 1 failed with a message on standard error, 2 a wrong option, 130 interrupted."""
+    from iekd.data import DataError
+    from iekd.training import TrainingError
+
+    options = _parser().parse_args(arguments)
+    try:
+        return options.do(options) or 0
+    except (ConfigError, DataError, TrainingError, store.StoreError) as error:
+        print(f"iekd: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("iekd: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="iekd", description="Knowledge distillation by inheritance and exploration: runs, grids and tables."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="load, resume or train one run, its parents first", formatter_class=argparse.RawTextHelpFormatter)
+    run.add_argument("--dry-run", action="store_true", help="print the configuration and the path of its record, train nothing")
+    for name, field in RunConfig.model_fields.items():
+        choices = f"; one of {', '.join(map(str, get_args(field.annotation)))}" if get_args(field.annotation) else ""
+        run.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{field.description}{choices}")
+    run.set_defaults(do=_run)
+
+    sweep = commands.add_parser("sweep", help="finish all runs of a grid file")
+    sweep.add_argument("grid", type=Path, help="a YAML file, for example runs/class.yaml")
+    sweep.add_argument("--jobs", type=int, default=1, help="processes at a time; the cores are shared out (default 1)")
+    sweep.add_argument("--dry-run", action="store_true", help="list the runs and whether they are done")
+    sweep.set_defaults(do=_sweep)
+
+    table = commands.add_parser("table", help="arms of the record store: n, mean, spread and interval")
+    table.add_argument("--preset", default="class", choices=PRESETS)
+    table.add_argument("--rule", default="last", choices=["last", "val_selected", "best_on_test"], help="epoch whose test error is shown")
+    table.add_argument("--format", default="markdown", choices=["markdown", "csv"])
+    table.set_defaults(do=_table)
+
+    data = commands.add_parser("data", help="list data sets, or pack one into the compact form that travels on a stick")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="which data sets are at hand, and where")
+    listing.add_argument("--root", type=Path, help="look here first")
+    listing.set_defaults(do=_data_list)
+    pack = actions.add_parser("pack", help="write a data set as lossless sprites")
+    pack.add_argument("name")
+    pack.add_argument("destination", type=Path)
+    pack.add_argument("--root", type=Path, help="where the data set is now")
+    pack.set_defaults(do=_data_pack)
+
+    commands.add_parser("doctor", help="what is installed, which data and device are found, what to do").set_defaults(do=_doctor)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> None:
+    fields = {name: value for name in RunConfig.model_fields if (value := getattr(options, name)) is not None}
+    config = RunConfig.create(**fields)
+    from iekd import records
+
+    if options.dry_run:
+        print(config.model_dump_json(indent=1), f"hash {config.hash}", f"record {records.record_path(config)}", sep="\n")
+        return
+    from iekd.training import train
+
+    record = train(config)
+    metrics = {rule: metric for rule, metric in record.metrics.items() if metric}
+    for rule, metric in metrics.items():
+        value = f"test error {metric.test_error:.2f} %" if metric.test_error is not None else f"test loss {metric.test_loss:.4g}"
+        print(f"{rule:>13}: {value} (epoch {metric.epoch})")
+    print(f"{'record':>13}: {records.record_path(config)}  [{record.seconds:.0f} s, {record.images_per_second:.0f} images/s]")
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from iekd import grid, records
+
+    configs = grid.read(options.grid)
+    if options.dry_run:
+        for path, config in grid.with_parents(configs).items():
+            print("done   " if records.find(config) else "pending", path)
+        return 0
+    outcomes = grid.sweep(configs, options.jobs)
+    for outcome in outcomes:
+        record = records.find(outcome.config)
+        error = record.metrics["last"].test_error if record else None
+        print(f"{outcome.state:7} {f'{error:6.2f} %' if error is not None else '       -'}  {outcome.config.path}  {outcome.reason}")
+    failed = sum(outcome.state == "failed" for outcome in outcomes)
+    print(f"{len(outcomes)} runs, {failed} failed")
+    return 1 if failed else 0
+
+
+def _table(options: argparse.Namespace) -> None:
+    from iekd import records, tables
+
+    arms = tables.arms(records.load(preset=options.preset), metric=options.rule)
+    print(tables.markdown(arms) if options.format == "markdown" else arms.to_csv(index=False))
+
+
+def _data_list(options: argparse.Namespace) -> None:
+    from iekd import data
+
+    for row in data.describe(options.root):
+        print("  ".join(map(str, row)))
+
+
+def _data_pack(options: argparse.Namespace) -> None:
+    from iekd import data
+
+    folder = data.pack(options.name, options.destination, options.root)
+    print(f"{options.name} packed in {folder}: name its parent with IEKD_DATA to use it")
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from iekd import data, records
+
+    provenance = records.provenance()
+    print(f"python {provenance['versions']['python']}, iekd {__version__}, commit {provenance['git']['commit'] or 'unknown'}")
+    print(f"device: {provenance['device']['type']}, {provenance['device']['name']}, {provenance['device']['threads']} threads")
+    for package in ("torch", "torchvision", "pydantic", "safetensors", "jupyter-book", "papermill"):
+        try:
+            print(f"  {package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            print(f"  {package} is missing: pip install -e '.[book]'")
+    folder = store.records_folder()
+    print(f"records: {sum(1 for _ in folder.rglob('*.json'))} in {folder}")
+    print("data sets:")
+    for row in data.describe():
+        print("  " + "  ".join(map(str, row)))

@@ -1,0 +1,128 @@
+"""Grids as data: a YAML file that names many runs, and the runner that finishes them in parallel processes.
+
+title: Ablations at class scale
+notebook: book/run.ipynb          # the notebook that makes one of these runs with papermill
+base: {preset: class, seed: [0, 1, 2, 3, 4]}
+runs:
+  - {method: ie-ft, explore: [l1, cka]}    # lists multiply
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import subprocess
+import sys
+import time
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from tqdm import tqdm
+
+from iekd import records, store
+from iekd.config import ConfigError, RunConfig
+
+
+def read(path: Path) -> list[RunConfig]:
+    """The runs of a grid file, each once, in the file's order. Raises `ConfigError` that names the file and the entry."""
+    try:
+        grid = yaml.safe_load(path.read_text())
+        entries = [{**grid.get("base", {}), **entry} for entry in grid["runs"]]
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path} is not a grid: it needs a list `runs:` of mappings ({error})") from None
+    configs = {}
+    for number, entry in enumerate(entries, 1):
+        for fields in expand(entry):
+            try:
+                config = RunConfig.create(**fields)
+            except ConfigError as error:
+                raise ConfigError(f"{path}, run {number}: {error}") from None
+            configs[config.path] = config
+    return list(configs.values())
+
+
+def expand(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every combination of the entry's lists."""
+    values = [value if isinstance(value, list) else [value] for value in entry.values()]
+    return [dict(zip(entry, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def with_parents(configs: list[RunConfig]) -> dict[str, RunConfig]:
+    """The runs and all that they need, by path, parents before children."""
+    ordered: dict[str, RunConfig] = {}
+    for config in configs:
+        ordered |= with_parents(list(config.parents().values()))
+        ordered[config.path] = config
+    return ordered
+
+
+class Outcome(NamedTuple):
+    """How one run of a sweep ended: 'done', 'loaded' (its record was there), 'failed' (reason = last line of its log)."""
+
+    config: RunConfig
+    state: str
+    reason: str = ""
+
+
+def log_path(config: RunConfig) -> Path:
+    return store.cache_folder() / f"{config.path}.log"
+
+
+def sweep(configs: list[RunConfig], jobs: int = 1) -> list[Outcome]:
+    """Finish all runs and their parents, `jobs` at a time, each in a process of its own with an equal share of the cores.
+
+    A failed run is reported and does not stop the others; those that need it are reported as failed too. Ctrl-C stops cleanly:
+    the same command goes on from the records and checkpoints.
+    """
+    pending = with_parents(configs)
+    outcomes = {path: Outcome(config, "loaded") for path, config in pending.items() if records.find(config)}
+    pending = {path: config for path, config in pending.items() if path not in outcomes}
+    running: dict[Future, str] = {}
+    bar = tqdm(total=len(pending), desc="runs", unit="run", smoothing=0)
+    children: set[subprocess.Popen] = set()
+    with bar, ThreadPoolExecutor(jobs) as pool:
+        try:
+            while pending or running:
+                for path, config in list(pending.items()):
+                    parents = [outcomes.get(parent.path) for parent in config.parents().values()]
+                    if any(p is not None and p.state == "failed" for p in parents):
+                        outcomes[path] = Outcome(pending.pop(path), "failed", "a parent failed")
+                        bar.update()
+                    elif all(parents) and len(running) < jobs:
+                        running[pool.submit(_run_one, pending.pop(path), jobs, children)] = path
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    outcome = outcomes[running.pop(future)] = future.result()
+                    bar.set_postfix_str(outcome.config.path)
+                    bar.update()
+                    if outcome.state == "failed":
+                        tqdm.write(f"failed: {outcome.config.path}: {outcome.reason} (log: {log_path(outcome.config)})")
+        except KeyboardInterrupt:
+            for child in children:
+                child.terminate()
+            raise
+    return list(outcomes.values())
+
+
+def _run_one(config: RunConfig, jobs: int, children: set[subprocess.Popen]) -> Outcome:
+    """One run in its own process by the command that its record names; output goes to its log in the cache."""
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    log = log_path(config)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    with log.open("w") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "iekd", *shlex.split(config.command())[1:]], stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+        children.add(child)
+        code = child.wait()
+        children.discard(child)
+    if code == 0:
+        return Outcome(config, "done", f"{time.monotonic() - began:.0f} s")
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return Outcome(config, "failed", lines[-1] if lines else f"exit status {code}")

@@ -1,0 +1,71 @@
+"""IE-FT: one half of the student's channels inherits the teacher's factor, the other half is pushed away from it to explore.
+
+L = L_task + lambda_inh * L_inh(F_inh, F_T) + lambda_exp * L_exp(F_exp, F_T), each half through an encoder of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from iekd import measures
+from iekd.factor import SLOPE, Encoder
+from iekd.networks import Output
+
+
+def channel_split(channels: int, ratio: float, how: Literal["random", "halves"], seed: int) -> tuple[Tensor, Tensor]:
+    """Indices of the inheriting and of the exploring channels: disjoint, together all of them, round(ratio * channels) inherit.
+
+    'random' is one permutation per seed, fixed for the run (described); 'halves' is first part, second part (authors' code).
+    """
+    order = torch.arange(channels)
+    if how == "random":
+        order = order[torch.randperm(channels, generator=torch.Generator().manual_seed(seed))]
+    count = round(ratio * channels)
+    return order[:count].sort().values, order[count:].sort().values
+
+
+class Half(nn.Module):
+    """One half of the student: its channels, its encoder, its measure and weight."""
+
+    def __init__(self, channels: Tensor, teacher_encoder: Encoder, measure: str, table: dict, weight: float):
+        super().__init__()
+        self.register_buffer("channels", channels)
+        self.encoder = Encoder(len(channels), teacher_encoder.factor_channels)
+        self.measure, self.weight = table[measure], weight
+        # Partial L2 sees the teacher through a margin ReLU (overhaul distillation); the factor comes after a LeakyReLU, which scales the margin.
+        margin = SLOPE * measures.expected_negative(teacher_encoder.last_norm) if measure == "partial-l2" else None
+        self.register_buffer("margin", margin)
+
+    def forward(self, feature: Tensor, target: Tensor) -> Tensor:
+        """Weighted loss of this half of the feature (B, C, H, W) against the teacher's factor (B, K, H, W)."""
+        factor = self.encoder(feature.index_select(1, self.channels))
+        target = target if self.margin is None else measures.margin_relu(target, self.margin)
+        return self.weight * self.measure(factor, target)
+
+
+class IEFT(nn.Module):
+    """task = CE, inherit = lambda_inh * L_inh, explore = lambda_exp * L_exp.
+
+    Weights 50 and 50 (reported second-hand) with mean-reduced measures: at N = 2048 each term starts near 1. A half without a measure
+    ('none') or without channels has no term and no encoder. Both targets are the teacher's factor F_T (diagram and code).
+    """
+
+    def __init__(
+        self, channels: int, teacher_encoder: Encoder, *, inherit: str = "l1", explore: str = "l1", inherit_weight: float = 50.0,
+        explore_weight: float = 50.0, split: Literal["random", "halves"] = "random", ratio: float = 0.5, seed: int = 0,
+    ):  # fmt: skip
+        super().__init__()
+        inheriting, exploring = channel_split(channels, ratio, split, seed)
+        self.halves = nn.ModuleDict()
+        if inherit != "none" and len(inheriting):
+            self.halves["inherit"] = Half(inheriting, teacher_encoder, inherit, measures.INHERIT, inherit_weight)
+        if explore != "none" and len(exploring):
+            self.halves["explore"] = Half(exploring, teacher_encoder, explore, measures.EXPLORE, explore_weight)
+
+    def forward(self, labels: Tensor, student: Output, teacher: Output) -> dict[str, Tensor]:
+        terms = {name: half(student.feature, teacher.features["factor"]) for name, half in self.halves.items()}
+        return {"task": F.cross_entropy(student.logits, labels), **terms}

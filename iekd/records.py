@@ -1,0 +1,176 @@
+"""The evidence: one small JSON file per finished run, at a path that can be guessed from the configuration.
+
+`runs/records/<preset>/<dataset>/<teacher>-<student>/<method>[-<field>=<value>...]/seed<k>.json`
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from iekd import store
+from iekd.config import RunConfig
+
+SCHEMA = 1
+
+
+class Metric(BaseModel):
+    """The state of the run at one epoch (counted from 1). Errors in percent; None for an auto-encoder, which has no labels."""
+
+    epoch: int
+    test_error: float | None
+    test_error_exact: float | None = None  # without the test images known to be recompressed copies
+    validation_error: float | None = None
+    test_loss: float | None = None
+
+
+class Record(BaseModel):
+    """What a finished run leaves behind. Written once, atomically, by `train`; never edited by hand."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA
+    config: RunConfig
+    hash: str
+    parents: dict[str, str]  # role -> checksum of the parent's weights
+    weights: str  # checksum of this run's weights
+    git: dict[str, Any]
+    versions: dict[str, str]
+    device: dict[str, Any]
+    started: str
+    seconds: float
+    images_per_second: float
+    data: dict[str, str]
+    history: dict[str, list[float | None]]
+    metrics: dict[str, Metric | None]  # last, val_selected, best_on_test (biased: chosen on test data)
+
+    def save(self) -> None:
+        store.write_atomic(record_path(self.config), (json.dumps(self.to_json(), indent=1) + "\n").encode())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data with the key `schema` first and histories rounded to seven significant digits."""
+        data = self.model_dump()
+        data["history"] = {k: [None if v is None else float(f"{v:.7g}") for v in values] for k, values in self.history.items()}
+        return {"schema": data.pop("schema_version"), **data}
+
+
+def record_path(config: RunConfig) -> Path:
+    return store.records_folder() / f"{config.path}.json"
+
+
+def weights_paths(config: RunConfig) -> list[Path]:
+    """Where a run's weights may lie: committed beside its record, or in the cache of this machine."""
+    return [folder / f"{config.path}.safetensors" for folder in (store.records_folder(), store.cache_folder())]
+
+
+def read(path: Path) -> Record:
+    """A record from its file. Raises `StoreError` when the file is no valid record."""
+    try:
+        data = json.loads(path.read_text())
+        if data.pop("schema") != SCHEMA:
+            raise ValueError(f"schema is not {SCHEMA}: a different version of iekd wrote it")
+        record = Record(**data)
+        if record.hash != record.config.hash:
+            raise ValueError("its configuration does not match its hash: it was edited")
+    except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+        raise store.StoreError(f"{path} is not a valid record ({error}). Restore it from git, or delete it and run it again.") from error
+    return record
+
+
+def find(config: RunConfig) -> Record | None:
+    """The finished record of a configuration, if there is one."""
+    path = record_path(config)
+    if not path.exists():
+        return None
+    record = read(path)
+    if record.hash != config.hash:
+        raise store.StoreError(f"{path} holds another run ({record.hash}, not {config.hash}). Move it away, or restore it from git.")
+    return record
+
+
+def load(folder: Path | None = None, **where: Any) -> pd.DataFrame:
+    """All records below a folder as a frame, one row a run, sorted by path.
+
+    Columns: every field of the configuration, `hash`, `path`, `variant`, `pair`, `command`, `seconds`, `images_per_second`, `device`,
+    `threads`, and per selection rule `last`, `val_selected`, `best_on_test` (test error, percent), with `<rule>_epoch` and `<rule>_exact`.
+    Keyword arguments keep the rows whose column has that value (or is in that list).
+    """
+    folder = folder or store.records_folder()
+    rows = [_row(read(path)) for path in sorted(folder.rglob("*.json"))]
+    frame = pd.DataFrame(rows, columns=None if rows else list(_columns()))
+    for column, value in where.items():
+        frame = frame[frame[column].isin(value if isinstance(value, (list, tuple, set)) else [value])]
+    return frame.reset_index(drop=True)
+
+
+def history(frame: pd.DataFrame, folder: Path | None = None) -> pd.DataFrame:
+    """The learning curves of the runs in a frame: one row per run and epoch, with the run's path, variant and seed."""
+    folder = folder or store.records_folder()
+    parts = []
+    for row in frame.itertuples():
+        curves = pd.DataFrame(read(folder / f"{row.path}.json").history)
+        parts.append(curves.assign(epoch=range(1, len(curves) + 1), path=row.path, variant=row.variant, seed=row.seed))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _row(record: Record) -> dict[str, Any]:
+    config = record.config
+    row = {
+        **config.model_dump(), "hash": record.hash, "path": config.path, "variant": config.variant, "pair": config.pair,
+        "command": config.command(), "seconds": record.seconds, "images_per_second": record.images_per_second,
+        "device": record.device["name"], "threads": record.device["threads"],
+    }  # fmt: skip
+    for rule, metric in record.metrics.items():
+        row[rule] = metric.test_error if metric else None
+        row[f"{rule}_epoch"] = metric.epoch if metric else None
+        row[f"{rule}_exact"] = metric.test_error_exact if metric else None
+    last = record.metrics["last"]
+    return {**row, "last_validation": last.validation_error, "last_loss": last.test_loss}
+
+
+def _columns() -> list[str]:
+    rules = [f"{rule}{suffix}" for rule in ("last", "val_selected", "best_on_test") for suffix in ("", "_epoch", "_exact")]
+    extra = ["hash", "path", "variant", "pair", "command", "seconds", "images_per_second", "device", "threads"]
+    return [*RunConfig.model_fields, *extra, *rules, "last_validation", "last_loss"]
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Commit, versions and machine, as far as they can be known."""
+    import torchvision
+
+    from iekd import __version__
+
+    def git(*words: str) -> str | None:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+        return result.stdout.strip() if result.returncode == 0 else None
+
+    try:
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".")
+    except OSError:  # no git on this machine
+        commit, changes = None, None
+    cuda = torch.cuda.is_available()
+    return {
+        "git": {"commit": commit, "dirty": None if changes is None else bool(changes)},
+        "versions": {
+            "iekd": __version__, "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
+        },
+        "device": {"name": torch.cuda.get_device_name() if cuda else _processor(), "type": "cuda" if cuda else "cpu", "threads": torch.get_num_threads()},
+    }  # fmt: skip
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -1,0 +1,104 @@
+"""Files that are whole or not there: the runs folder, atomic writes, tensors with a checksum.
+
+Tensors are safetensors files; nothing is ever unpickled. The checksum of the tensors' bytes lies in the file's metadata, so a
+truncated or altered file is noticed when it is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+
+class StoreError(RuntimeError):
+    """A file that cannot be written, read or trusted; the message names it and the way out."""
+
+
+def runs_folder() -> Path:
+    """Where grids, records and the cache lie: $IEKD_RUNS, or `runs/` of the checkout, or `runs/` of the current folder."""
+    if named := os.environ.get("IEKD_RUNS"):
+        return Path(named)
+    checkout = Path(__file__).resolve().parents[1]
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
+
+
+def records_folder() -> Path:
+    return runs_folder() / "records"
+
+
+def cache_folder() -> Path:
+    return runs_folder() / "cache"
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, sees the old content or the new one.
+
+    Raises `StoreError` when the disk is full or the folder cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # NamedTemporaryFile makes private files
+        os.replace(temporary, path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise StoreError(
+            f"cannot write {path}: {error.strerror or error}. Free some space or make the folder writable (or set IEKD_RUNS to another "
+            "folder) and start the same command again: it goes on from the last checkpoint."
+        ) from error
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, shapes, types and bytes of the tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> str:
+    """Write tensors atomically; returns their checksum."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digest = checksum(tensors)
+    write_atomic(path, save(tensors, {**(metadata or {}), "checksum": digest}))
+    return digest
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file written by `save_tensors`.
+
+    Raises `StoreError` if the file is not such a file, is truncated, or its bytes do not match its checksum.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118: not a dictionary
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}). Delete it; the run that made it will make it again.") from error
+    if metadata.get("checksum") != checksum(tensors):
+        raise StoreError(f"{path} is damaged: its content does not match its checksum. Delete it; the run that made it will make it again.")
+    return tensors, metadata
+
+
+def stored_checksum(path: Path) -> str | None:
+    """The checksum that a tensor file claims, without reading its tensors; None if it is no readable tensor file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("checksum")
+    except (SafetensorError, OSError, ValueError):
+        return None
