@@ -1,0 +1,59 @@
+"""Random crop and flip of whole batches of uint8 images: one gather, no loop, and the host never looks at the draws.
+
+The draws of an epoch are made at once on the CPU, so that every device, and a run resumed in the middle of the epoch,
+sees the same images.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Draws(NamedTuple):
+    """What chance decided for n images."""
+
+    dy: Tensor  # int64 (n,): first row of the crop in the padded image, 0..2 pad
+    dx: Tensor  # int64 (n,): first column
+    flip: Tensor  # bool (n,): mirror left and right
+
+    def at(self, index: Tensor) -> Draws:
+        """The draws of some of the images."""
+        return Draws(*(values[index] for values in self))
+
+    def to(self, device: torch.device | str) -> Draws:
+        return Draws(*(values.to(device) for values in self))
+
+
+def draw(n: int, pad: int, flip: bool, generator: torch.Generator) -> Draws:
+    """Decide crop and flip for n images: every offset and both sides equally likely; `flip` False mirrors nothing."""
+    dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
+    mirrored = torch.randint(0, 2, (n,), generator=generator).bool()  # drawn in any case: the next epoch's draws stay
+    return Draws(dy, dx, mirrored & flip)
+
+
+def crop_and_flip(images: Tensor, draws: Draws, pad: int) -> Tensor:
+    """Pad by reflection, crop to the old size at (dy, dx), then mirror; uint8 (B, C, H, W) in and out, pad < H and W.
+
+    The padded image is never built: each target pixel looks up its source, and reflection is arithmetic on the index.
+    """
+    batch, channels, height, width = images.shape
+    column = torch.arange(width, device=images.device)
+    column = torch.where(draws.flip[:, None], width - 1 - column, column)
+    y = _reflect(torch.arange(height, device=images.device) + draws.dy[:, None] - pad, height)
+    x = _reflect(column + draws.dx[:, None] - pad, width)
+    source = (y[:, :, None] * width + x[:, None, :]).view(batch, 1, height * width)
+    return images.flatten(2).gather(2, source.expand(-1, channels, -1)).view_as(images)
+
+
+def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """uint8 (B, C, H, W) -> float32 with the mean and deviation, each (1, C, 1, 1) in 0..1 units, taken out."""
+    return (images.float() / 255 - mean) / std
+
+
+def _reflect(index: Tensor, size: int) -> Tensor:
+    """Fold indices -size < i < 2 size - 1 into 0..size - 1, as in  2 1 | 0 1 2 3 | 2 1."""
+    last = size - 1
+    return last - (last - index.abs()).abs()
