@@ -1,8 +1,8 @@
 """From seeds to statements: mean and interval of one arm, paired difference of two, correction, verdict.
 
-All values are test errors in percent unless said otherwise. Seeds are treated as independent; yet the runs with seeds k and
-k + `teachers` (a field of the configuration) learn from the same teacher, so with more seeds than teachers the intervals are
-somewhat too narrow. What holds for these teachers need not hold for others.
+All values are test errors in percent unless said otherwise. Seeds are treated as independent; yet the runs with seeds k
+and k + `teachers` (a field of the configuration) learn from the same teacher, so with more seeds than teachers the
+intervals may be too narrow. What holds for these teachers need not hold for others.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Summary(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Mean of a - b over the `n` common seeds, sd of the differences, 95 % interval and two-sided p of the paired t-test."""
+    """Mean and sd of a - b over the `n` common seeds, its 95 % interval, two-sided p of the paired t-test."""
 
     n: int
     difference: float
@@ -57,8 +57,8 @@ def summary(values: Iterable[float]) -> Summary:
 def paired(a: pd.Series, b: pd.Series) -> Paired:
     """Paired comparison a - b of two series indexed by seed, on the seeds where both are finite.
 
-    With fewer than two pairs sd, interval and p are NaN. Equal inputs give difference 0 and p = 1. A constant difference
-    other than 0 has no spread to test against (coarse errors, few seeds): its interval and p are NaN, not "certain".
+    With fewer than two pairs sd, interval and p are NaN. Equal inputs give difference 0 and p = 1. A constant
+    difference other than 0 has no spread to test against (coarse errors, few seeds): interval and p are then NaN.
 
     Raises `ValueError` if a seed occurs twice.
     """
