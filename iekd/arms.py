@@ -72,7 +72,8 @@ def scope(frame: pd.DataFrame, preset: str = "class", **setting: Any) -> pd.Data
     """The runs that belong in one table: teacher, student alone, and all that was distilled from the one to the other.
 
     `setting` names dataset, teacher and student where they differ from the preset's; other fields select further.
-    In this order, KD first and IE last. Adds the columns `role` ('teacher' or 'student'), `scope` (the pair of the table) and `label`.
+    In this order, KD first and IE last. Adds the columns `role` ('teacher' or 'student'), `scope` (the table's pair)
+    and `label`.
     """
     config = RunConfig.create(preset, **{**setting, "method": "kd"})
     wanted = {**setting, "preset": preset, "dataset": config.dataset, "pair": config.pair}

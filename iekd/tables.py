@@ -160,7 +160,7 @@ def html(table: pd.DataFrame, caption: str, metric: str = "last") -> str:
         for name in dict.fromkeys(table["label"])
     )
     note = (
-        f"{METRICS[metric]}: mean ± standard deviation over n seeds, 95 % t-interval of the mean. Differences are "
+        f"{METRICS[metric]}: mean ± standard deviation over n seeds, 95 % t-interval. Differences are "
         "paired by seed; p is Holm-corrected over the methods of a pair; better and worse mean that the interval of the "
         "difference, not corrected, excludes zero."
     )
