@@ -161,7 +161,7 @@ def html(table: pd.DataFrame, caption: str, metric: str = "last") -> str:
     )
     note = (
         f"{METRICS[metric]}: mean ± standard deviation over n seeds, 95 % t-interval. Differences are "
-        "paired by seed; p is Holm-corrected over the methods of a pair; better and worse mean that the interval of the "
+        "paired by seed; p is Holm-corrected over the methods of a pair; better or worse: the interval of the "
         "difference, not corrected, excludes zero."
     )
     head = f'<tr><th scope="col" rowspan="2">method</th>{groups}</tr><tr>{heads}</tr>'
