@@ -1,0 +1,154 @@
+"""Figures of the book in one style, each a `Figure` on an opaque white card, for light and dark pages.
+
+Colours follow Okabe and Ito, distinguishable with colour-vision deficiency, and are fixed for a method throughout the
+book; labels always say the same without colour. Errors are in percent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from iekd.stats import paired, summary
+
+INK, FAINT = "#1a1a1a", "#8c8c8c"
+COLOURS = {
+    "Teacher": "#000000",
+    "Student alone": "#6e6e6e",
+    "KD": "#b58900",  # Okabe and Ito's orange, darker for contrast on white
+    "FT": "#0072b2",
+    "IE-FT": "#d55e00",
+    "inheritance only (L1)": "#56a0d3",
+    "exploration only (L1)": "#009e73",
+}
+AXIS = {
+    "last": "Test error after the last epoch (%)",
+    "val_selected": "Test error, validation-selected epoch (%)",
+    "best_on_test": "Best test error over all epochs (%, biased)",
+    "last_exact": "Test error, exact test images (%)",
+}
+OTHER = "#a3527f"  # the ablations share one colour; their labels tell them apart
+
+
+def style() -> None:
+    """Set the book's style for all figures drawn after this; called by every function here."""
+    sns.set_theme(context="notebook", style="ticks", font="DejaVu Sans")
+    plt.rcParams.update(
+        {
+            "figure.facecolor": "white", "axes.facecolor": "white", "savefig.facecolor": "white",
+            "figure.constrained_layout.use": True, "savefig.dpi": 110, "figure.dpi": 110,
+            "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.edgecolor": FAINT,
+            "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6",
+            "axes.axisbelow": True, "font.size": 11, "axes.labelsize": 11, "axes.titlesize": 12, "xtick.labelsize": 10,
+            "ytick.labelsize": 11, "legend.frameon": False, "svg.fonttype": "path", "svg.hashsalt": "iekd",
+        }
+    )  # fmt: skip
+
+
+def colour(label: str) -> str:
+    """The colour of a method, by its label."""
+    return COLOURS.get(label, OTHER)
+
+
+def seeds_plot(
+    frame: pd.DataFrame, order: Sequence[str] | None = None, metric: str = "last", reference: str | None = None
+) -> Figure:
+    """Every seed a point, every arm (column `label`) a line with its mean (bar) and 95 % interval.
+
+    `reference`: label of an arm whose mean is drawn as a dashed vertical line.
+    """
+    order = list(order or dict.fromkeys(frame["label"]))
+    fig, ax = _rows(order)
+    for y, name in enumerate(order):
+        values = frame.loc[frame["label"] == name, metric].dropna().to_numpy()
+        _row(ax, y, values, summary(values), colour(name))
+    if reference is not None:
+        mean = summary(frame.loc[frame["label"] == reference, metric]).mean
+        _mark(ax, mean, f"mean of {reference}")
+    ax.set_xlabel(AXIS[metric])
+    return fig
+
+
+def paired_plot(frame: pd.DataFrame, baseline: str, order: Sequence[str] | None = None, metric: str = "last") -> Figure:
+    """Differences to the arm labelled `baseline`, seed by seed, with mean and 95 % interval; left of zero is better."""
+    errors = {name: runs.set_index("seed")[metric] for name, runs in frame.groupby("label")}
+    order = [name for name in order or dict.fromkeys(frame["label"]) if name != baseline]
+    fig, ax = _rows(order)
+    for y, name in enumerate(order):
+        result = paired(errors[name], errors[baseline])
+        values = (errors[name] - errors[baseline]).dropna().to_numpy()
+        _row(ax, y, values, summary(values)._replace(low=result.low, high=result.high), colour(name))
+    _mark(ax, 0.0, baseline)
+    ax.set_xlabel("Test error minus baseline, same seed (points)\nbelow 0 is better")
+    return fig
+
+
+def _rows(order: Sequence[str]) -> tuple[Figure, Axes]:
+    """A figure with one horizontal row per label, the first on top."""
+    style()
+    fig, ax = plt.subplots(figsize=(7.2, 1.1 + 0.46 * len(order)))
+    ax.set_yticks(range(len(order)), order)
+    ax.set_ylim(len(order) - 0.5, -0.5)
+    ax.grid(axis="y", visible=False)
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    return fig, ax
+
+
+def _row(ax: Axes, y: int, values: np.ndarray, s: Any, shade: str) -> None:
+    """One arm: the seeds as points above, mean and interval below, so that neither hides the other."""
+    ax.plot(values, np.full(len(values), y - 0.13), "o", color=shade, alpha=0.55, markersize=5.5, markeredgewidth=0)
+    if np.isfinite(s.low):
+        ax.plot([s.low, s.high], [y + 0.15] * 2, color=shade, linewidth=2, solid_capstyle="butt")
+    ax.plot(s.mean, y + 0.15, "|", color=shade, markersize=11, markeredgewidth=3)
+
+
+def _mark(ax: Axes, x: float, text: str) -> None:
+    """A dashed vertical line with its name above the axes."""
+    ax.axvline(x, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    place = ax.get_xaxis_transform()
+    ax.annotate(
+        text, (x, 1.0), xycoords=place, xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=9
+    )
+
+
+def curves(histories: pd.DataFrame, metric: str = "test_error", ylabel: str = "Test error (%)") -> Figure:
+    """Mean over the seeds per epoch, with the range between the lowest and highest seed as a band.
+
+    `histories`: long frame with columns label, seed, epoch and the metric; labels in the order of appearance.
+    """
+    style()
+    fig, ax = plt.subplots(figsize=(7.2, 3.8))
+    styles = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))]
+    for i, (name, runs) in enumerate(histories.dropna(subset=[metric]).groupby("label", sort=False)):
+        by_epoch = runs.groupby("epoch")[metric]
+        mean, shade = by_epoch.mean(), colour(str(name))
+        ax.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=shade, alpha=0.15, linewidth=0)
+        ax.plot(mean.index, mean, color=shade, linewidth=1.8, linestyle=styles[i % len(styles)], label=str(name))
+    ax.set(xlabel="Epoch", ylabel=ylabel)
+    ax.margins(x=0.01)
+    ax.legend(handlelength=3.2)
+    return fig
+
+
+def images_grid(images: Any, titles: Sequence[str] | None = None, columns: int = 8, size: float = 0.9) -> Figure:
+    """Images (N, C, H, W), uint8 tensor or array with 1 or 3 channels, `size` inches each, pixels shown as they are."""
+    style()
+    pictures = np.asarray(images).transpose(0, 2, 3, 1)
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    height = size + (0.25 if titles else 0.0)
+    fig, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * height), squeeze=False)
+    for i, ax in enumerate(axes.flat):
+        ax.axis("off")
+        if i < len(pictures):
+            ax.imshow(pictures[i].squeeze(), cmap="gray", interpolation="nearest", vmin=0, vmax=255)
+            ax.set_title(titles[i] if titles else "", fontsize=9, pad=2)
+    return fig

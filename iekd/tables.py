@@ -1,0 +1,222 @@
+"""Tables of the book, from the frame of records (one row per finished run): arms, paired comparisons, HTML, Markdown.
+
+Errors are test errors in percent, differences in percentage points; lower is better.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from html import escape
+from importlib.resources import files
+from typing import Any
+from urllib.parse import quote
+
+import pandas as pd
+
+from iekd.arms import ARM, anchor, changes, label, record_link
+from iekd.stats import holm, paired, summary
+
+METRICS = {
+    "last": "Test error after the last epoch",
+    "val_selected": "Test error at the epoch selected on validation images",
+    "best_on_test": "Best test error over all epochs (biased: selected on the test images)",
+    "last_exact": "Test error after the last epoch, on test images that were not recompressed",
+}
+# Changes that leave the recipe what it is, so that the paper's value may stand beside ours.
+_SAME_RECIPE = {"teachers", "evaluate_every"}
+SIGNS = {"better": "▼ better", "worse": "▲ worse", "same": "≈ not distinguishable"}
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def arms(frame: pd.DataFrame, metric: str = "last") -> pd.DataFrame:
+    """One row per arm with n, mean, sd and the 95 % interval (low, high) of the metric, in the order of appearance."""
+    context = [c for c in ("role", "scope") if c in frame]
+    rows = []
+    for _, runs in frame.groupby([*context, *ARM], sort=False):
+        first = runs.iloc[0].to_dict()
+        named = {k: first[k] for k in [*ARM, "method", *context]}
+        rows.append({**named, "label": label(first), **summary(runs[metric])._asdict()})
+    return pd.DataFrame(rows)
+
+
+def comparison(frame: pd.DataFrame, baseline: str = "supervised", metric: str = "last") -> pd.DataFrame:
+    """`arms` of one `scope`, with the difference of each arm to the arm of variant `baseline`, paired by seed.
+
+    Adds pairs, difference, difference_low, difference_high, p, p_holm (corrected over the arms of this table), effect
+    ('better', 'worse', 'same' by whether the interval excludes zero; '' where there is no interval), baseline (is this
+    arm the baseline?), paper and versus_paper (ours minus the paper's; NaN where the paper has no such cell).
+    Raises `KeyError` if the baseline has no runs.
+    """
+    students = frame[frame["role"] == "student"]
+    by_variant = {v: runs.set_index("seed")[metric] for v, runs in students.groupby("variant")}
+    if baseline not in by_variant:
+        raise KeyError(f"baseline {baseline!r} has no runs; there are {', '.join(by_variant) or 'none at all'}")
+    table = arms(frame, metric)
+    nothing = pd.Series(dtype=float)  # the teacher and the baseline itself are not compared
+    compared = (table["role"] == "student") & (table["variant"] != baseline)
+    results = [
+        paired(by_variant[v] if wanted else nothing, by_variant[baseline])
+        for v, wanted in zip(table["variant"], compared, strict=True)
+    ]
+    columns = {"n": "pairs", "low": "difference_low", "high": "difference_high"}
+    table = table.join(pd.DataFrame(results, index=table.index).drop(columns="sd").rename(columns=columns))
+    table["p_holm"] = holm(table["p"])
+    table["effect"] = [_effect(r.low, r.high) for r in results]
+    table["baseline"] = (table["role"] == "student") & (table["variant"] == baseline)
+    table["paper"] = [paper_value(row) for row in table.to_dict("records")]
+    table["versus_paper"] = table["mean"] - table["paper"]
+    return table
+
+
+def _effect(low: float, high: float) -> str:
+    if pd.isna(low):
+        return ""
+    return "better" if high < 0 else "worse" if low > 0 else "same"
+
+
+def paper_table() -> pd.DataFrame:
+    """Table 1 of the paper's supplement: CIFAR-10 test error in percent, methods down, pairs across."""
+    with (files("iekd") / "paper_table1.csv").open() as source:
+        return pd.read_csv(source, index_col="method")
+
+
+def paper_value(row: Mapping[str, Any]) -> float:
+    """The paper's error for an arm of a `scope`; NaN unless preset, data, pair and method are the paper's."""
+    paper, pair = paper_table(), row["scope"]
+    other_recipe = set(changes(row["variant"])) - _SAME_RECIPE
+    if row["preset"] != "paper" or row["dataset"] != "cifar10" or pair not in paper or other_recipe:
+        return float("nan")
+    own = "teacher" if row["role"] == "teacher" else "student"
+    name = own if row["method"] == "supervised" else row["method"].upper()
+    return float(paper[pair].get(name, float("nan")))
+
+
+# ---------------------------------------------------------------------- printing
+
+
+def number(value: float, digits: int = 2, signed: bool = False) -> str:
+    """A number for people: true minus sign, em dash for NaN."""
+    if pd.isna(value):
+        return "—"
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def interval(low: float, high: float, signed: bool = False) -> str:
+    """'[6.90, 7.34]', or 'no interval'."""
+    return "no interval" if pd.isna(low) else f"[{number(low, signed=signed)}, {number(high, signed=signed)}]"
+
+
+def p_text(p: float) -> str:
+    """'p = 0.012', 'p < 0.001'."""
+    return "p < 0.001" if p < 0.001 else f"p = {number(p, 3)}"
+
+
+def _spread(row: Mapping[str, Any]) -> str:
+    return number(row["mean"]) + ("" if pd.isna(row["sd"]) else f" ± {number(row['sd'])}")
+
+
+def _compared(row: Mapping[str, Any]) -> list[str]:
+    """The lines of a difference cell: difference with sign and word, then interval, pairs and p."""
+    if row["baseline"]:
+        return ["baseline"]
+    if row["pairs"] == 0:
+        return ["—"]
+    limits = interval(row["difference_low"], row["difference_high"], signed=True)
+    tested = "" if pd.isna(row["p_holm"]) else f", {p_text(row['p_holm'])}"
+    difference = f"{number(row['difference'], signed=True)} {SIGNS.get(row['effect'], '')}".strip()
+    return [difference, f"{row['pairs']} pairs, {limits}{tested}"]
+
+
+def _against_paper(row: Mapping[str, Any]) -> list[str]:
+    if pd.isna(row["paper"]):
+        return ["—"]
+    return [number(row["paper"]), f"ours − paper: {number(row['versus_paper'], signed=True)}"]
+
+
+def _cells(row: Mapping[str, Any]) -> str:
+    """The three HTML cells of an arm: our error, its difference to the baseline, the paper's value."""
+    spread = f"n = {row['n']}, {interval(row['low'], row['high'])}"
+    ours = f'<a href="{record_link(row)}">{_spread(row)}</a><small>{spread}</small>'
+    compared, paper = (_lines(cell) for cell in (_compared(row), _against_paper(row)))
+    return f'<td>{ours}</td><td class="{row["effect"] or "none"}">{compared}</td><td>{paper}</td>'
+
+
+def _lines(texts: list[str]) -> str:
+    return "".join([escape(texts[0]), *(f"<small>{escape(t)}</small>" for t in texts[1:])])
+
+
+def html(table: pd.DataFrame, caption: str, metric: str = "last") -> str:
+    """HTML of one or more concatenated `comparison`s: methods down, pairs across (three columns a pair)."""
+    by_cell = {(row["label"], row["scope"]): _cells(row) for row in table.to_dict("records")}
+    pairs = list(dict.fromkeys(table["scope"]))
+    groups = "".join(f'<th scope="colgroup" colspan="3">{escape(pair.replace("-", " → "))}</th>' for pair in pairs)
+    heads = _heads("error, %", "minus baseline, points", "paper, %") * len(pairs)
+    body = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        f"{''.join(by_cell.get((name, pair), '<td>—</td>' * 3) for pair in pairs)}</tr>\n"
+        for name in dict.fromkeys(table["label"])
+    )
+    note = (
+        f"{METRICS[metric]}: mean ± standard deviation over n seeds, 95 % t-interval. Differences are "
+        "paired by seed; p is Holm-corrected over the methods of a pair; better or worse: the interval of the "
+        "difference, not corrected, excludes zero."
+    )
+    head = f'<tr><th scope="col" rowspan="2">method</th>{groups}</tr><tr>{heads}</tr>'
+    return framed(caption, note, head, body)
+
+
+def _heads(*names: str) -> str:
+    return "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+
+
+def framed(caption: str, note: str, head: str, body: str, kind: str = "") -> str:
+    """An accessible table that scrolls sideways on a narrow screen; `head` and `body` are HTML rows."""
+    classes = f"ie-table {kind}".strip()
+    return (
+        f'<div class="ie-table-scroll" role="region" tabindex="0" aria-label="{escape(caption)}">\n'
+        f'<table class="{classes}"><caption>{escape(caption)}<small>{escape(note)}</small></caption>\n'
+        f"<thead>{head}</thead>\n<tbody>\n{body}</tbody></table></div>\n"
+    )
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The same table for README and terminal, one pair below the other, without links."""
+    heads = ["pair", "method", "n", "error, % (mean ± sd)", "95 % interval", "minus baseline, points", "paper, %"]
+    lines = [heads, ["---"] * len(heads)]
+    for row in table.to_dict("records"):
+        ours = [str(row["n"]), _spread(row), interval(row["low"], row["high"])]
+        others = ["; ".join(_compared(row)), "; ".join(_against_paper(row))]
+        lines.append([row["scope"].replace("-", " → "), row["label"], *ours, *others])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def record_index_html(frame: pd.DataFrame) -> str:
+    """A section for every arm, its id the arm's `anchor`: for every seed errors, record, and the command for it."""
+    sections = []
+    for (preset, dataset, pair, variant), runs in frame.sort_values([*ARM, "seed"]).groupby(ARM):
+        name = label(runs.iloc[0].to_dict()).replace("Student alone", "Trained alone")
+        rows = "".join(map(_record_row, runs.to_dict("records")))
+        title = f"{pair.replace('-', ' → ')}: {name}"
+        head = _heads("seed", "last, %", "selected, %", "best on test, %", "record", "command")
+        table = framed(f"{title} ({preset}, {dataset})", "test error, one row a seed", f"<tr>{head}</tr>", rows)
+        place = anchor(pair, variant, preset, dataset)
+        sections.append(f'<section id="{place}"><h3>{escape(title)}</h3>\n{table}</section>\n')
+    return "".join(sections)
+
+
+def _record_row(row: Mapping[str, Any]) -> str:
+    errors = "".join(f"<td>{number(row[m])}</td>" for m in ("last", "val_selected", "best_on_test"))
+    record = f'<a href="records/{quote(row["path"])}.json">{row["hash"]}</a>'
+    command = f"<code>{escape(row['command'])}</code>"
+    return f'<tr><th scope="row">{row["seed"]}</th>{errors}<td>{record}</td><td>{command}</td></tr>\n'
+
+
+def csv_link(frame: pd.DataFrame, name: str = "runs.csv") -> str:
+    """A download link that carries the runs behind a table within the page (about 150 bytes a run)."""
+    columns = [c for c in (*ARM, "seed", *METRICS, "seconds", "device", "hash") if c in frame]
+    data = base64.b64encode(frame[columns].to_csv(index=False, float_format="%.6g").encode()).decode()
+    text = f"Download the {len(frame)} runs as CSV"
+    return f'<a class="ie-download" download="{escape(name)}" href="data:text/csv;base64,{data}">{text}</a>'

@@ -1,0 +1,86 @@
+from xml.etree import ElementTree
+
+import pytest
+from frames import frame
+
+from iekd.claims import CLAIMS, board, board_html
+
+TEACHER, IE, FT = {"role": "teacher"}, {"method": "ie-ft"}, {"method": "ft"}
+NOISE = (0.0, 0.3, -0.2, 0.1, -0.1)
+WOBBLE = (0.01, -0.02, 0.0, 0.02, -0.01)  # so that no difference is constant
+
+
+def arm(mean: float, sign: int = 1, **fields) -> tuple[dict, dict[int, float]]:
+    """An arm of IE-FT whose seeds share their noise with all other arms."""
+    values = {k: mean + n + sign * w for k, (n, w) in enumerate(zip(NOISE, WOBBLE, strict=True))}
+    return {**IE, **fields}, values
+
+
+def verdicts(*arms, preset="class") -> dict[str, str]:
+    return board(frame(preset, *arms), preset).set_index("id")["verdict"].to_dict()
+
+
+def test_every_verdict():
+    found = verdicts(
+        arm(40.0), arm(41.0, -1, method="ft"), arm(39.0, -1, explore="none"),
+        ({**IE, "inherit": "none"}, {0: 45.0, 1: 37.0, 2: 41.0, 3: 38.0, 4: 40.0}),
+    )  # fmt: skip
+    assert found["ie-ft"] == "reproduced"
+    assert found["exploration"] == "not reproduced"
+    assert found["inheritance"] == "not distinguishable"
+    assert found["ie-at"] == found["imagenet"] == found["below-teacher"] == "not tested"
+
+
+def test_without_runs_nothing_is_tested():
+    table = board(frame("class", arm(40.0)).iloc[:0], "class")
+    assert set(table["verdict"]) == {"not tested"} and set(table["note"]) == {"no runs yet"}
+    assert len(table) == len(CLAIMS)
+
+
+def test_one_seed_is_no_test():
+    table = board(frame("class", (IE, {0: 40.0}), (FT, {0: 41.0})), "class").set_index("id")
+    assert table.loc["ie-ft", "verdict"] == "not tested" and "two common seeds" in table.loc["ie-ft", "note"]
+
+
+def test_teacher_is_the_one_that_taught():
+    # seven students of five teachers: seeds 5 and 6 learn from teachers 0 and 1
+    teachers = {0: 6.4, 1: 6.9, 2: 6.5, 3: 6.6, 4: 6.7}
+    students = {k: teachers[k % 5] - 0.2 + 0.001 * k for k in range(7)}
+    row = board(frame("paper", (TEACHER, teachers), (IE, students)), "paper").set_index("id").loc["below-teacher"]
+    assert row["verdict"] == "reproduced" and row["n"] == 7
+    assert row["effect"] == pytest.approx(-0.2 + 0.003)
+    assert row["rival"] == "Teacher"
+
+
+MEASURES = [dict(inherit=m) for m in ("l2", "cosine", "partial-l2")]
+MEASURES += [dict(explore=m) for m in ("l2", "partial-l2", "orthogonal", "cka")]
+
+
+def measure(means: list[float]) -> dict:
+    rivals = [arm(m, -1, **fields) for m, fields in zip(means, MEASURES, strict=False)]
+    return board(frame("class", arm(40.0), *rivals), "class").set_index("id").loc["measure"].to_dict()
+
+
+def test_best_of_many():
+    assert measure([41, 42, 41, 43, 41, 42, 41])["verdict"] == "reproduced"
+    # one rival is as good
+    assert measure([41, 42, 40.001, 43, 41, 42, 41])["verdict"] == "not distinguishable"
+    beaten = measure([41, 42, 41, 39, 41, 42, 41])
+    assert beaten["verdict"] == "not reproduced" and beaten["rival"] == "IE-FT (inherit L1, explore L2)"
+    # better than all that was tried, but not all was tried
+    partial = measure([41, 42])
+    assert partial["verdict"] == "not tested" and "2 of 7" in partial["note"]
+
+
+def test_small_teacher_swaps_the_roles():
+    pair = dict(teacher="resnet8x0.5", student="resnet20")
+    found = verdicts(arm(20.0, **pair), arm(21.0, -1, method="supervised", student="resnet20"))
+    assert found["small-teacher"] == "reproduced"
+
+
+def test_board_html():
+    table = board(frame("class", arm(40.0), arm(41.0, -1, method="ft")), "class")
+    tree = ElementTree.fromstring(board_html(table, "Claims & verdicts"))
+    words = ["".join(td.itertext()) for td in tree.iter("td") if "verdict" in td.get("class", "")]
+    assert words[0] == "✔ reproduced" and words[1] == "○ not tested" and len(words) == len(CLAIMS)
+    assert all(th.get("scope") for th in tree.iter("th"))

@@ -1,0 +1,58 @@
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from iekd import figures
+
+LABELS = ["Teacher", "Student alone", "KD", "FT", "IE-FT", "IE-FT (inherit L1, explore CKA)"]
+
+
+def runs() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    noise = rng.normal(0, 0.4, 5)
+    rows = [
+        dict(label=name, seed=k, last=40 - 1.2 * i + noise[k] + rng.normal(0, 0.25))
+        for i, name in enumerate(LABELS)
+        for k in range(5)
+    ]
+    return pd.DataFrame(rows).drop(index=13)  # one seed of KD is missing
+
+
+def histories() -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    grid = [(name, seed, epoch) for name in LABELS[1:5] for seed in range(3) for epoch in range(1, 61)]
+    table = pd.DataFrame(grid, columns=["label", "seed", "epoch"])
+    level = table["label"].map(LABELS.index)
+    return table.assign(test_error=60 * np.exp(-table["epoch"] / 20) + 30 - level + rng.normal(0, 0.8, len(table)))
+
+
+FIGURES = {
+    "seeds": lambda: figures.seeds_plot(runs(), LABELS, reference="Student alone"),
+    "paired": lambda: figures.paired_plot(runs(), "Student alone", LABELS[2:]),
+    "curves": lambda: figures.curves(histories()),
+    "images": lambda: figures.images_grid(np.random.default_rng(0).integers(0, 256, (11, 3, 32, 32), dtype=np.uint8)),
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("kind", ["svg", "png"])
+def test_figures_are_small_and_opaque(name, kind):
+    fig, target = FIGURES[name](), io.BytesIO()
+    fig.savefig(target, format=kind)
+    plt.close(fig)
+    assert 2_000 < len(target.getvalue()) < 100_000
+    assert fig.get_facecolor() == (1, 1, 1, 1)
+
+
+def test_methods_keep_their_colour():
+    shades = [figures.colour(name) for name in LABELS]
+    assert len(set(shades)) == len(LABELS)
+
+
+def test_paired_plot_shows_common_seeds_only():
+    fig = figures.paired_plot(runs(), "Student alone", ["KD"])
+    assert len(fig.axes[0].lines[0].get_xdata()) == 4
+    plt.close(fig)
