@@ -145,9 +145,7 @@ def _test(frame: pd.DataFrame, claim: Claim, preset: str, metric: str, setting: 
     return Tested(result, float(within[k]), label(run), note, len(results) == len(claim.b), (link, rival_link))
 
 
-def _rival(
-    frame: pd.DataFrame, claim: Claim, b: dict[str, Any], preset: str, common: dict[str, Any], metric: str
-) -> Arm:
+def _rival(frame: pd.DataFrame, claim: Claim, b: dict[str, Any], preset: str, common: dict[str, Any], metric: str) -> Arm:
     """The arm `b`; for `TEACHER` the teacher of arm a."""
     fields = claim.a if b is TEACHER else b
     return _errors(frame, preset, {**common, **fields}, metric, of_teacher=b is TEACHER)

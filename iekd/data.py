@@ -46,6 +46,7 @@ class DataSet(NamedTuple):
 
 class Facts(NamedTuple):
     num_classes: int
+    channels: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
@@ -53,11 +54,11 @@ class Facts(NamedTuple):
 
 FACTS = {
     # Mean and deviation of our training split's pixels (a test computes them again).
-    "digits": Facts(10, (0.3056,), (0.3765,), flip=False),
-    "fashion-mnist": Facts(10, (0.2860,), (0.3530,), flip=True),
+    "digits": Facts(10, 1, (0.3056,), (0.3765,), flip=False),
+    "fashion-mnist": Facts(10, 1, (0.2860,), (0.3530,), flip=True),
     # The authors' constants (FACTS.md: networks and recipe, C), in 0..255 there.
-    "cifar10": Facts(10, (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255), flip=True),
-    "cifar100": Facts(100, (129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255), flip=True),
+    "cifar10": Facts(10, 3, (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255), flip=True),
+    "cifar100": Facts(100, 3, (129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255), flip=True),
 }
 
 
@@ -89,10 +90,7 @@ def _check(config: RunConfig, available: int, side: int) -> None:
     """Refuse more images or pixels than the data set has."""
     name, held, used, size = config.dataset, config.validation_images, config.train_images, config.image_size
     if held >= available:
-        raise ConfigError(
-            f"validation_images: {held} is not usable; {name} has {available} training images, "
-            f"choose 0 to {available - 1}"
-        )
+        raise ConfigError(f"validation_images: {held} is not usable; {name} has {available} training images, choose 0 to {available - 1}")
     if held + used > available:
         raise ConfigError(
             f"train_images: {used} is not usable; {name} has {available} training images, validation_images holds "

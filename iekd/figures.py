@@ -57,9 +57,7 @@ def colour(label: str) -> str:
     return COLOURS.get(label, OTHER)
 
 
-def seeds_plot(
-    frame: pd.DataFrame, order: Sequence[str] | None = None, metric: str = "last", reference: str | None = None
-) -> Figure:
+def seeds_plot(frame: pd.DataFrame, order: Sequence[str] | None = None, metric: str = "last", reference: str | None = None) -> Figure:
     """Every seed a point, every arm (column `label`) a line with its mean (bar) and 95 % interval.
 
     `reference`: label of an arm whose mean is drawn as a dashed vertical line.
@@ -114,9 +112,7 @@ def _mark(ax: Axes, x: float, text: str) -> None:
     """A dashed vertical line with its name above the axes."""
     ax.axvline(x, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
     place = ax.get_xaxis_transform()
-    ax.annotate(
-        text, (x, 1.0), xycoords=place, xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=9
-    )
+    ax.annotate(text, (x, 1.0), xycoords=place, xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=9)
 
 
 def curves(histories: pd.DataFrame, metric: str = "test_error", ylabel: str = "Test error (%)") -> Figure:

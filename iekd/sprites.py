@@ -45,9 +45,7 @@ def read_pack(folder: Path) -> dict[str, np.ndarray]:
     return images | labels
 
 
-def write_pack(
-    folder: Path, name: str, train_images: np.ndarray, test_images: np.ndarray, **labels: np.ndarray
-) -> dict[str, Any]:
+def write_pack(folder: Path, name: str, train_images: np.ndarray, test_images: np.ndarray, **labels: np.ndarray) -> dict[str, Any]:
     """Write images, uint8 (N, C, H, W) with C = 1 or 3, and arrays named `train_*` or `test_*`; return the manifest.
 
     The folder appears whole or not at all. Raises `DataError` if it exists, `ValueError` for arrays that make no pack.

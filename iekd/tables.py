@@ -58,8 +58,7 @@ def comparison(frame: pd.DataFrame, baseline: str = "supervised", metric: str = 
     nothing = pd.Series(dtype=float)  # the teacher and the baseline itself are not compared
     compared = (table["role"] == "student") & (table["variant"] != baseline)
     results = [
-        paired(by_variant[v] if wanted else nothing, by_variant[baseline])
-        for v, wanted in zip(table["variant"], compared, strict=True)
+        paired(by_variant[v] if wanted else nothing, by_variant[baseline]) for v, wanted in zip(table["variant"], compared, strict=True)
     ]
     columns = {"n": "pairs", "low": "difference_low", "high": "difference_high"}
     table = table.join(pd.DataFrame(results, index=table.index).drop(columns="sd").rename(columns=columns))
@@ -155,8 +154,7 @@ def html(table: pd.DataFrame, caption: str, metric: str = "last") -> str:
     groups = "".join(f'<th scope="colgroup" colspan="3">{escape(pair.replace("-", " → "))}</th>' for pair in pairs)
     heads = _heads("error, %", "minus baseline, points", "paper, %") * len(pairs)
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        f"{''.join(by_cell.get((name, pair), '<td>—</td>' * 3) for pair in pairs)}</tr>\n"
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(by_cell.get((name, pair), "<td>—</td>" * 3) for pair in pairs)}</tr>\n'
         for name in dict.fromkeys(table["label"])
     )
     note = (

@@ -159,7 +159,7 @@ def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
     """One pass over the training images; returns the epoch's mean loss, its terms, and the error in percent on the augmented batches."""
     images, labels, *_ = run.dataset.train
     order, draws = _draw_epoch(config, run.dataset, epoch)
-    order, draws = order.to(labels.device), augment.Draws(*(d.to(labels.device) for d in draws))
+    order, draws = order.to(labels.device), draws.to(labels.device)
     steps = math.ceil(len(labels) / config.batch_size)
     run.learner.train()
     log, names = [], []
@@ -169,7 +169,7 @@ def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
         batch = order[i * config.batch_size : (i + 1) * config.batch_size]
         views = images[batch]
         if config.augment == "standard":
-            views = augment.crop_and_flip(views, augment.Draws(*(d[batch] for d in draws)), run.dataset.pad)
+            views = augment.crop_and_flip(views, draws.at(batch), run.dataset.pad)
         terms = step(run, augment.normalise(views, run.mean, run.std), labels[batch])
         names = list(terms)
         log.append(torch.stack([*terms.values()]))
@@ -245,8 +245,8 @@ def _read_log(config: RunConfig, epoch: int, names: list[str], log: Tensor, imag
 
 
 def _build(name: str, config: RunConfig) -> nn.Module:
-    shape = data.shape(config.dataset)
-    return networks.build(name, shape.num_classes, shape.channels)
+    facts = data.FACTS[config.dataset]
+    return networks.build(name, facts.num_classes, facts.channels)
 
 
 def _to(split: data.Split, device: torch.device) -> data.Split:
