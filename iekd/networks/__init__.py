@@ -1,0 +1,58 @@
+"""Networks by name: `build(name, classes)(images)` returns an `Output`: logits, and features for the methods."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from functools import partial
+
+from torch import nn
+
+from iekd.networks.common import Output
+from iekd.networks.resnet import ResNet
+from iekd.networks.vgg import VGG13
+from iekd.networks.wrn import WideResNet
+
+__all__ = ["Output", "build", "check_name"]
+
+ALLOWED = (
+    "resnet<d> with depth d = 6n + 2 from 8 to 110 (resnet20, resnet56); "
+    "resnet<d>x<m> with its channels times m (resnet8x0.5); "
+    "wrn<d>_<k> with depth d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13"
+)
+
+
+def check_name(name: str) -> None:
+    """Raises ValueError, with the list of what is allowed, if `build` would not know the name."""
+    _constructor(name)
+
+
+def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
+    """A freshly initialised network, in training mode. Its `feature_channels` are the channels of `Output.feature`.
+
+    Initialisation draws from torch's global generator: seed it first. Raises ValueError for an unknown name.
+    """
+    return _constructor(name)(num_classes=num_classes, in_channels=in_channels)
+
+
+def _constructor(name: str) -> Callable[..., nn.Module]:
+    if name == "vgg13":
+        return VGG13
+    if match := re.fullmatch(r"resnet([1-9]\d*)(?:x([\d.]+))?", name):
+        depth, width = int(match[1]), match[2]
+        if 8 <= depth <= 110 and depth % 6 == 2 and (width is None or _is_multiplier(width)):
+            return partial(ResNet, depth, float(width or 1))
+    if match := re.fullmatch(r"wrn([1-9]\d*)_([1-9]\d*)", name):
+        depth, factor = int(match[1]), int(match[2])
+        if depth >= 10 and depth % 6 == 4:
+            return partial(WideResNet, depth, factor)
+    raise ValueError(f"network {name!r} is not known; the networks are {ALLOWED}")
+
+
+def _is_multiplier(text: str) -> bool:
+    """Positive, not 1, and in its shortest form: one network has one name, so that one run has one identity."""
+    try:
+        value = float(text)
+    except ValueError:
+        return False
+    return value > 0 and value != 1 and f"{value:g}" == text

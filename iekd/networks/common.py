@@ -1,0 +1,40 @@
+"""What every network shares: the form of its output and its initialisation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+
+class Output(NamedTuple):
+    """Result of a forward pass.
+
+    `logits` is (B, classes). `features` maps names to tensors, in the order of the network: for every stage k
+    'stage<k>_pre' and 'stage<k>' (B, C, H, W), before and after its last ReLU; then 'pooled' (B, C), the classifier's
+    input.
+    """
+
+    logits: Tensor
+    features: dict[str, Tensor]
+
+    @property
+    def feature(self) -> Tensor:
+        """The feature that is distilled: last stage, after ReLU, before pooling (B, feature_channels, H, W)."""
+        return [value for name, value in self.features.items() if name != "pooled"][-1]
+
+
+def finish(head: nn.Linear, features: dict[str, Tensor]) -> Output:
+    """Global average pooling of the last feature, and the classifier. Any image size works."""
+    # A mean, not adaptive_avg_pool2d: the same value, and its CUDA gradient is deterministic.
+    pooled = next(reversed(features.values())).mean((2, 3))
+    return Output(head(pooled), {**features, "pooled": pooled})
+
+
+def he_init(network: nn.Module) -> None:
+    """Weights of every k x k convolution ~ N(0, 2 / (k k C_out)), biases 0 (He et al. 2015, fan-out form)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
