@@ -1,0 +1,75 @@
+"""What every notebook of the book does first: check its parameters, and make a configuration of them.
+
+papermill only warns about a parameter that the notebook does not have, and injects values of any type. `parameters` reads the
+notebook's own `parameters` cell (and the cell papermill injected) from the kernel's history and refuses both, before anything trains.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+from typing import Any
+
+from iekd.config import ConfigError, RunConfig
+
+TYPES = {"int": int, "float": float, "str": str, "bool": bool}
+INJECTED = "# Parameters"  # the first line of the cell that papermill injects
+
+
+def parameters() -> dict[str, Any]:
+    """The notebook's parameters by name, checked. Raises `ConfigError` that lists the parameters there are.
+
+    Call it in the first cell after the `parameters` cell, which holds lines `name: type = default  # help`.
+    """
+    from IPython import get_ipython
+
+    shell = get_ipython()
+    return check(shell.user_ns["In"], shell.user_ns)
+
+
+def run_config(**fields: Any) -> RunConfig:
+    """The run that the notebook's parameters describe; arguments fill in what is no parameter there.
+
+    Parameters that are no field of `RunConfig` are left out, and so are '' and -1, which stand for the preset's own value.
+    """
+    given = {name: value for name, value in parameters().items() if name in RunConfig.model_fields and value not in ("", -1)}
+    return RunConfig.create(**{**fields, **given})
+
+
+def check(sources: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
+    """The work of `parameters` on plain data: the cells run so far, and the values they left."""
+    declared = {name: kind for source in sources if not source.startswith(INJECTED) for name, kind in _declared(source).items()}
+    injected = [name for source in sources if source.startswith(INJECTED) for name in _assigned(source)]
+    problems = [_unknown(name, declared) for name in injected if name not in declared]
+    values = {}
+    for name, kind in declared.items():
+        value = namespace[name]
+        if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
+            value = float(value)
+        if type(value) is not TYPES[kind]:
+            problems.append(f"{name}: {value!r} is no {kind}")
+        values[name] = value
+    if problems:
+        known = "\n".join(f"  {name}: {kind}" for name, kind in declared.items())
+        raise ConfigError("\n".join(problems) + f"\nThe parameters of this notebook are:\n{known}")
+    return values
+
+
+def _declared(source: str) -> dict[str, str]:
+    """Names and types of a cell that holds nothing but `name: type = default` lines; nothing for any other cell."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:  # a cell with a magic
+        return {}
+    if not body or not all(isinstance(line, ast.AnnAssign) and ast.unparse(line.annotation) in TYPES for line in body):
+        return {}
+    return {ast.unparse(line.target): ast.unparse(line.annotation) for line in body}
+
+
+def _assigned(source: str) -> list[str]:
+    return [ast.unparse(target) for line in ast.parse(source).body if isinstance(line, ast.Assign) for target in line.targets]
+
+
+def _unknown(name: str, declared: dict[str, str]) -> str:
+    close = difflib.get_close_matches(name, declared, n=1)
+    return f"{name}: this notebook has no such parameter" + (f" (did you mean {close[0]!r}?)" if close else "")
