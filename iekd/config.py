@@ -26,7 +26,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
     # A 2-core laptop: real images, about a minute a run (the choices are justified in the book's appendix).
     "class": dict(
-        dataset="cifar10", teacher="resnet20", student="resnet8x0.5", epochs=15, teacher_epochs=30, ae_epochs=5,
+        dataset="cifar10", teacher="resnet20", student="resnet8", epochs=15, teacher_epochs=30, ae_epochs=10,
         batch_size=128, lr=0.1, schedule="onecycle", train_images=8000, validation_images=2000, image_size=16, evaluate_every=3,
     ),
     # The recipe of the authors' code (FACTS: networks and recipe, C), all images, last epoch reported.

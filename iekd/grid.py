@@ -27,7 +27,7 @@ from iekd.config import ConfigError, RunConfig
 
 
 def read(path: Path) -> list[RunConfig]:
-    """The runs of a grid file, each once, in the file's order. Raises `ConfigError` that names the file and the entry."""
+    """The runs of a grid file, each once, seed by seed: a sweep cut short leaves complete comparisons. Raises `ConfigError` that names the file and the entry."""
     try:
         grid = yaml.safe_load(path.read_text())
         entries = [{**grid.get("base", {}), **entry} for entry in grid["runs"]]
@@ -43,7 +43,7 @@ def read(path: Path) -> list[RunConfig]:
             except ConfigError as error:
                 raise ConfigError(f"{path}, run {number}: {error}") from None
             configs[config.path] = config
-    return list(configs.values())
+    return sorted(configs.values(), key=lambda config: config.seed)
 
 
 def expand(entry: dict[str, Any]) -> list[dict[str, Any]]:

@@ -304,10 +304,9 @@ def _weights(config: RunConfig, progress: bool = True) -> Path:
 
 def _state(run: Run) -> dict[str, Tensor]:
     """All that moves during training: weights, running statistics, and the optimiser's momentum by parameter name."""
-    momentum = {
-        f"momentum.{name}": run.optimiser.state[p]["momentum_buffer"] for name, p in run.learner.named_parameters() if p in run.optimiser.state
-    }  # fmt: skip
-    return {**run.learner.state_dict(), **{k: v for k, v in momentum.items() if v is not None}}
+    state = run.optimiser.state
+    momentum = {f"momentum.{name}": state[p]["momentum_buffer"] for name, p in run.learner.named_parameters() if p in state}
+    return {**run.learner.state_dict(), **{name: buffer for name, buffer in momentum.items() if buffer is not None}}
 
 
 def _save_checkpoint(path: Path, config: RunConfig, run: Run, history: list[dict], seconds: float) -> None:
