@@ -1,0 +1,56 @@
+# Every target sets itself up: a fresh machine needs Python 3.11 or newer, make, and a package index.
+#   make book VENV=/path/to/env    use another environment     make book PYTHON=python3.12    use another Python
+VENV ?= .venv
+PORT ?= 8000
+BIN := $(VENV)/bin
+READY := $(VENV)/.iekd-ready
+OURS := $(VENV)/.iekd-made-by-make
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
+	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup book test serve check clean distclean
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+
+setup: $(READY) ## make the environment in .venv (the other targets do it when needed)
+
+# The stamp is written last and removed first. Without it an environment of ours is half made, and is made anew;
+# an environment that somebody else made is never emptied.
+$(READY): pyproject.toml
+	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' || \
+	{ echo "Python 3.11 or newer is needed (found: $(or $(PYTHON),none)). Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@if [ -e $(OURS) ] && [ ! -e $@ ]; then echo "An earlier set-up was interrupted: starting again."; rm -rf $(VENV); fi
+	@if [ ! -e $(BIN)/python ]; then echo "Making $(VENV) with $(PYTHON) ..."; \
+	mkdir -p $(VENV) && touch $(OURS) && $(PYTHON) -m venv $(VENV); fi
+	@rm -f $@
+	@echo "Installing the packages in $(VENV); the first time this takes some minutes ..."
+	$(BIN)/python -m pip install --disable-pip-version-check -e ".[book,dev]"
+	@touch $@
+
+# After a failure the pages are read again next time; otherwise Sphinx forgets its warnings and calls them good.
+book: $(READY) ## build the book in _build/html
+	$(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going || \
+	{ rm -rf _build/.doctrees; exit 1; }
+	@$(BIN)/python -c 'from pathlib import Path; print("\nThe book:", Path("_build/html/index.html").resolve().as_uri())'
+
+test: $(READY) ## run the tests
+	$(BIN)/python -m pytest
+
+serve: $(READY) ## serve the built book on http://localhost:8000 (PORT=...)
+	@test -f _build/html/index.html || { echo "There is no book yet: make book" >&2; exit 1; }
+	@echo "The book: http://localhost:$(PORT)/ (stop with Ctrl-C)"
+	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+
+check: $(READY) ## lint: ruff, and notebooks without outputs
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/nbstripout --verify book/*.ipynb
+
+clean: ## remove the built book and the caches of the tools
+	rm -rf _build .pytest_cache .ruff_cache
+
+distclean: clean ## remove .venv as well
+	@if [ -e $(OURS) ]; then rm -rf $(VENV); fi

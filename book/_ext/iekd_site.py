@@ -1,0 +1,106 @@
+"""What Jupyter Book does not do by itself for this site; loaded by `local_extensions` in `_config.yml`.
+
+1. Outputs depend on the library and the records, not only on the notebook: the execution cache is named after a digest.
+2. The site works without network: MathJax comes from the package `sphinx-mathjax-offline`.
+3. The records lie in the site under `records/`, so that every table can link to them.
+4. The build fails on a page that loads from a foreign host, links to a missing record, or is larger than 1 MB.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+import sys
+from collections.abc import Iterable
+from importlib.metadata import distribution, distributions
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.errors import ExtensionError
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ROOT / "runs" / "records"
+MATHJAX_FILES = ("tex-chtml.js", "input/tex/extensions/*.js", "output/chtml/fonts/woff-v2/*.woff")
+MAX_PAGE_BYTES = 1_000_000
+
+# What a browser fetches without being asked. Plain links (<a href>) are the reader's own choice.
+FOREIGN = re.compile(r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\bsrc=\"((?:https?:)?//[^\"]+)", re.I)
+FOREIGN_LINK = re.compile(r"<link\b(?![^>]*rel=\"(?:canonical|license)\")[^>]*?\bhref=\"((?:https?:)?//[^\"]+)", re.I)
+RECORD_LINK = re.compile(r"href=\"(?:\./)?(records/[^\"#?]+)")
+
+
+def inputs_digest() -> str:
+    """Twelve hexadecimal digits of everything outside a notebook that can change its outputs.
+
+    Smoke records are left out: the notebooks' live cells write them during the build.
+    """
+    found = [*(ROOT / "iekd").rglob("*.py"), *(ROOT / "runs").glob("*.yaml"), *RECORDS.rglob("*.json")]
+    files = sorted(f for f in found if not f.is_relative_to(RECORDS / "smoke"))
+    packages = sorted(f"{d.name}=={d.version}" for d in distributions())
+    digest = hashlib.sha256("\n".join([sys.version, *packages]).encode())
+    for file in files:
+        digest.update(f"{file.relative_to(ROOT)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()[:12]
+
+
+def choose_cache(app: Sphinx, config) -> None:
+    """Use the execution cache of today's inputs and drop the others. A new value makes Sphinx read every page again."""
+    caches = Path(app.outdir).parent / ".jupyter_cache"
+    cache = caches / inputs_digest()
+    for stale in caches.glob("*"):
+        if stale != cache:
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    config.nb_execution_cache_path = str(cache)
+    # sphinx-external-toc 1.1 fails on pages kept from a build with another table of contents (KeyError)
+    config.iekd_toc = Path(config.external_toc_path or Path(app.srcdir) / "_toc.yml").read_text(encoding="utf-8")
+
+
+def copy_mathjax(static: Path) -> None:
+    """Copy the MathJax files that a page loads (1.8 of the package's 24 MB) to `static/mathjax`."""
+    package = Path(distribution("sphinx-mathjax-offline").locate_file("sphinx-mathjax-offline/static/mathjax"))
+    for file in (f for pattern in MATHJAX_FILES for f in package.glob(pattern)):
+        target = static / "mathjax" / file.relative_to(package)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, target)
+
+
+def copy_records(target: Path) -> None:
+    """Mirror the JSON records (no weights, no cache) to `target`."""
+    shutil.rmtree(target, ignore_errors=True)
+    for record in RECORDS.rglob("*.json"):
+        copy = target / record.relative_to(RECORDS)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(record, copy)
+
+
+def problems(site: Path, docs: Iterable[str]) -> list[str]:
+    """One line for each promise that a built page breaks."""
+    found = []
+    for page in (site / f"{doc}.html" for doc in sorted(docs)):
+        text = page.read_text(encoding="utf-8")
+        if page.stat().st_size > MAX_PAGE_BYTES:
+            found.append(f"{page.name}: {page.stat().st_size} bytes, more than {MAX_PAGE_BYTES}")
+        found += [f"{page.name}: loads {url}" for url in FOREIGN.findall(text) + FOREIGN_LINK.findall(text)]
+        missing = sorted({link for link in RECORD_LINK.findall(text) if not (site / link).is_file()})
+        found += [f"{page.name}: links to {link}, which does not exist" for link in missing]
+    return found
+
+
+def finish(app: Sphinx, exception: Exception | None) -> None:
+    """Complete and check the built site."""
+    if exception or app.builder.format != "html":
+        return
+    site = Path(app.outdir)
+    copy_mathjax(site / "_static")
+    copy_records(site / "records")
+    if found := problems(site, app.env.found_docs):
+        raise ExtensionError("The site breaks its promises:\n" + "\n".join(found))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    app.add_config_value("iekd_toc", "", "env", str)
+    app.config.mathjax_path = "mathjax/tex-chtml.js"
+    app.connect("config-inited", choose_cache, priority=100)
+    app.connect("build-finished", finish)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,115 @@
+"""The book's sources keep their promises. Nothing is built here: that is `make book`."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+BOOK = ROOT / "book"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+PARAMETER_LINE = re.compile(r"\w+: (int|float|str|bool) = .+?  # \S.*")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path, kind: str = "code") -> list[dict[str, Any]]:
+    """The notebook's cells of one kind."""
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def parameter_cells(path: Path) -> list[str]:
+    """Sources of the cells tagged `parameters`."""
+    return ["".join(c["source"]) for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
+
+
+def toc_files(node: Any) -> Iterator[str]:
+    """Every page that the table of contents names."""
+    if isinstance(node, dict):
+        yield from (value for key, value in node.items() if key in ("root", "file"))
+    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from toc_files(child)
+
+
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_table_of_contents_and_folder_agree():
+    named = list(toc_files(yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))))
+    pages = [path.stem for path in BOOK.iterdir() if path.suffix in (".md", ".ipynb")]
+    assert sorted(named) == sorted(pages)
+
+
+@each_notebook
+def test_one_parameters_cell_of_documented_typed_lines(path):
+    (source,) = parameter_cells(path)
+    lines = [line for line in source.splitlines() if line.strip()]
+    assert lines and all(PARAMETER_LINE.fullmatch(line) for line in lines), source
+
+
+@each_notebook
+def test_defaults_have_their_type(path):
+    for node in ast.parse(parameter_cells(path)[0]).body:
+        default = ast.literal_eval(node.value)
+        assert type(default).__name__ == node.annotation.id, ast.unparse(node)
+
+
+@each_notebook
+def test_papermill_sees_every_parameter(path):
+    from papermill import inspect_notebook
+
+    seen = inspect_notebook(str(path))
+    for node in ast.parse(parameter_cells(path)[0]).body:
+        found = seen[node.target.id]
+        assert found["inferred_type_name"] == node.annotation.id and found["help"], found
+
+
+@each_notebook
+def test_outputs_are_stripped(path):
+    assert not [cell for cell in cells(path) if cell["outputs"] or cell["execution_count"] is not None]
+
+
+@each_notebook
+def test_starts_with_its_title(path):
+    first = json.loads(path.read_text(encoding="utf-8"))["cells"][0]
+    assert first["cell_type"] == "markdown" and "".join(first["source"]).startswith("# ")
+
+
+@each_notebook
+def test_figures_have_a_description(path):
+    settings = [cell["metadata"].get("mystnb", {}) for cell in cells(path)]
+    assert all(s.get("image", {}).get("alt") for s in settings if "figure" in s or "image" in s)
+
+
+def test_conda_environment_is_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    python, _, packages = environment["dependencies"]
+    assert environment["name"] == project()["name"]
+    assert python == "python" + project()["requires-python"]
+    # the packages come through pip from pyproject.toml itself, with every extra a reader or a developer needs
+    assert packages == {"pip": [f"-e .[{','.join(project()['optional-dependencies'])}]"]}
+
+
+def test_pre_commit_installs_what_make_check_uses():
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    wanted = {package for hook in hooks for package in hook["additional_dependencies"]}
+    assert wanted <= set(project()["optional-dependencies"]["dev"])
+
+
+def test_readme_has_room_for_the_generated_table():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert re.search(r"<!-- headline:start -->\n(.*\n)*?<!-- headline:end -->", readme)
+
+
+def test_readme_pictures_and_links_exist():
+    links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert all(link.startswith("https://") or (ROOT / link).exists() for link in links), links
