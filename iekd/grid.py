@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
-from iekd import records, store
+from iekd import data, records, store, training
 from iekd.config import ConfigError, RunConfig
 
 KEYS = ("title", "notebook", "base", "runs")
@@ -88,7 +88,9 @@ def sweep(configs: list[RunConfig], jobs: int = 1) -> list[Outcome]:
     the same command goes on from the records and checkpoints.
     """
     outcomes = {config.path: Outcome(config, "loaded") for config in configs if records.find(config)}
-    needed = with_parents([config for config in configs if config.path not in outcomes])  # a finished run needs no parents
+    todo = [config for config in configs if config.path not in outcomes]  # a finished run needs no parents
+    outcomes |= {config.path: Outcome(config, "failed", reason) for config in todo if (reason := _impossible(config))}
+    needed = with_parents([config for config in todo if config.path not in outcomes])
     outcomes |= {path: Outcome(config, "loaded") for path, config in needed.items() if records.find(config)}
     pending = {path: config for path, config in needed.items() if path not in outcomes}
     running: dict[Future, str] = {}
@@ -115,6 +117,15 @@ def sweep(configs: list[RunConfig], jobs: int = 1) -> list[Outcome]:
                 child.terminate()
             raise
     return list(outcomes.values())
+
+
+def _impossible(config: RunConfig) -> str:
+    """Why a run cannot be made, found out before its parents are; '' if nothing speaks against it."""
+    try:
+        training.check_pair(config)
+    except (ConfigError, data.DataError, training.TrainingError) as error:
+        return str(error)
+    return ""
 
 
 def _run_one(config: RunConfig, jobs: int, children: set[subprocess.Popen]) -> Outcome:

@@ -48,7 +48,7 @@ def train(config: RunConfig, *, progress: bool = True, again: bool = False) -> R
     before = records.find(config)
     if before and not again:
         return before
-    _check_pair(config)
+    check_pair(config)
     for parent in config.parents().values():
         _weights(parent, progress)
     with _claim(config):
@@ -68,6 +68,20 @@ def load_network(config: RunConfig) -> nn.Module:
         network, prefix = _build(config.student, config), "student."
     network.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
     return network.eval().requires_grad_(False)
+
+
+def check_pair(config: RunConfig) -> None:
+    """Refuse, before its teacher is trained, a pair whose features a factor method cannot compare. Raises `TrainingError`."""
+    if "autoencoder" not in config.parents():
+        return
+    images = data.load(config).train.images[:1].float()
+    with torch.device("meta"), torch.no_grad():  # shapes only
+        shapes = [tuple(_build(name, config).eval()(images.to("meta")).feature.shape[2:]) for name in (config.student, config.teacher)]
+    if shapes[0] != shapes[1]:
+        raise TrainingError(
+            f"{config.path}: {config.method} compares features of equal height and width, but {config.student} gives {shapes[0]} and "
+            f"{config.teacher} gives {shapes[1]}. Choose a pair with the same down-sampling."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- what a run is made of
@@ -255,20 +269,6 @@ def _build(name: str, config: RunConfig) -> nn.Module:
 
 def _to(split: data.Split, device: torch.device) -> data.Split:
     return data.Split(*(None if t is None else t.to(device) for t in split))
-
-
-def _check_pair(config: RunConfig) -> None:
-    """Refuse, before its teacher is trained, a pair whose features a factor method cannot compare."""
-    if "autoencoder" not in config.parents():
-        return
-    images = data.load(config).train.images[:1].float()
-    with torch.device("meta"), torch.no_grad():  # shapes only
-        shapes = [tuple(_build(name, config).eval()(images.to("meta")).feature.shape[2:]) for name in (config.student, config.teacher)]
-    if shapes[0] != shapes[1]:
-        raise TrainingError(
-            f"{config.path}: {config.method} compares features of equal height and width, but {config.student} gives {shapes[0]} and "
-            f"{config.teacher} gives {shapes[1]}. Choose a pair with the same down-sampling."
-        )
 
 
 @contextmanager
