@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     from iekd.data import DataError
     from iekd.training import TrainingError
 
-    options, unknown = _parser().parse_known_args(arguments)
+    options, unknown = parser().parse_known_args(arguments)
     if unknown:
         _refuse(options, unknown)
     try:
@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
     parser = argparse.ArgumentParser(
         prog="iekd", description="Knowledge distillation by inheritance and exploration: runs, grids and tables."
     )
@@ -87,9 +88,13 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def configuration(options: argparse.Namespace) -> RunConfig:
+    """The run that the options of `iekd run` describe."""
+    return RunConfig.create(**{name: value for name in RunConfig.model_fields if (value := getattr(options, name)) is not None})
+
+
 def _run(options: argparse.Namespace) -> None:
-    fields = {name: value for name in RunConfig.model_fields if (value := getattr(options, name)) is not None}
-    config = RunConfig.create(**fields)
+    config = configuration(options)
     from iekd import records
 
     if options.dry_run:
