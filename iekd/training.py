@@ -29,6 +29,9 @@ from iekd.networks import Output
 from iekd.records import Metric, Record
 
 
+CHECKPOINT_SECONDS = 2  # at least this long between two checkpoints, which cost milliseconds
+
+
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says where it stopped and what to do."""
 
@@ -141,7 +144,7 @@ def _fit(config: RunConfig, progress: bool) -> Record:
                 row |= {f"{part}_{name}": value for part in ("validation", "test") for name, value in evaluate(run, part).items()}
             history.append(row)
             elapsed = time.monotonic() - began
-            if time.monotonic() - saved > 2 and epoch + 1 < config.epochs:  # a checkpoint costs milliseconds
+            if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < config.epochs:
                 _save_checkpoint(checkpoint, config, run, history, spent + elapsed)
                 saved = time.monotonic()
             rate = (epoch + 1 - first) * len(run.dataset.train.labels) / elapsed

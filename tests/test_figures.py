@@ -13,11 +13,7 @@ LABELS = ["Teacher", "Student alone", "KD", "FT", "IE-FT", "IE-FT (inherit L1, e
 def runs() -> pd.DataFrame:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.4, 5)
-    rows = [
-        dict(label=name, seed=k, last=40 - 1.2 * i + noise[k] + rng.normal(0, 0.25))
-        for i, name in enumerate(LABELS)
-        for k in range(5)
-    ]
+    rows = [dict(label=name, seed=k, last=40 - 1.2 * i + noise[k] + rng.normal(0, 0.25)) for i, name in enumerate(LABELS) for k in range(5)]
     return pd.DataFrame(rows).drop(index=13)  # one seed of KD is missing
 
 
