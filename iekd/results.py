@@ -38,7 +38,7 @@ def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame
 def grid_html(
     frame: pd.DataFrame, configs: Sequence[RunConfig], caption: str, metric: str = "last", baselines: Sequence[str] = ("supervised", "ft")
 ) -> str:
-    """HTML of a grid of one pair: the teacher, then the arms in the grid's order, each with its paired difference to the `baselines` (variants)."""
+    """HTML of a grid of one pair: the teacher, then the arms in the grid's order, with paired differences to the `baselines` (variants)."""
     runs = grid_runs(frame, configs)
     ours = _by_arm(tables.arms(runs, metric))
     present = [b for b in baselines if b in set(runs.loc[runs["role"] == "student", "variant"])]
@@ -53,7 +53,7 @@ def grid_html(
     )
     head = heads_html("method", "error, %", *(f"minus {named.get(('student', b), b)}, points" for b in baselines))
     note = (
-        f"{METRICS[metric]}: mean ± standard deviation over n seeds, {LEVEL:.0%} t-interval of the mean. Differences are paired by "
+        f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the mean. Differences are paired by "
         "seed; p is Holm-corrected over the arms of a column; better or worse: the interval of the difference, not corrected, "
         "excludes zero."
     )
@@ -116,18 +116,17 @@ def _beside(method: str, row: dict[str, Any] | None) -> str:
 
 def readme(frame: pd.DataFrame, preset: str = "class") -> str:
     """The headline table of README.md in Markdown: teacher, student and the methods, with links to the folders of their records."""
-    config = RunConfig.create(preset, method="kd")
-    configs = [config.replace(method=method) for method in HEADLINE]
+    configs = [RunConfig.create(preset, method=method) for method in HEADLINE]
     runs = grid_runs(frame, configs)
     students = runs[runs["role"] == "student"]
     if "supervised" not in set(students["variant"]):
         return f"There are {NO_RUNS} at {preset} scale.\n"
-    paths = dict(zip(zip(runs["role"], runs["variant"], strict=True), runs["path"].str.rpartition("/")[0], strict=True))
+    paths = dict(zip(zip(runs["role"], runs["variant"], strict=True), runs["path"].str.rsplit("/", n=1).str[0], strict=True))
     lines = ["| method | n | test error, % | minus student alone, points |", "|---|---|---|---|"]
     for key, row in _by_arm(tables.comparison(runs)).items():
         name = f"[{row['label']}](runs/records/{paths[key]})"
         lines.append(f"| {name} | {row['n']} | {tables.spread(row)} | {'; '.join(tables.difference_lines(row))} |")
-    return f"{_setting(config)}\n\n" + "\n".join(lines) + "\n"
+    return f"{_setting(configs[-1])}\n\n" + "\n".join(lines) + "\n"
 
 
 def _setting(config: RunConfig) -> str:
@@ -136,7 +135,7 @@ def _setting(config: RunConfig) -> str:
     return (
         f"**{config.preset.capitalize()} scale** ({config.teacher} teaches {config.student}; {config.dataset}{size}, {images}, "
         f"{config.epochs} epochs): {METRICS['last'].lower()}, mean ± standard deviation over n seeds. Differences are paired by seed, "
-        f"with {LEVEL:.0%} interval and Holm-corrected p. It is a small setting, not the paper's; the book says what it can tell."
+        f"with {100 * LEVEL:.0f} % interval and Holm-corrected p. It is a small setting, not the paper's; the book says what it can tell."
     )
 
 
