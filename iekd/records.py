@@ -104,7 +104,7 @@ def load(folder: Path | None = None, **where: Any) -> pd.DataFrame:
     Keyword arguments keep the rows whose column has that value (or is in that list).
     """
     folder = folder or store.records_folder()
-    rows = [_row(read(path)) for path in sorted(folder.rglob("*.json"))]
+    rows = [as_row(read(path)) for path in sorted(folder.rglob("*.json"))]
     frame = pd.DataFrame(rows, columns=None if rows else list(_columns()))
     for column, value in where.items():
         frame = frame[frame[column].isin(value if isinstance(value, (list, tuple, set)) else [value])]
@@ -121,7 +121,8 @@ def history(frame: pd.DataFrame, folder: Path | None = None) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def _row(record: Record) -> dict[str, Any]:
+def as_row(record: Record) -> dict[str, Any]:
+    """The run of a record as one row of `load`."""
     config = record.config
     row = {
         **config.model_dump(), "hash": record.hash, "path": config.path, "variant": config.variant, "pair": config.pair,
