@@ -68,6 +68,15 @@ def load_network(config: RunConfig) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+def load_run(config: RunConfig) -> Run:
+    """All moving parts of a finished run at their trained values, in eval mode on the CPU: the student with the method's own encoders."""
+    tensors, _ = store.load_tensors(_weights(config, progress=False))
+    run = make_run(config, torch.device("cpu"))
+    run.learner.load_state_dict(tensors)
+    run.learner.eval()
+    return run
+
+
 # ---------------------------------------------------------------------------------------------------------- what a run is made of
 
 
