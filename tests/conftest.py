@@ -1,0 +1,19 @@
+"""Every test has a runs folder of its own; nothing is written into `runs/` of the checkout."""
+
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # bit-for-bit comparisons are made on the CPU; set it to test on a GPU
+os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def runs(tmp_path, monkeypatch):
+    """The runs folder of the test."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("IEKD_RUNS", str(folder))
+    return folder
