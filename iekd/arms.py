@@ -65,7 +65,7 @@ def record_link(row: Mapping[str, Any]) -> str:
 
 def runs_of(frame: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
     """The runs of one arm, all seeds: those whose path is `config.path` but for the seed."""
-    return frame[frame["path"].str.rpartition("/")[0] == config.path.rpartition("/")[0]]
+    return frame[frame["path"].str.rsplit("/", n=1).str[0] == config.path.rpartition("/")[0]]
 
 
 def scope(frame: pd.DataFrame, preset: str = "class", **setting: Any) -> pd.DataFrame:

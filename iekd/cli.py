@@ -55,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--preset", default="class", choices=PRESETS)
     table.add_argument("--rule", default="last", choices=["last", "val_selected", "best_on_test"], help="epoch whose test error is shown")
     table.add_argument("--format", default="markdown", choices=["markdown", "csv"])
+    table.add_argument("--readme", action="store_true", help="write the headline table into README.md instead")
     table.set_defaults(do=_table)
 
     data = commands.add_parser("data", help="list data sets, or pack one into the compact form that travels on a stick")
@@ -129,8 +130,11 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _table(options: argparse.Namespace) -> None:
-    from iekd import records, tables
+    from iekd import records, results, tables
 
+    if options.readme:
+        results.update_readme(store.runs_folder().parent / "README.md", records.load(preset=options.preset))
+        return
     arms = tables.arms(records.load(preset=options.preset), metric=options.rule)
     print(tables.markdown(arms) if options.format == "markdown" else arms.to_csv(index=False))
 

@@ -88,9 +88,13 @@ def paper_value(row: Mapping[str, Any]) -> float:
     other_recipe = set(changes(row["variant"])) - _SAME_RECIPE
     if row["preset"] != "paper" or row["dataset"] != "cifar10" or pair not in paper or other_recipe:
         return float("nan")
+    return float(paper[pair].get(paper_name(row), float("nan")))
+
+
+def paper_name(row: Mapping[str, Any]) -> str:
+    """What the paper's table calls the method of an arm of a `scope`."""
     own = "teacher" if row["role"] == "teacher" else "student"
-    name = own if row["method"] == "supervised" else row["method"].upper()
-    return float(paper[pair].get(name, float("nan")))
+    return own if row["method"] == "supervised" else row["method"].upper()
 
 
 # ---------------------------------------------------------------------- printing
@@ -113,11 +117,11 @@ def p_text(p: float) -> str:
     return "p < 0.001" if p < 0.001 else f"p = {number(p, 3)}"
 
 
-def _spread(row: Mapping[str, Any]) -> str:
+def spread(row: Mapping[str, Any]) -> str:
     return number(row["mean"]) + ("" if pd.isna(row["sd"]) else f" ± {number(row['sd'])}")
 
 
-def _compared(row: Mapping[str, Any]) -> list[str]:
+def difference_lines(row: Mapping[str, Any]) -> list[str]:
     """The lines of a difference cell: difference with sign and word, then interval, pairs and p."""
     if row["baseline"]:
         return ["baseline"]
@@ -137,13 +141,17 @@ def _against_paper(row: Mapping[str, Any]) -> list[str]:
 
 def _cells(row: Mapping[str, Any]) -> str:
     """The three HTML cells of an arm: our error, its difference to the baseline, the paper's value."""
-    spread = f"n = {row['n']}, {interval(row['low'], row['high'])}"
-    ours = f'<a href="{record_link(row)}">{_spread(row)}</a><small>{spread}</small>'
-    compared, paper = (_lines(cell) for cell in (_compared(row), _against_paper(row)))
-    return f'<td>{ours}</td><td class="{row["effect"] or "none"}">{compared}</td><td>{paper}</td>'
+    compared, paper = (lines_html(cell) for cell in (difference_lines(row), _against_paper(row)))
+    return f'<td>{error_html(row)}</td><td class="{row["effect"] or "none"}">{compared}</td><td>{paper}</td>'
 
 
-def _lines(texts: list[str]) -> str:
+def error_html(row: Mapping[str, Any]) -> str:
+    """Mean and spread of an arm as a link to its records, then n and interval."""
+    seeds = f"n = {row['n']}, {interval(row['low'], row['high'])}"
+    return f'<a href="{record_link(row)}">{spread(row)}</a><small>{seeds}</small>'
+
+
+def lines_html(texts: list[str]) -> str:
     return "".join([escape(texts[0]), *(f"<small>{escape(t)}</small>" for t in texts[1:])])
 
 
@@ -152,7 +160,7 @@ def html(table: pd.DataFrame, caption: str, metric: str = "last") -> str:
     by_cell = {(row["label"], row["scope"]): _cells(row) for row in table.to_dict("records")}
     pairs = list(dict.fromkeys(table["scope"]))
     groups = "".join(f'<th scope="colgroup" colspan="3">{escape(pair.replace("-", " → "))}</th>' for pair in pairs)
-    heads = _heads("error, %", "minus baseline, points", "paper, %") * len(pairs)
+    heads = heads_html("error, %", "minus baseline, points", "paper, %") * len(pairs)
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{"".join(by_cell.get((name, pair), "<td>—</td>" * 3) for pair in pairs)}</tr>\n'
         for name in dict.fromkeys(table["label"])
@@ -166,7 +174,7 @@ def html(table: pd.DataFrame, caption: str, metric: str = "last") -> str:
     return framed(caption, note, head, body)
 
 
-def _heads(*names: str) -> str:
+def heads_html(*names: str) -> str:
     return "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
 
 
@@ -181,13 +189,14 @@ def framed(caption: str, note: str, head: str, body: str, kind: str = "") -> str
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The same table for README and terminal, one pair below the other, without links."""
-    heads = ["pair", "method", "n", "error, % (mean ± sd)", "95 % interval", "minus baseline, points", "paper, %"]
+    """`arms` or `comparison`s for README and terminal, one pair below the other, without links."""
+    compared = "baseline" in table
+    heads = ["pair", "method", "n", "error, % (mean ± sd)", "95 % interval", *(["minus baseline, points", "paper, %"] if compared else [])]
     lines = [heads, ["---"] * len(heads)]
     for row in table.to_dict("records"):
-        ours = [str(row["n"]), _spread(row), interval(row["low"], row["high"])]
-        others = ["; ".join(_compared(row)), "; ".join(_against_paper(row))]
-        lines.append([row["scope"].replace("-", " → "), row["label"], *ours, *others])
+        ours = [str(row["n"]), spread(row), interval(row["low"], row["high"])]
+        others = ["; ".join(difference_lines(row)), "; ".join(_against_paper(row))] if compared else []
+        lines.append([row.get("scope", row["pair"]).replace("-", " → "), row["label"], *ours, *others])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -198,7 +207,7 @@ def record_index_html(frame: pd.DataFrame) -> str:
         name = label(runs.iloc[0].to_dict()).replace("Student alone", "Trained alone")
         rows = "".join(map(_record_row, runs.to_dict("records")))
         title = f"{pair.replace('-', ' → ')}: {name}"
-        head = _heads("seed", "last, %", "selected, %", "best on test, %", "record", "command")
+        head = heads_html("seed", "last, %", "selected, %", "best on test, %", "record", "command")
         table = framed(f"{title} ({preset}, {dataset})", "test error, one row a seed", f"<tr>{head}</tr>", rows)
         place = anchor(pair, variant, preset, dataset)
         sections.append(f'<section id="{place}"><h3>{escape(title)}</h3>\n{table}</section>\n')

@@ -14,9 +14,7 @@ from iekd.sprites import DataError, read_pack, write_pack
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
-needs_debian = pytest.mark.skipif(
-    not (sources.DEBIAN / "fashion-mnist").exists(), reason="needs Debian's dataset-fashion-mnist"
-)
+needs_debian = pytest.mark.skipif(not (sources.DEBIAN / "fashion-mnist").exists(), reason="needs Debian's dataset-fashion-mnist")
 
 
 def config(dataset="digits", **fields):

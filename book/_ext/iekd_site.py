@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterable
 from importlib.metadata import distribution, distributions
 from pathlib import Path
+from urllib.parse import unquote
 
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
@@ -82,7 +83,7 @@ def problems(site: Path, docs: Iterable[str]) -> list[str]:
         if page.stat().st_size > MAX_PAGE_BYTES:
             found.append(f"{page.name}: {page.stat().st_size} bytes, more than {MAX_PAGE_BYTES}")
         found += [f"{page.name}: loads {url}" for url in FOREIGN.findall(text) + FOREIGN_LINK.findall(text)]
-        missing = sorted({link for link in RECORD_LINK.findall(text) if not (site / link).is_file()})
+        missing = sorted({link for link in RECORD_LINK.findall(text) if not (site / unquote(link)).is_file()})
         found += [f"{page.name}: links to {link}, which does not exist" for link in missing]
     return found
 
