@@ -148,7 +148,7 @@ class RunConfig(BaseModel):
 
         Raises `ConfigError` that lists what is allowed for every unknown name and bad value.
         """
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ConfigError(f"preset: {preset!r} is not usable; choose one of {', '.join(PRESETS)}")
         unknown = [name for name in fields if name not in cls.model_fields]
         if unknown:

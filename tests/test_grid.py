@@ -98,13 +98,13 @@ def test_parents_come_first_and_once():
 
 @pytest.fixture
 def started(monkeypatch):
-    """The runs that a sweep starts, in order; a run with lr 9 fails."""
+    """The runs that a sweep starts, in order; a run with weight decay 9 fails."""
     order = []
 
     def run(config, jobs, children):
         order.append(config)
         assert all(records.find(parent) for parent in config.parents().values()), "started before its parents were done"
-        if config.lr == 9:
+        if config.weight_decay == 9:
             return Outcome(config, "failed", "made to fail")
         made_up(config).save()
         return Outcome(config, "done")
@@ -119,7 +119,7 @@ def states(outcomes: list[Outcome]) -> dict[str, str]:
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_failed_run_is_listed_and_stops_only_what_needs_it(started, jobs):
-    good, bad = tiny("ie-ft"), tiny("ie-ft", lr=9)  # the teacher of `bad` has its lr
+    good, bad = tiny("ie-ft"), tiny("ie-ft", weight_decay=9)  # the teacher of `bad` has it too
     outcomes = grid.sweep([bad, good], jobs)
     assert len(outcomes) == 6 and len(started) == 4
     found = states(outcomes)
@@ -134,9 +134,8 @@ def test_a_sweep_goes_on_where_it_was(started):
     made_up(tiny("kd")).save()
     made_up(tiny("ft").teacher_run()).save()
     found = states(grid.sweep(configs))
-    assert found == {
-        tiny("kd").path: "loaded", tiny("ft").teacher_run().path: "loaded", tiny("ft").autoencoder_run().path: "done", tiny("ft").path: "done",
-    }  # fmt: skip
+    loaded, done = (tiny("kd"), tiny("ft").teacher_run()), (tiny("ft").autoencoder_run(), tiny("ft"))
+    assert found == {c.path: "loaded" for c in loaded} | {c.path: "done" for c in done}
     assert set(states(grid.sweep(configs)).values()) == {"loaded"} and len(started) == 2
 
 

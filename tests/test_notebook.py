@@ -16,7 +16,11 @@ from iekd.config import ConfigError, RunConfig
 from iekd.notebook import check
 
 ROOT = Path(__file__).parents[1]
-CELL = "method: str = 'ie-ft'  # how the student is trained\nseed: int = 0  # seed\nlr: float = 0.1  # peak rate\nquick: bool = False  # fewer epochs"
+CELL = """\
+method: str = 'ie-ft'  # how the student is trained
+seed: int = 0  # seed
+lr: float = 0.1  # peak rate
+quick: bool = False  # fewer epochs"""
 DEFAULTS = dict(method="ie-ft", seed=0, lr=0.1, quick=False)
 
 
