@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import ast
 import difflib
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import pandas as pd
 
 from iekd.config import ConfigError, RunConfig
 
@@ -35,6 +38,14 @@ def given() -> dict[str, Any]:
 def run_config(**fields: Any) -> RunConfig:
     """The run that the notebook's parameters describe; arguments fill in what is no parameter there."""
     return RunConfig.create(**{**fields, **given()})
+
+
+def train_arms(arms: Mapping[str, RunConfig], seeds: Iterable[int]) -> pd.DataFrame:
+    """Train, or load, every arm (by its label) with every seed: one row a run as in `records.load`, and the column `label`."""
+    from iekd import records, train
+
+    configs = [(label, config.replace(seed=seed)) for seed in seeds for label, config in arms.items()]
+    return pd.DataFrame([records.as_row(train(config, progress=False)) | {"label": label} for label, config in configs])
 
 
 def check(sources: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
