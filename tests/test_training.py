@@ -10,12 +10,19 @@ import time
 
 import pytest
 import torch
+from tiny import SMALL
 
 from iekd import records, store, training
 from iekd.config import RunConfig
 from iekd.training import TrainingError, evaluate, learning_rate, load_network, make_run, step, train, train_epoch
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tiny():
+    """Fields of a run that takes about a second."""
+    return SMALL
 
 
 def content(record):
