@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from iekd import __version__, store
-from iekd.config import PRESETS, ConfigError, RunConfig
+from iekd.config import PRESETS, ConfigError, RunConfig, unknown_field
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,7 +17,9 @@ def main(arguments: list[str] | None = None) -> int:
     from iekd.data import DataError
     from iekd.training import TrainingError
 
-    options = _parser().parse_args(arguments)
+    options, unknown = parser().parse_known_args(arguments)
+    if unknown:
+        _refuse(options, unknown)
     try:
         return options.do(options) or 0
     except (ConfigError, DataError, TrainingError, store.StoreError) as error:
@@ -28,23 +30,24 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
     parser = argparse.ArgumentParser(
         prog="iekd", description="Knowledge distillation by inheritance and exploration: runs, grids and tables."
     )
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    run = commands.add_parser("run", help="load, resume or train one run, its parents first", formatter_class=argparse.RawTextHelpFormatter)
+    run = commands.add_parser("run", help="load, resume or train one run, its parents first", allow_abbrev=False)
     run.add_argument("--dry-run", action="store_true", help="print the configuration and the path of its record, train nothing")
     for name, field in RunConfig.model_fields.items():
         choices = f"; one of {', '.join(map(str, get_args(field.annotation)))}" if get_args(field.annotation) else ""
-        run.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{field.description}{choices}")
+        run.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{field.description}{choices}".replace("%", "%%"))
     run.set_defaults(do=_run)
 
     sweep = commands.add_parser("sweep", help="finish all runs of a grid file")
     sweep.add_argument("grid", type=Path, help="a YAML file, for example runs/class.yaml")
-    sweep.add_argument("--jobs", type=int, default=1, help="processes at a time; the cores are shared out (default 1)")
+    sweep.add_argument("--jobs", type=_count, default=1, help="processes at a time; the cores are shared out (default 1)")
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and whether they are done")
     sweep.set_defaults(do=_sweep)
 
@@ -70,9 +73,29 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _refuse(options: argparse.Namespace, unknown: list[str]) -> None:
+    """Exit with status 2 and a message; for `iekd run` with the list of its options."""
+    names = [word[2:].split("=")[0].replace("-", "_") for word in unknown if word.startswith("--")]
+    if options.do is _run and names:
+        print("\n".join(f"iekd run: {unknown_field(name)}" for name in names), file=sys.stderr)
+    else:
+        print(f"iekd: {' '.join(unknown)}: no such option; see iekd --help", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+    return int(text)
+
+
+def configuration(options: argparse.Namespace) -> RunConfig:
+    """The run that the options of `iekd run` describe."""
+    return RunConfig.create(**{name: value for name in RunConfig.model_fields if (value := getattr(options, name)) is not None})
+
+
 def _run(options: argparse.Namespace) -> None:
-    fields = {name: value for name in RunConfig.model_fields if (value := getattr(options, name)) is not None}
-    config = RunConfig.create(**fields)
+    config = configuration(options)
     from iekd import records
 
     if options.dry_run:

@@ -60,7 +60,7 @@ class RunConfig(BaseModel):
     """Everything that determines one training run. Never change a default: defaults are left out of the hash, so that a field
     added later leaves the identity of older runs alone."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True, allow_inf_nan=False)
 
     preset: Literal["smoke", "class", "paper"] = Field(
         "smoke", description="where unset fields come from; names the folder, not in the hash"
@@ -74,7 +74,7 @@ class RunConfig(BaseModel):
     # Data
     train_images: int = Field(0, ge=0, description="training images used, 0 = all that validation leaves")
     validation_images: int = Field(0, ge=0, description="images held out of the training set, the same for every seed")
-    image_size: int = Field(0, ge=0, description="side in pixels after area down-sampling, 0 = native")
+    image_size: int = Field(0, ge=0, description="side in pixels after area down-sampling, from 8; 0 = native")
     augment: Literal["none", "standard"] = Field("standard", description="standard = random crop, and flip where the data set allows it")
 
     # Optimisation
@@ -110,29 +110,12 @@ class RunConfig(BaseModel):
     )
     split_ratio: float = Field(0.5, ge=0, le=1, description="IE: part of the channels that inherits")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _canonical(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Drop what the method does not read, so that one training has one identity."""
-        method = values.get("method", "supervised")
-        if method not in METHOD_FIELDS:
-            return values  # the field's own check reports it
-        unread = {f for fields in METHOD_FIELDS.values() for f in fields} - set(METHOD_FIELDS[method])
-        values = {k: v for k, v in values.items() if k not in unread}
-        if method == "supervised":
-            values["teacher"] = "none"
-        if method == "factor-ae":
-            values["student"] = "none"
-        if method == "ie-ft":
-            for side, weight in (("inherit", "inherit_weight"), ("explore", "explore_weight")):
-                if values.get(side) == "none":
-                    values.pop(weight, None)
-        return values
-
     @model_validator(mode="after")
-    def _networks_are_known(self) -> RunConfig:
+    def _networks_can_be_built(self) -> RunConfig:
         from iekd import networks
 
+        if 0 < self.image_size < 8:
+            raise ValueError(f"image_size: {self.image_size} is not usable; the networks need 8 pixels, choose 0 (native) or from 8")
         for role in ("teacher", "student"):
             name, needed = getattr(self, role), role == "student" or self.method != "supervised"
             if name == "none":
@@ -141,6 +124,21 @@ class RunConfig(BaseModel):
             else:
                 networks.check_name(name)
         return self
+
+    @model_validator(mode="after")
+    def _canonical(self) -> RunConfig:
+        """Put back what the method does not read, so that one training has one identity. Its value was checked all the same."""
+        for name in self._unread():
+            self.__dict__[name] = type(self).model_fields[name].default
+        return self
+
+    def _unread(self) -> set[str]:
+        """The fields that this run's method does not read."""
+        unread = {f for fields in METHOD_FIELDS.values() for f in fields} - set(METHOD_FIELDS[self.method])
+        unread |= {"supervised": {"teacher"}, "factor-ae": {"student"}}.get(self.method, set())
+        if self.method == "ie-ft":
+            unread |= {f"{side}_weight" for side in ("inherit", "explore") if getattr(self, side) == "none"}
+        return unread
 
     # ------------------------------------------------------------------ making one
 
@@ -151,10 +149,10 @@ class RunConfig(BaseModel):
         Raises `ConfigError` that lists what is allowed for every unknown name and bad value.
         """
         if preset not in PRESETS:
-            raise ConfigError(f"preset: {preset!r} is not known; choose one of {', '.join(PRESETS)}")
+            raise ConfigError(f"preset: {preset!r} is not usable; choose one of {', '.join(PRESETS)}")
         unknown = [name for name in fields if name not in cls.model_fields]
         if unknown:
-            raise ConfigError("\n".join(_unknown_field(name) for name in unknown))
+            raise ConfigError("\n".join(unknown_field(name) for name in unknown))
         dataset = fields.get("dataset", PRESETS[preset]["dataset"])
         try:
             return cls(**{**_usual(preset, str(dataset)), **fields})
@@ -162,8 +160,8 @@ class RunConfig(BaseModel):
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
 
     def replace(self, **fields: Any) -> RunConfig:
-        """The same run with some fields changed (validated again)."""
-        return RunConfig.create(**{**self.model_dump(), **fields})
+        """The same run with some fields changed (validated again). What this run's method did not read comes from the preset."""
+        return RunConfig.create(**{**self.model_dump(exclude=self._unread()), **fields})
 
     # ------------------------------------------------------------------ identity
 
@@ -213,7 +211,7 @@ class RunConfig(BaseModel):
 
     def command(self) -> str:
         """The shell command that makes this run again."""
-        usual = _usual(self.preset, self.dataset)
+        usual = PRESETS[self.preset]
         named = {k: getattr(self, k) for k in ("dataset", "teacher", "student") if getattr(self, k) not in ("none", usual[k])}
         fields = {"preset": self.preset, "method": self.method, **named, **self.changed(), "seed": self.seed}
         return "iekd run " + " ".join(f"--{k.replace('_', '-')} {_text(v)}" for k, v in fields.items())
@@ -225,10 +223,14 @@ def _usual(preset: str, dataset: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    """A value as in paths and commands: read back, it is the same value."""
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
 
 
-def _unknown_field(name: str) -> str:
+def unknown_field(name: str) -> str:
+    """The message for a parameter that does not exist: the closest one, and all of them."""
     close = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return f"{name}: no such parameter{hint}; the parameters are {', '.join(RunConfig.model_fields)}"

@@ -58,16 +58,19 @@ def colour(label: str) -> str:
 
 
 def seeds_plot(frame: pd.DataFrame, order: Sequence[str] | None = None, metric: str = "last", reference: str | None = None) -> Figure:
-    """Every seed a point, every arm (column `label`) a line with its mean (bar) and 95 % interval.
+    """Every seed a point, every arm (column `label`) a line with its mean (bar) and 95 % interval; arms of `order` without runs say so.
 
     `reference`: label of an arm whose mean is drawn as a dashed vertical line.
     """
     order = list(order or dict.fromkeys(frame["label"]))
     fig, ax = _rows(order)
     for y, name in enumerate(order):
+        if name not in set(frame["label"]):
+            _empty_row(ax, y)
+            continue
         values = frame.loc[frame["label"] == name, metric].dropna().to_numpy()
         _row(ax, y, values, summary(values), colour(name))
-    if reference is not None:
+    if reference in set(frame["label"]):
         mean = summary(frame.loc[frame["label"] == reference, metric]).mean
         _mark(ax, mean, f"mean of {reference}")
     ax.set_xlabel(AXIS[metric])
@@ -80,6 +83,9 @@ def paired_plot(frame: pd.DataFrame, baseline: str, order: Sequence[str] | None 
     order = [name for name in order or dict.fromkeys(frame["label"]) if name != baseline]
     fig, ax = _rows(order)
     for y, name in enumerate(order):
+        if name not in errors or baseline not in errors:
+            _empty_row(ax, y)
+            continue
         result = paired(errors[name], errors[baseline])
         values = (errors[name] - errors[baseline]).dropna().to_numpy()
         _row(ax, y, values, summary(values)._replace(low=result.low, high=result.high), colour(name))
@@ -106,6 +112,11 @@ def _row(ax: Axes, y: int, values: np.ndarray, s: Any, shade: str) -> None:
     if np.isfinite(s.low):
         ax.plot([s.low, s.high], [y + 0.15] * 2, color=shade, linewidth=2, solid_capstyle="butt")
     ax.plot(s.mean, y + 0.15, "|", color=shade, markersize=11, markeredgewidth=3)
+
+
+def _empty_row(ax: Axes, y: int) -> None:
+    """An arm without records keeps its row and says so."""
+    ax.annotate("no runs yet", (0.5, y), xycoords=ax.get_yaxis_transform(), ha="center", va="center", fontsize=9, color=FAINT)
 
 
 def _mark(ax: Axes, x: float, text: str) -> None:

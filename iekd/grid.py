@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -22,24 +23,31 @@ from typing import Any, NamedTuple
 import yaml
 from tqdm import tqdm
 
-from iekd import records, store
+from iekd import data, records, store, training
 from iekd.config import ConfigError, RunConfig
+
+KEYS = ("title", "notebook", "base", "runs")
 
 
 def read(path: Path) -> list[RunConfig]:
-    """The runs of a grid file, each once, seed by seed: a sweep cut short leaves complete comparisons. Raises `ConfigError` that names the file and the entry."""
+    """The runs of a grid file, each once, seed by seed: a sweep cut short leaves complete comparisons.
+
+    Raises `ConfigError` that names the file and the entry.
+    """
     try:
         grid = yaml.safe_load(path.read_text())
         entries = [{**grid.get("base", {}), **entry} for entry in grid["runs"]]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not a grid: it needs a list `runs:` of mappings ({error})") from None
+    if unknown := set(grid) - set(KEYS):
+        raise ConfigError(f"{path}: {', '.join(map(str, unknown))}: no such key; the keys of a grid are {', '.join(KEYS)}")
     configs = {}
     for number, entry in enumerate(entries, 1):
         for fields in expand(entry):
             try:
-                config = RunConfig.create(**fields)
+                config = RunConfig.create(**{str(name): value for name, value in fields.items()})  # YAML reads `on:` as True
             except ConfigError as error:
                 raise ConfigError(f"{path}, run {number}: {error}") from None
             configs[config.path] = config
@@ -79,9 +87,12 @@ def sweep(configs: list[RunConfig], jobs: int = 1) -> list[Outcome]:
     A failed run is reported and does not stop the others; those that need it are reported as failed too. Ctrl-C stops cleanly:
     the same command goes on from the records and checkpoints.
     """
-    pending = with_parents(configs)
-    outcomes = {path: Outcome(config, "loaded") for path, config in pending.items() if records.find(config)}
-    pending = {path: config for path, config in pending.items() if path not in outcomes}
+    outcomes = {config.path: Outcome(config, "loaded") for config in configs if records.find(config)}
+    todo = [config for config in configs if config.path not in outcomes]  # a finished run needs no parents
+    outcomes |= {config.path: Outcome(config, "failed", reason) for config in todo if (reason := _impossible(config))}
+    needed = with_parents([config for config in todo if config.path not in outcomes])
+    outcomes |= {path: Outcome(config, "loaded") for path, config in needed.items() if records.find(config)}
+    pending = {path: config for path, config in needed.items() if path not in outcomes}
     running: dict[Future, str] = {}
     bar = tqdm(total=len(pending), desc="runs", unit="run", smoothing=0)
     children: set[subprocess.Popen] = set()
@@ -102,14 +113,30 @@ def sweep(configs: list[RunConfig], jobs: int = 1) -> list[Outcome]:
                     if outcome.state == "failed":
                         tqdm.write(f"failed: {outcome.config.path}: {outcome.reason} (log: {log_path(outcome.config)})")
         except KeyboardInterrupt:
-            for child in children:
+            for child in list(children):  # the threads that wait for them take them out
                 child.terminate()
             raise
     return list(outcomes.values())
 
 
+def _impossible(config: RunConfig) -> str:
+    """Why a run cannot be made, found out before its parents are; '' if nothing speaks against it."""
+    try:
+        training.check_pair(config)
+    except (ConfigError, data.DataError, training.TrainingError) as error:
+        return str(error)
+    return ""
+
+
 def _run_one(config: RunConfig, jobs: int, children: set[subprocess.Popen]) -> Outcome:
     """One run in its own process by the command that its record names; output goes to its log in the cache."""
+    try:
+        return _run_logged(config, jobs, children)
+    except OSError as error:  # the disk is full, or no process can be started
+        return Outcome(config, "failed", f"cannot start: {error}")
+
+
+def _run_logged(config: RunConfig, jobs: int, children: set[subprocess.Popen]) -> Outcome:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     log = log_path(config)
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -124,5 +151,7 @@ def _run_one(config: RunConfig, jobs: int, children: set[subprocess.Popen]) -> O
         children.discard(child)
     if code == 0:
         return Outcome(config, "done", f"{time.monotonic() - began:.0f} s")
+    if code < 0:
+        return Outcome(config, "failed", f"killed by {signal.Signals(-code).name}")
     lines = log.read_text(errors="replace").strip().splitlines()
     return Outcome(config, "failed", lines[-1] if lines else f"exit status {code}")

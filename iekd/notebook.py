@@ -30,13 +30,14 @@ def parameters() -> dict[str, Any]:
     return check(shell.user_ns["In"], shell.user_ns)
 
 
-def run_config(**fields: Any) -> RunConfig:
-    """The run that the notebook's parameters describe; arguments fill in what is no parameter there.
+def given() -> dict[str, Any]:
+    """The notebook's parameters that are fields of `RunConfig`, checked, without '' and -1: these stand for the preset's own value."""
+    return {name: value for name, value in parameters().items() if name in RunConfig.model_fields and value not in ("", -1)}
 
-    Parameters that are no field of `RunConfig` are left out, and so are '' and -1, which stand for the preset's own value.
-    """
-    given = {name: value for name, value in parameters().items() if name in RunConfig.model_fields and value not in ("", -1)}
-    return RunConfig.create(**{**fields, **given})
+
+def run_config(**fields: Any) -> RunConfig:
+    """The run that the notebook's parameters describe; arguments fill in what is no parameter there."""
+    return RunConfig.create(**{**fields, **given()})
 
 
 def train_arms(arms: Mapping[str, RunConfig], seeds: Iterable[int]) -> pd.DataFrame:

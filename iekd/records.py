@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from iekd import store
 from iekd.config import RunConfig
@@ -80,7 +80,7 @@ def read(path: Path) -> Record:
         record = Record(**data)
         if record.hash != record.config.hash:
             raise ValueError("its configuration does not match its hash: it was edited")
-    except (ValueError, KeyError, AttributeError, TypeError, ValidationError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise store.StoreError(f"{path} is not a valid record ({error}). Restore it from git, or delete it and run it again.") from error
     return record
 
@@ -101,10 +101,11 @@ def load(folder: Path | None = None, **where: Any) -> pd.DataFrame:
 
     Columns: every field of the configuration, `hash`, `path`, `variant`, `pair`, `command`, `seconds`, `images_per_second`, `device`,
     `threads`, and per selection rule `last`, `val_selected`, `best_on_test` (test error, percent), with `<rule>_epoch` and `<rule>_exact`.
-    Keyword arguments keep the rows whose column has that value (or is in that list).
+    Keyword arguments keep the rows whose column has that value (or is in that list). Raises `StoreError` for a file that is no valid
+    record, and for a copy of a record at another place: it would count twice.
     """
     folder = folder or store.records_folder()
-    rows = [as_row(read(path)) for path in sorted(folder.rglob("*.json"))]
+    rows = [_row(_read_at_its_place(path, folder)) for path in sorted(folder.rglob("*.json"))]
     frame = pd.DataFrame(rows, columns=None if rows else list(_columns()))
     for column, value in where.items():
         frame = frame[frame[column].isin(value if isinstance(value, (list, tuple, set)) else [value])]
@@ -121,8 +122,14 @@ def history(frame: pd.DataFrame, folder: Path | None = None) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def as_row(record: Record) -> dict[str, Any]:
-    """The run of a record as one row of `load`."""
+def _read_at_its_place(path: Path, folder: Path) -> Record:
+    record = read(path)
+    if path != (place := folder / f"{record.config.path}.json"):
+        raise store.StoreError(f"{path} is the record of {place}. Remove the copy, or move it back.")
+    return record
+
+
+def _row(record: Record) -> dict[str, Any]:
     config = record.config
     row = {
         **config.model_dump(), "hash": record.hash, "path": config.path, "variant": config.variant, "pair": config.pair,

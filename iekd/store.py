@@ -53,12 +53,13 @@ def write_atomic(path: Path, content: bytes) -> None:
         temporary.chmod(0o644)  # NamedTemporaryFile makes private files
         os.replace(temporary, path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise StoreError(
             f"cannot write {path}: {error.strerror or error}. Free some space or make the folder writable (or set IEKD_RUNS to another "
             "folder) and start the same command again: it goes on from the last checkpoint."
         ) from error
+    finally:  # also when Ctrl-C comes in between
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:

@@ -36,6 +36,8 @@ class TrainingError(RuntimeError):
     """A run that cannot go on; the message says where it stopped and what to do."""
 
 
+CHECKPOINT_SECONDS = 2.0  # least time between two checkpoints, which are written at the end of an epoch
+
 # ---------------------------------------------------------------------------------------------------------- the primitive
 
 
@@ -44,14 +46,17 @@ def train(config: RunConfig, *, progress: bool = True, again: bool = False) -> R
 
     Parents (teacher, factor auto-encoder) are trained first, by the same call. `again` trains anew even if a record exists.
     Two processes that ask for the same run share it: the second waits and then loads the record.
-    Raises `DataError`, `StoreError` or `TrainingError` with the cause and the way out; a killed run loses at most one epoch.
+    Raises `DataError`, `StoreError` or `TrainingError` with the cause and the way out; a killed run loses one epoch, or some seconds.
     """
-    if not again and (record := records.find(config)):
-        return record
+    before = records.find(config)
+    if before and not again:
+        return before
+    check_pair(config)
     for parent in config.parents().values():
         _weights(parent, progress)
     with _claim(config):
-        if not again and (record := records.find(config)):  # another process finished it while this one waited
+        record = records.find(config)
+        if record and record != before:  # another process finished it while this one waited
             return record
         return _fit(config, progress)
 
@@ -66,6 +71,20 @@ def load_network(config: RunConfig) -> nn.Module:
         network, prefix = _build(config.student, config), "student."
     network.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
     return network.eval().requires_grad_(False)
+
+
+def check_pair(config: RunConfig) -> None:
+    """Refuse, before its teacher is trained, a pair whose features a factor method cannot compare. Raises `TrainingError`."""
+    if "autoencoder" not in config.parents():
+        return
+    images = data.load(config).train.images[:1].float()
+    with torch.device("meta"), torch.no_grad():  # shapes only
+        shapes = [tuple(_build(name, config).eval()(images.to("meta")).feature.shape[2:]) for name in (config.student, config.teacher)]
+    if shapes[0] != shapes[1]:
+        raise TrainingError(
+            f"{config.path}: {config.method} compares features of equal height and width, but {config.student} gives {shapes[0]} and "
+            f"{config.teacher} gives {shapes[1]}. Choose a pair with the same down-sampling."
+        )
 
 
 # ---------------------------------------------------------------------------------------------------------- what a run is made of
@@ -117,9 +136,7 @@ def make_run(config: RunConfig, device: torch.device) -> Run:
     )  # fmt: skip
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (dataset.mean, dataset.std))
     splits = {name: _to(getattr(dataset, name), device) for name in ("train", "validation", "test")}
-    run = Run(learner, frozen, optimiser, dataset._replace(**splits), mean, std)
-    _check_shapes(config, run)
-    return run
+    return Run(learner, frozen, optimiser, dataset._replace(**splits), mean, std)
 
 
 # ---------------------------------------------------------------------------------------------------------- the loop
@@ -130,9 +147,10 @@ def _fit(config: RunConfig, progress: bool) -> Record:
     _keep_memory()
     provenance = records.provenance()  # what the code was when the run began
     started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
+    parents = {role: records.find(parent).weights for role, parent in config.parents().items()}
     run = make_run(config, device)
     checkpoint = store.cache_folder() / f"{config.path}.checkpoint.safetensors"
-    history, spent = _resume(checkpoint, config, run)
+    history, spent = _resume(checkpoint, config, parents, run)
     saved, first = began, len(history)
     bar = tqdm(
         total=config.epochs, initial=first, desc=f"{config.pair} {config.variant} seed {config.seed}", unit="epoch", disable=not progress
@@ -144,8 +162,8 @@ def _fit(config: RunConfig, progress: bool) -> Record:
                 row |= {f"{part}_{name}": value for part in ("validation", "test") for name, value in evaluate(run, part).items()}
             history.append(row)
             elapsed = time.monotonic() - began
-            if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < config.epochs:
-                _save_checkpoint(checkpoint, config, run, history, spent + elapsed)
+            if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < config.epochs:  # a checkpoint costs milliseconds
+                _save_checkpoint(checkpoint, config, parents, run, history, spent + elapsed)
                 saved = time.monotonic()
             rate = (epoch + 1 - first) * len(run.dataset.train.labels) / elapsed
             bar.set_postfix(
@@ -153,7 +171,7 @@ def _fit(config: RunConfig, progress: bool) -> Record:
             )
             bar.update()
     spent += time.monotonic() - began
-    record = _finish(config, run, history, spent, started, provenance)
+    record = _finish(config, parents, run, history, spent, started, provenance)
     checkpoint.unlink(missing_ok=True)
     return record
 
@@ -256,21 +274,6 @@ def _to(split: data.Split, device: torch.device) -> data.Split:
     return data.Split(*(None if t is None else t.to(device) for t in split))
 
 
-def _check_shapes(config: RunConfig, run: Run) -> None:
-    """Refuse, before any training, a pair whose features a factor method cannot compare."""
-    if run.teacher is None or run.teacher.encoder is None:
-        return
-    images = augment.normalise(run.dataset.train.images[:2], run.mean, run.std)
-    with torch.no_grad():
-        run.learner.eval()
-        shapes = [tuple(net(images).feature.shape[2:]) for net in (run.learner["student"], run.teacher)]
-    if shapes[0] != shapes[1]:
-        raise TrainingError(
-            f"{config.path}: {config.method} compares features of equal height and width, but {config.student} gives {shapes[0]} and "
-            f"{config.teacher} gives {shapes[1]}. Choose a pair with the same down-sampling."
-        )
-
-
 @contextmanager
 def _claim(config: RunConfig) -> Iterator[None]:
     """Held by one process at a time while it trains this run; the system frees it if the process dies."""
@@ -312,38 +315,45 @@ def _state(run: Run) -> dict[str, Tensor]:
     return {**run.learner.state_dict(), **{name: buffer for name, buffer in momentum.items() if buffer is not None}}
 
 
-def _save_checkpoint(path: Path, config: RunConfig, run: Run, history: list[dict], seconds: float) -> None:
-    store.save_tensors(path, _state(run), {"hash": config.hash, "history": json.dumps(history), "seconds": str(seconds)})
+def _save_checkpoint(path: Path, config: RunConfig, parents: dict[str, str], run: Run, history: list[dict], seconds: float) -> None:
+    facts = {"hash": config.hash, "parents": json.dumps(parents), "history": json.dumps(history), "seconds": str(seconds)}
+    store.save_tensors(path, _state(run), facts)
 
 
-def _resume(path: Path, config: RunConfig, run: Run) -> tuple[list[dict], float]:
-    """Put a run back to its checkpoint; returns its history and the seconds spent. A damaged checkpoint is set aside, and said so."""
+def _resume(path: Path, config: RunConfig, parents: dict[str, str], run: Run) -> tuple[list[dict], float]:
+    """Put a run back to its checkpoint; returns its history and the seconds spent. A checkpoint that is damaged, or of another run or
+    other parents, is set aside, and said so: all is checked before anything of the run is touched."""
     if not path.exists():
         return [], 0.0
     try:
         tensors, metadata = store.load_tensors(path)
-        if metadata.get("hash") != config.hash:
-            raise store.StoreError(f"{path} belongs to another run.")
-        run.learner.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("momentum.")})
+        if metadata["hash"] != config.hash or json.loads(metadata["parents"]) != parents:
+            raise store.StoreError("it belongs to another run, or its teacher was trained again since")
+        history, seconds = json.loads(metadata["history"]), float(metadata["seconds"])
+        weights = {name: tensor for name, tensor in tensors.items() if not name.startswith("momentum.")}
+        if {k: v.shape for k, v in weights.items()} != {k: v.shape for k, v in run.learner.state_dict().items()}:
+            raise store.StoreError("its tensors are not those of this network")
+        run.learner.load_state_dict(weights)
         for name, parameter in run.learner.named_parameters():
             if f"momentum.{name}" in tensors:
                 buffer = torch.empty_like(parameter).copy_(tensors[f"momentum.{name}"])  # same memory format as the parameter
                 run.optimiser.state[parameter]["momentum_buffer"] = buffer
-        return json.loads(metadata["history"]), float(metadata["seconds"])
-    except (store.StoreError, RuntimeError, KeyError, ValueError) as error:
+        return history, seconds
+    except (store.StoreError, KeyError, ValueError) as error:
         aside = path.with_suffix(".damaged")
         path.replace(aside)
         tqdm.write(f"{config.path}: the checkpoint cannot be used ({error}); set aside as {aside}, starting from the first epoch")
         return [], 0.0
 
 
-def _finish(config: RunConfig, run: Run, history: list[dict], seconds: float, started: str, provenance: dict) -> Record:
+def _finish(
+    config: RunConfig, parents: dict[str, str], run: Run, history: list[dict], seconds: float, started: str, provenance: dict
+) -> Record:
     """Store the weights, then the record: a record therefore always has its weights."""
     curves = {name: [row.get(name) for row in history] for name in dict.fromkeys(k for row in history for k in row)}
     weights = store.save_tensors(store.cache_folder() / f"{config.path}.safetensors", run.learner.state_dict(), {"hash": config.hash})
     record = Record(
-        config=config, hash=config.hash, weights=weights, started=started, seconds=round(seconds, 1),
-        parents={role: records.find(parent).weights for role, parent in config.parents().items()},
+        config=config, hash=config.hash, weights=weights, started=started, seconds=round(seconds, 1), parents=parents,
         images_per_second=round(len(history) * len(run.dataset.train.labels) / seconds, 1),
         data={"name": run.dataset.name, "checksum": run.dataset.checksum}, history=curves, metrics=_metrics(curves), **provenance,
     )  # fmt: skip

@@ -1,20 +1,19 @@
-"""Tests never write into the real runs folder: each has a store of its own."""
+"""Every test has a runs folder of its own; nothing is written into `runs/` of the checkout."""
+
+import os
+
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # bit-for-bit comparisons are made on the CPU; set it to test on a GPU
+os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
 
 import pytest
 import torch
 
-torch.set_num_threads(1)  # as a sweep's workers; results depend on the number of threads
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
-    monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "runs"))
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def tiny():
-    """Fields of a run that takes about a second."""
-    return dict(
-        teacher="resnet8x0.25", student="resnet8x0.25", epochs=3, teacher_epochs=2, ae_epochs=1, train_images=200, validation_images=100
-    )
+    """The runs folder of the test."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("IEKD_RUNS", str(folder))
+    return folder

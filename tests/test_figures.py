@@ -52,3 +52,14 @@ def test_paired_plot_shows_common_seeds_only():
     fig = figures.paired_plot(runs(), "Student alone", ["KD"])
     assert len(fig.axes[0].lines[0].get_xdata()) == 4
     plt.close(fig)
+
+
+def test_arms_without_runs_keep_their_row():
+    runs = pd.DataFrame({"label": ["FT", "FT"], "seed": [0, 1], "last": [10.0, 11.0]})
+    for figure in (
+        figures.seeds_plot(runs, ["FT", "IE-FT"], reference="KD"),
+        figures.paired_plot(runs, "FT", ["IE-FT"]),
+        figures.paired_plot(runs, "KD"),
+    ):
+        assert "no runs yet" in [text.get_text() for text in figure.axes[0].texts]
+        plt.close(figure)

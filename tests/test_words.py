@@ -1,0 +1,31 @@
+"""Phrases that are right whatever the records say."""
+
+from __future__ import annotations
+
+import frames
+import pytest
+
+from iekd import arms, words
+
+
+def runs(ie: dict[int, float]):
+    ft = {0: 10.0, 1: 11.0, 2: 12.0}
+    return arms.scope(frames.frame("smoke", ({"method": "ft"}, ft), ({"method": "ie-ft"}, ie)), "smoke")
+
+
+@pytest.mark.parametrize(
+    "ie, start",
+    [
+        ({0: 9.0, 1: 10.01, 2: 11.02}, "a lower error than FT (−0.99 points, 95 % interval ["),
+        ({0: 11.0, 1: 12.01, 2: 13.02}, "a higher error than FT (+1.01 points"),
+        ({0: 9.0, 1: 12.0, 2: 12.0}, "an error not distinguishable from that of FT (+0.00 points"),
+        ({0: 9.0}, "fewer than two common seeds with FT"),
+        ({}, "no runs yet"),
+    ],
+)
+def test_compared(ie, start):
+    assert words.compared(runs(ie), "ie-ft", "ft").startswith(start)
+
+
+def test_unknown_baseline():
+    assert words.compared(runs({0: 9.0}), "ie-ft", "kd") == "no runs yet"
