@@ -105,7 +105,7 @@ def load(folder: Path | None = None, **where: Any) -> pd.DataFrame:
     record, and for a copy of a record at another place: it would count twice.
     """
     folder = folder or store.records_folder()
-    rows = [_row(_read_at_its_place(path, folder)) for path in sorted(folder.rglob("*.json"))]
+    rows = [as_row(_read_at_its_place(path, folder)) for path in sorted(folder.rglob("*.json"))]
     frame = pd.DataFrame(rows, columns=None if rows else list(_columns()))
     for column, value in where.items():
         frame = frame[frame[column].isin(value if isinstance(value, (list, tuple, set)) else [value])]
@@ -129,7 +129,7 @@ def _read_at_its_place(path: Path, folder: Path) -> Record:
     return record
 
 
-def _row(record: Record) -> dict[str, Any]:
+def as_row(record: Record) -> dict[str, Any]:
     config = record.config
     row = {
         **config.model_dump(), "hash": record.hash, "path": config.path, "variant": config.variant, "pair": config.pair,

@@ -29,9 +29,6 @@ from iekd.networks import Output
 from iekd.records import Metric, Record
 
 
-CHECKPOINT_SECONDS = 2  # at least this long between two checkpoints, which cost milliseconds
-
-
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says where it stopped and what to do."""
 
@@ -85,6 +82,15 @@ def check_pair(config: RunConfig) -> None:
             f"{config.path}: {config.method} compares features of equal height and width, but {config.student} gives {shapes[0]} and "
             f"{config.teacher} gives {shapes[1]}. Choose a pair with the same down-sampling."
         )
+
+
+def load_run(config: RunConfig) -> Run:
+    """All moving parts of a finished run at their trained values, in eval mode on the CPU: the student with the method's own encoders."""
+    tensors, _ = store.load_tensors(_weights(config, progress=False))
+    run = make_run(config, torch.device("cpu"))
+    run.learner.load_state_dict(tensors)
+    run.learner.eval()
+    return run
 
 
 # ---------------------------------------------------------------------------------------------------------- what a run is made of

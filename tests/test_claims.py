@@ -73,7 +73,7 @@ def test_best_of_many():
 
 
 def test_small_teacher_swaps_the_roles():
-    pair = dict(teacher="resnet8x0.5", student="resnet20")
+    pair = dict(teacher="resnet8", student="resnet20")
     found = verdicts(arm(20.0, **pair), arm(21.0, -1, method="supervised", student="resnet20"))
     assert found["small-teacher"] == "reproduced"
 
