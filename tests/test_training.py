@@ -508,7 +508,7 @@ def test_processes_that_ask_for_the_same_run_train_it_once(runs, tmp_path):
     config, notes = tiny("ie-ft", epochs=6), tmp_path / "notes"
     others = [start(train_and_note, runs, c, str(notes)) for c in (config, config, tiny("ft"))]
     for process in others:
-        process.join(120)
+        process.join(600)
     assert [process.exitcode for process in others] == [0, 0, 0]
     fitted = notes.read_text().split()
     assert len(fitted) == len(set(fitted)) == 4
