@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny import content, start, tiny
 
-from iekd import data, records, store, training
+from iekd import augment, data, records, store, training
 from iekd.config import RunConfig
 from iekd.store import StoreError
-from iekd.training import TrainingError, learning_rate, load_network, make_run, train_epoch
+from iekd.training import TrainingError, evaluate, learning_rate, load_network, load_run, make_run, step, train_epoch
 
 CPU = torch.device("cpu")
 METHODS = ["supervised", "kd", "ft", "ie-ft"]
@@ -60,6 +60,7 @@ def student(config: RunConfig) -> torch.Tensor:
 def test_the_same_run_twice_is_the_same_record(folder, fields):
     config = tiny(**fields)
     one = train(config)
+    assert one.history["loss"][-1] < one.history["loss"][0]
     folder("again")
     assert records.find(config) is None
     assert content(train(config)) == content(one)
@@ -111,6 +112,16 @@ def test_the_stored_network_makes_the_recorded_errors():
     logits = network((test.images.float() / 255 - facts.mean[0]) / facts.std[0]).logits
     assert 100 * (logits.argmax(1) != test.labels).double().mean().item() == pytest.approx(record.metrics["last"].test_error)
     assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+def test_a_finished_run_comes_back_with_its_own_encoders(monkeypatch):
+    config = tiny("ie-ft")
+    record = train(config)
+    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained again"))
+    run = load_run(config)
+    assert store.checksum(run.learner.state_dict()) == record.weights
+    assert not any(module.training for module in run.learner.modules())
+    assert evaluate(run, "test")["error"] == pytest.approx(record.metrics["last"].test_error)
 
 
 def test_an_autoencoder_learns_to_reconstruct():
@@ -313,7 +324,7 @@ def batches(config: RunConfig, monkeypatch, epoch: int = 0) -> list[str]:
     seen = []
     run = make_run(config, CPU)
 
-    def look(run, images, labels):
+    def look(run, images, labels):  # instead of training.step
         seen.append(store.checksum({"images": images, "labels": labels}))
         return {"task": torch.zeros(())}
 
@@ -328,6 +339,14 @@ def test_every_method_sees_the_same_batches_seed_by_seed(monkeypatch):
     assert len(same[0]) == 4 and all(seen == same[0] for seen in same)
     assert not set(same[0]) & set(batches(tiny(augment="standard", seed=1), monkeypatch))
     assert not set(same[0]) & set(batches(tiny(augment="standard"), monkeypatch, epoch=1))
+
+
+def test_a_step_gives_the_detached_terms_of_the_loss():
+    run = make_run(tiny("ie-ft"), CPU)
+    images, labels, _ = run.dataset.train
+    terms = step(run, augment.normalise(images[:16], run.mean, run.std), labels[:16])
+    assert list(terms) == ["task", "inherit", "explore", "train_error"]
+    assert all(term.dim() == 0 and not term.requires_grad for term in terms.values())
 
 
 def test_an_epoch_sees_every_training_image_once(monkeypatch):
@@ -398,7 +417,7 @@ def test_the_rate_moves_within_an_epoch(monkeypatch):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(folder, monkeypatch, every_epoch):
-    config, step, calls = tiny("kd"), training.step, []
+    config, calls = tiny("kd"), []
     expected = content(train(config))
     folder("diverged")
     for parent in config.parents().values():
