@@ -45,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         run.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{field.description}{choices}".replace("%", "%%"))
     run.set_defaults(do=_run)
 
-    sweep = commands.add_parser("sweep", help="finish all runs of a grid file")
+    sweep = commands.add_parser("sweep", help="finish all runs of a grid file", allow_abbrev=False)
     sweep.add_argument("grid", type=Path, help="a YAML file, for example runs/class.yaml")
     sweep.add_argument("--jobs", type=_count, default=1, help="processes at a time; the cores are shared out (default 1)")
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and whether they are done")

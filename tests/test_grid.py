@@ -119,7 +119,7 @@ def states(outcomes: list[Outcome]) -> dict[str, str]:
 
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_failed_run_is_listed_and_stops_only_what_needs_it(started, jobs):
-    good, bad = tiny("ie-ft"), tiny("ie-ft", lr=9)  # the teacher of `bad` has its lr
+    good, bad = tiny("ie-ft"), tiny("ie-ft", teacher_lr=9)
     outcomes = grid.sweep([bad, good], jobs)
     assert len(outcomes) == 6 and len(started) == 4
     found = states(outcomes)
