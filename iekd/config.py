@@ -42,13 +42,15 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 # The fields that only some methods read; the others do not belong to the identity of a run.
+_TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
 _FACTOR = ("factor_ratio", "ae_epochs", "ae_lr", "reconstruction", "decoder")
+_IE = ("inherit", "explore", "inherit_weight", "explore_weight", "split", "split_ratio")
 METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "supervised": (),
-    "factor-ae": ("teacher_epochs", "teacher_lr", "teachers", "factor_ratio", "reconstruction", "decoder"),  # its own epochs and lr
-    "kd": ("teacher_epochs", "teacher_lr", "teachers", "kd_alpha", "kd_temperature"),
-    "ft": ("teacher_epochs", "teacher_lr", "teachers", *_FACTOR, "ft_weight"),
-    "ie-ft": ("teacher_epochs", "teacher_lr", "teachers", *_FACTOR, "inherit", "explore", "inherit_weight", "explore_weight", "split", "split_ratio"),
+    "factor-ae": (*_TEACHER, "factor_ratio", "reconstruction", "decoder"),  # its own epochs and lr
+    "kd": (*_TEACHER, "kd_alpha", "kd_temperature"),
+    "ft": (*_TEACHER, *_FACTOR, "ft_weight"),
+    "ie-ft": (*_TEACHER, *_FACTOR, *_IE),
 }  # fmt: skip
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from tiny import content, start, tiny
 
-from iekd import augment, data, records, store, training
+from iekd import augment, checkpoint, data, engine, records, store, training
 from iekd.config import RunConfig
+from iekd.engine import evaluate, learning_rate, step, train_epoch
 from iekd.store import StoreError
-from iekd.training import TrainingError, evaluate, learning_rate, load_network, load_run, make_run, step, train_epoch
+from iekd.training import TrainingError, load_network, load_run, make_run
 
 CPU = torch.device("cpu")
 METHODS = ["supervised", "kd", "ft", "ie-ft"]
@@ -171,12 +172,12 @@ def stopping(monkeypatch, epoch: int):
     def train_until(config, run, at):
         if at == epoch:
             with monkeypatch.context() as inner:
-                inner.setattr(training, "_read_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                inner.setattr(engine, "_read_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
                 return train_epoch(config, run, at)
         return train_epoch(config, run, at)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "train_epoch", train_until)
+        patch.setattr(engine, "train_epoch", train_until)
         with pytest.raises(KeyboardInterrupt):
             yield
 
@@ -206,7 +207,7 @@ def test_a_run_stopped_in_an_epoch_resumes_to_the_same_record(folder, monkeypatc
 
 def test_checkpoints_are_not_written_all_the_time(monkeypatch):
     written = []
-    monkeypatch.setattr(training, "_save_checkpoint", lambda *_: written.append(1))
+    monkeypatch.setattr(checkpoint, "save", lambda *_: written.append(1))
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 3600)
     train(tiny())
     assert not written
@@ -324,12 +325,12 @@ def batches(config: RunConfig, monkeypatch, epoch: int = 0) -> list[str]:
     seen = []
     run = make_run(config, CPU)
 
-    def look(run, images, labels):  # instead of training.step
+    def look(run, images, labels):  # instead of engine.step
         seen.append(store.checksum({"images": images, "labels": labels}))
         return {"task": torch.zeros(())}
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "step", look)
+        patch.setattr(engine, "step", look)
         train_epoch(config, run, epoch)
     return seen
 
@@ -357,7 +358,7 @@ def test_an_epoch_sees_every_training_image_once(monkeypatch):
         counts.append(labels)
         return {"task": torch.zeros(())}
 
-    monkeypatch.setattr(training, "step", look)
+    monkeypatch.setattr(engine, "step", look)
     train_epoch(config, run, 0)
     assert [len(labels) for labels in counts] == [64, 64, 64, 8]
     assert torch.equal(torch.cat(counts).sort().values, run.dataset.train.labels.sort().values)
@@ -408,7 +409,7 @@ def test_the_rate_moves_within_an_epoch(monkeypatch):
         rates.append(run.optimiser.param_groups[0]["lr"])
         return {"task": torch.zeros(())}
 
-    monkeypatch.setattr(training, "step", look)
+    monkeypatch.setattr(engine, "step", look)
     train_epoch(config, run, 1)
     assert rates == pytest.approx([0.05, 0.0625, 0.075, 0.0875])
 
@@ -428,7 +429,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(folde
         terms = step(*arguments)
         return {**terms, "kd": terms["kd"] + float("inf")} if len(calls) == 4 + 3 else terms
 
-    monkeypatch.setattr(training, "step", diverge)
+    monkeypatch.setattr(engine, "step", diverge)
     with pytest.raises(TrainingError, match=r"/kd-.*seed0: the loss term 'kd' became inf in step 3 of epoch 2\..*Lower lr"):
         train(config)
     assert records.find(config) is None
