@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from iekd import augment, data, methods, networks
 from iekd.config import RunConfig
+from iekd.methods import Batch
 from iekd.networks import Output
 
 
@@ -89,22 +90,22 @@ def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
         views = images[batch]
         if config.augment == "standard":
             views = augment.crop_and_flip(views, draws.at(batch), run.dataset.pad)
-        terms = step(run, augment.normalise(views, run.mean, run.std), labels[batch])
+        terms = step(run, augment.normalise(views, run.mean, run.std), Batch(labels[batch], batch, epoch))
         names = list(terms)
         log.append(torch.stack([*terms.values()]))
     return _read_log(config, epoch, names, torch.stack(log), len(labels))
 
 
-def step(run: Run, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
     """One update on a normalised batch (B, C, H, W). Returns detached loss terms and `train_error` (wrong answers / B), on the device."""
     images = images.contiguous(memory_format=torch.channels_last)
     teacher = run.teacher(images) if run.teacher is not None else None
     student = run.learner["student"](images) if "student" in run.learner else None
-    terms = run.learner["method"](labels, student, teacher)
+    terms = run.learner["method"](batch, student, teacher)
     run.optimiser.zero_grad()
     sum(terms.values()).backward()
     run.optimiser.step()
-    wrong = {} if student is None else {"train_error": (student.logits.detach().argmax(1) != labels).float().mean()}
+    wrong = {} if student is None else {"train_error": (student.logits.detach().argmax(1) != batch.labels).float().mean()}
     return {name: term.detach() for name, term in terms.items()} | wrong
 
 
@@ -121,7 +122,7 @@ def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
         if "student" in run.learner:
             results.append(run.learner["student"](batch).logits.argmax(1) != answers)
         else:
-            results.append(sum(run.learner["method"](answers, None, run.teacher(batch)).values()).expand(len(answers)))
+            results.append(sum(run.learner["method"](Batch(answers, answers), None, run.teacher(batch)).values()).expand(len(answers)))
     result = torch.cat(results).float()
     if "student" not in run.learner:
         return {"loss": result.mean().item()}

@@ -11,6 +11,7 @@ from torch import nn
 
 from iekd import measures, methods, networks
 from iekd.factor import SLOPE, Encoder, FactorAutoEncoder
+from iekd.methods import Batch
 from iekd.methods.factor_ae import FactorAE
 from iekd.methods.ft import FT
 from iekd.methods.ie import IEFT, channel_split
@@ -19,6 +20,7 @@ from iekd.networks import Output
 
 B, C, K, H = 6, 8, 4, 3  # batch, student's channels, factor's channels, side
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
+BATCH = Batch(LABELS, torch.arange(len(LABELS)))
 
 
 def output(seed: int, channels: int = C, factor: int | None = None) -> Output:
@@ -72,7 +74,7 @@ def l1(x: np.ndarray, y: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("alpha", "temperature"), [(0.9, 4.0), (0.95, 20.0), (0.0, 1.0), (1.0, 0.5)])
 def test_kd(student, teacher, alpha, temperature):
-    terms = KD(alpha, temperature)(LABELS, student, teacher)
+    terms = KD(alpha, temperature)(BATCH, student, teacher)
     p, q = (special.softmax(numpy(o.logits) / temperature, axis=1) for o in (teacher, student))
     divergence = stats.entropy(p, q, axis=1).mean()
     assert list(terms) == ["task", "kd"]
@@ -101,7 +103,7 @@ def test_the_gradient_of_kd_keeps_its_size_with_the_temperature(student, teacher
 
 def test_ft(student, teacher):
     method = FT(C, K, weight=500.0)
-    terms = method(LABELS, student, teacher)
+    terms = method(BATCH, student, teacher)
     assert list(terms) == ["task", "ft"]
     factor = numpy(method.encoder(student.feature))
     assert factor.shape == (B, K, H, H)
@@ -138,7 +140,7 @@ def test_the_random_split_is_a_function_of_the_seed():
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 def test_ie_terms_are_weight_times_measure_of_each_half(student, teacher, split, ratio):
     method = IEFT(C, encoder(), inherit_weight=50, explore_weight=7, split=split, ratio=ratio, seed=4)
-    terms = method(LABELS, student, teacher)
+    terms = method(BATCH, student, teacher)
     assert list(terms) == ["task", "inherit", "explore"]
     assert terms["task"].item() == pytest.approx(cross_entropy(student.logits), rel=1e-5)
     target = numpy(teacher.features["factor"])
@@ -151,7 +153,7 @@ def test_ie_terms_are_weight_times_measure_of_each_half(student, teacher, split,
 @pytest.mark.parametrize("inherit", ["l1", "l2", "cosine"])
 def test_ie_uses_the_measures_it_names(student, teacher, inherit, explore):
     method = IEFT(C, encoder(), inherit=inherit, explore=explore, inherit_weight=3, explore_weight=2)
-    terms, target = method(LABELS, student, teacher), teacher.features["factor"]
+    terms, target = method(BATCH, student, teacher), teacher.features["factor"]
     halves = {name: half.encoder(student.feature[:, half.channels]) for name, half in method.halves.items()}
     assert terms["inherit"].item() == pytest.approx(3 * measures.INHERIT[inherit](halves["inherit"], target).item(), rel=1e-5)
     assert terms["explore"].item() == pytest.approx(2 * measures.EXPLORE[explore](halves["explore"], target).item(), rel=1e-5)
@@ -166,7 +168,7 @@ def test_ie_uses_the_measures_it_names(student, teacher, inherit, explore):
 )  # fmt: skip
 def test_a_half_without_measure_or_channels_has_no_term_and_no_encoder(student, teacher, fields, names):
     method = IEFT(C, encoder(), **fields)
-    assert list(method(LABELS, student, teacher)) == ["task", *names]
+    assert list(method(BATCH, student, teacher)) == ["task", *names]
     assert {name.split(".")[1] for name, _ in method.named_parameters()} == set(names)
 
 
@@ -175,7 +177,7 @@ def test_a_half_without_measure_or_channels_has_no_term_and_no_encoder(student, 
 def test_the_gradient_reaches_both_encoders_and_every_channel_but_not_the_teacher(student, teacher, inherit, explore):
     teacher.features["factor"].requires_grad_()
     terms = IEFT(C, encoder(), inherit=inherit, explore=explore)
-    result = terms(LABELS, student, teacher)
+    result = terms(BATCH, student, teacher)
     for name, half in terms.halves.items():
         parameters = [p for n, p in half.encoder.named_parameters() if n.endswith("0.weight")]  # the three convolutions
         *weights, feature = torch.autograd.grad(result[name], [*parameters, student.feature], retain_graph=True)
@@ -206,7 +208,7 @@ def test_partial_l2_sees_the_teacher_through_the_margin(student, teacher, side, 
     x = unit(numpy(half.encoder(student.feature[:, half.channels])))
     y = unit(np.maximum(numpy(teacher.features["factor"]), numpy(half.margin)[None, :, None, None]))
     square = np.where((x <= y) & (y <= 0), 0, (x - y) ** 2)
-    assert method(LABELS, student, teacher)[side].item() == pytest.approx(sign * 5 * np.sqrt(square.mean()), rel=1e-4)
+    assert method(BATCH, student, teacher)[side].item() == pytest.approx(sign * 5 * np.sqrt(square.mean()), rel=1e-4)
 
 
 # ---------------------------------------------------------------------- the factor auto-encoder
@@ -241,7 +243,7 @@ def test_autoencoder_initial_weights():
 @pytest.mark.parametrize(("reconstruction", "power"), [("l2", 2), ("l1", 1)])
 def test_the_reconstruction_loss(teacher, reconstruction, power):
     method = FactorAE(16, 0.5, "transposed", reconstruction)
-    (loss,) = method(LABELS, None, teacher).values()
+    (loss,) = method(BATCH, None, teacher).values()
     difference = numpy(method.autoencoder(teacher.feature)) - numpy(teacher.feature)
     assert loss.item() == pytest.approx((np.abs(difference) ** power).mean(), rel=1e-4)
 
@@ -266,5 +268,5 @@ def test_every_method_builds_and_gives_finite_terms(method, terms):
         if method in ("ft", "ie-ft"):
             taught.features["factor"] = autoencoder.encoder(taught.feature)
     built = methods.build(config, small, large, autoencoder)
-    found = built(labels, small(images), taught)
+    found = built(Batch(labels, labels), small(images), taught)
     assert list(found) == terms and all(term.isfinite() and term.dim() == 0 for term in found.values())

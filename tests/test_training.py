@@ -14,6 +14,7 @@ from tiny import content, start, tiny
 from iekd import augment, checkpoint, data, engine, records, store, training
 from iekd.config import RunConfig
 from iekd.engine import evaluate, learning_rate, step, train_epoch
+from iekd.methods import Batch
 from iekd.store import StoreError
 from iekd.training import TrainingError, load_network, load_run, make_run
 
@@ -325,8 +326,8 @@ def batches(config: RunConfig, monkeypatch, epoch: int = 0) -> list[str]:
     seen = []
     run = make_run(config, CPU)
 
-    def look(run, images, labels):  # instead of engine.step
-        seen.append(store.checksum({"images": images, "labels": labels}))
+    def look(run, images, batch):  # instead of engine.step
+        seen.append(store.checksum({"images": images, "labels": batch.labels, "index": batch.index}))
         return {"task": torch.zeros(())}
 
     with monkeypatch.context() as patch:
@@ -345,7 +346,7 @@ def test_every_method_sees_the_same_batches_seed_by_seed(monkeypatch):
 def test_a_step_gives_the_detached_terms_of_the_loss():
     run = make_run(tiny("ie-ft"), CPU)
     images, labels, _ = run.dataset.train
-    terms = step(run, augment.normalise(images[:16], run.mean, run.std), labels[:16])
+    terms = step(run, augment.normalise(images[:16], run.mean, run.std), Batch(labels[:16], torch.arange(16)))
     assert list(terms) == ["task", "inherit", "explore", "train_error"]
     assert all(term.dim() == 0 and not term.requires_grad for term in terms.values())
 
@@ -354,8 +355,9 @@ def test_an_epoch_sees_every_training_image_once(monkeypatch):
     config, counts = tiny(), []
     run = make_run(config, CPU)
 
-    def look(run, images, labels):
-        counts.append(labels)
+    def look(run, images, batch):
+        assert torch.equal(batch.labels, run.dataset.train.labels[batch.index])
+        counts.append(batch.labels)
         return {"task": torch.zeros(())}
 
     monkeypatch.setattr(engine, "step", look)
@@ -405,7 +407,7 @@ def test_the_rate_moves_within_an_epoch(monkeypatch):
     config, rates = tiny(epochs=10, schedule="onecycle", lr=0.1), []
     run = make_run(config, CPU)
 
-    def look(run, images, labels):
+    def look(run, images, batch):
         rates.append(run.optimiser.param_groups[0]["lr"])
         return {"task": torch.zeros(())}
 

@@ -1,6 +1,6 @@
-"""The methods: each a module that owns its trainable parts and turns (labels, student, teacher) into named loss terms.
+"""The methods: each a module that owns its trainable parts and turns (batch, student, teacher) into named loss terms.
 
-`forward(labels (B,), student: Output, teacher: Output | None) -> dict[str, scalar Tensor]`; the loop minimises their sum and knows
+`forward(batch: Batch, student: Output, teacher: Output | None) -> dict[str, scalar Tensor]`; the loop minimises their sum and knows
 no method by name. The teacher's output is without gradient; its `features["factor"]` is there when the method has an auto-encoder.
 """
 
@@ -10,11 +10,14 @@ from torch import nn
 
 from iekd.config import RunConfig
 from iekd.factor import FactorAutoEncoder
+from iekd.methods.batch import Batch
 from iekd.methods.factor_ae import FactorAE
 from iekd.methods.ft import FT
 from iekd.methods.ie import IEFT
 from iekd.methods.kd import KD
 from iekd.methods.supervised import Supervised
+
+__all__ = ["Batch", "build"]
 
 
 def build(config: RunConfig, student: nn.Module | None, teacher: nn.Module | None, autoencoder: FactorAutoEncoder | None) -> nn.Module:

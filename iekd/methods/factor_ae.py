@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from iekd.factor import FactorAutoEncoder
+from iekd.methods.batch import Batch
 from iekd.networks import Output
 
 
@@ -16,6 +17,6 @@ class FactorAE(nn.Module):
         self.autoencoder = FactorAutoEncoder(channels, ratio, decoder)
         self.power = 2 if reconstruction == "l2" else 1
 
-    def forward(self, labels: Tensor, student: None, teacher: Output) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, student: None, teacher: Output) -> dict[str, Tensor]:
         error = self.autoencoder(teacher.feature) - teacher.feature
         return {"reconstruction": error.abs().pow(self.power).mean()}

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from iekd import measures
 from iekd.factor import Encoder
+from iekd.methods.batch import Batch
 from iekd.networks import Output
 
 
@@ -20,6 +21,6 @@ class FT(nn.Module):
         super().__init__()
         self.encoder, self.weight = Encoder(channels, factor_channels), weight
 
-    def forward(self, labels: Tensor, student: Output, teacher: Output) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         factor = self.encoder(student.feature)
-        return {"task": F.cross_entropy(student.logits, labels), "ft": self.weight * measures.l1(factor, teacher.features["factor"])}
+        return {"task": F.cross_entropy(student.logits, batch.labels), "ft": self.weight * measures.l1(factor, teacher.features["factor"])}

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from iekd import measures
 from iekd.factor import SLOPE, Encoder
+from iekd.methods.batch import Batch
 from iekd.networks import Output
 
 
@@ -66,6 +67,6 @@ class IEFT(nn.Module):
         if explore != "none" and len(exploring):
             self.halves["explore"] = Half(exploring, teacher_encoder, explore, measures.EXPLORE, explore_weight)
 
-    def forward(self, labels: Tensor, student: Output, teacher: Output) -> dict[str, Tensor]:
+    def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         terms = {name: half(student.feature, teacher.features["factor"]) for name, half in self.halves.items()}
-        return {"task": F.cross_entropy(student.logits, labels), **terms}
+        return {"task": F.cross_entropy(student.logits, batch.labels), **terms}

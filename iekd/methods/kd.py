@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iekd.methods.batch import Batch
 from iekd.networks import Output
 
 
@@ -21,6 +22,6 @@ class KD(nn.Module):
         super().__init__()
         self.alpha, self.temperature = alpha, temperature
 
-    def forward(self, labels: Tensor, student: Output, teacher: Output) -> dict[str, Tensor]:
-        task = F.cross_entropy(student.logits, labels)
+    def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
+        task = F.cross_entropy(student.logits, batch.labels)
         return {"task": (1 - self.alpha) * task, "kd": self.alpha * soft_divergence(student.logits, teacher.logits, self.temperature)}

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iekd.methods.batch import Batch
 from iekd.networks import Output
 
 
 class Supervised(nn.Module):
-    """task = CE(logits, labels), batch mean."""
+    """task = CE(logits, batch.labels), batch mean."""
 
-    def forward(self, labels: Tensor, student: Output, teacher: Output | None) -> dict[str, Tensor]:
-        return {"task": F.cross_entropy(student.logits, labels)}
+    def forward(self, batch: Batch, student: Output, teacher: Output | None) -> dict[str, Tensor]:
+        return {"task": F.cross_entropy(student.logits, batch.labels)}
