@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import sys
 from pathlib import Path
@@ -36,9 +37,10 @@ def parser() -> argparse.ArgumentParser:
         prog="iekd", description="Knowledge distillation by inheritance and exploration: runs, grids and tables."
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    exact = functools.partial(argparse.ArgumentParser, allow_abbrev=False)  # no guessing: `--ft 3` could mean another field tomorrow
+    commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=exact)
 
-    run = commands.add_parser("run", help="load, resume or train one run, its parents first", allow_abbrev=False)
+    run = commands.add_parser("run", help="load, resume or train one run, its parents first")
     run.add_argument("--dry-run", action="store_true", help="print the configuration and the path of its record, train nothing")
     for name, field in RunConfig.model_fields.items():
         choices = f"; one of {', '.join(map(str, get_args(field.annotation)))}" if get_args(field.annotation) else ""

@@ -45,10 +45,10 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 _FACTOR = ("factor_ratio", "ae_epochs", "ae_lr", "reconstruction", "decoder")
 METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "supervised": (),
-    "factor-ae": ("teacher_epochs", "teachers", "factor_ratio", "reconstruction", "decoder"),  # its own epochs and lr
-    "kd": ("teacher_epochs", "teachers", "kd_alpha", "kd_temperature"),
-    "ft": ("teacher_epochs", "teachers", *_FACTOR, "ft_weight"),
-    "ie-ft": ("teacher_epochs", "teachers", *_FACTOR, "inherit", "explore", "inherit_weight", "explore_weight", "split", "split_ratio"),
+    "factor-ae": ("teacher_epochs", "teacher_lr", "teachers", "factor_ratio", "reconstruction", "decoder"),  # its own epochs and lr
+    "kd": ("teacher_epochs", "teacher_lr", "teachers", "kd_alpha", "kd_temperature"),
+    "ft": ("teacher_epochs", "teacher_lr", "teachers", *_FACTOR, "ft_weight"),
+    "ie-ft": ("teacher_epochs", "teacher_lr", "teachers", *_FACTOR, "inherit", "explore", "inherit_weight", "explore_weight", "split", "split_ratio"),
 }  # fmt: skip
 
 
@@ -90,6 +90,7 @@ class RunConfig(BaseModel):
 
     # Parents
     teacher_epochs: int = Field(160, ge=1, description="epochs of the teacher's own run")
+    teacher_lr: float = Field(0.1, gt=0, description="peak learning rate of the teacher's own run")
     teachers: int = Field(5, ge=1, description="number of different teachers: the run with seed k learns from teacher k mod teachers")
     ae_epochs: int = Field(30, ge=1, description="epochs of the factor auto-encoder")
     ae_lr: float = Field(0.1, gt=0, description="peak learning rate of the factor auto-encoder")
@@ -148,7 +149,7 @@ class RunConfig(BaseModel):
 
         Raises `ConfigError` that lists what is allowed for every unknown name and bad value.
         """
-        if preset not in PRESETS:
+        if not isinstance(preset, str) or preset not in PRESETS:
             raise ConfigError(f"preset: {preset!r} is not usable; choose one of {', '.join(PRESETS)}")
         unknown = [name for name in fields if name not in cls.model_fields]
         if unknown:
@@ -196,7 +197,9 @@ class RunConfig(BaseModel):
 
     def teacher_run(self) -> RunConfig:
         """The run that trains this run's teacher."""
-        return self.replace(method="supervised", student=self.teacher, epochs=self.teacher_epochs, seed=self.seed % self.teachers)
+        return self.replace(
+            method="supervised", student=self.teacher, epochs=self.teacher_epochs, lr=self.teacher_lr, seed=self.seed % self.teachers
+        )
 
     def autoencoder_run(self) -> RunConfig:
         """The run that trains the factor auto-encoder on this run's teacher."""

@@ -44,8 +44,10 @@ class FactorAutoEncoder(nn.Module):
         factor_channels, transposed = max(1, round(channels * ratio)), decoder == "transposed"
         self.encoder = Encoder(channels, factor_channels)
         self.decoder = nn.Sequential(
-            _block(factor_channels, factor_channels, transposed), _block(factor_channels, channels, transposed), _block(channels, channels, transposed)
-        )  # fmt: skip
+            _block(factor_channels, factor_channels, transposed),
+            _block(factor_channels, channels, transposed),
+            _block(channels, channels, transposed),
+        )
 
     def forward(self, feature: Tensor) -> Tensor:
         """The reconstruction R(f_T), of the feature's shape."""

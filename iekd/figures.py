@@ -74,6 +74,7 @@ def seeds_plot(frame: pd.DataFrame, order: Sequence[str] | None = None, metric: 
         mean = summary(frame.loc[frame["label"] == reference, metric]).mean
         _mark(ax, mean, f"mean of {reference}")
     ax.set_xlabel(AXIS[metric])
+    plt.close(fig)  # the notebook shows the figure that is returned, once
     return fig
 
 
@@ -91,6 +92,7 @@ def paired_plot(frame: pd.DataFrame, baseline: str, order: Sequence[str] | None 
         _row(ax, y, values, summary(values)._replace(low=result.low, high=result.high), colour(name))
     _mark(ax, 0.0, baseline)
     ax.set_xlabel("Test error minus baseline, same seed (points)\nbelow 0 is better")
+    plt.close(fig)  # the notebook shows the figure that is returned, once
     return fig
 
 
@@ -142,6 +144,7 @@ def curves(histories: pd.DataFrame, metric: str = "test_error", ylabel: str = "T
     ax.set(xlabel="Epoch", ylabel=ylabel)
     ax.margins(x=0.01)
     ax.legend(handlelength=3.2)
+    plt.close(fig)  # the notebook shows the figure that is returned, once
     return fig
 
 
@@ -158,4 +161,5 @@ def images_grid(images: Any, titles: Sequence[str] | None = None, columns: int =
         if i < len(pictures):
             ax.imshow(pictures[i].squeeze(), cmap="gray", interpolation="nearest", vmin=0, vmax=255)
             ax.set_title(titles[i] if titles else "", fontsize=9, pad=2)
+    plt.close(fig)  # the notebook shows the figure that is returned, once
     return fig

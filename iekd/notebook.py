@@ -11,9 +11,12 @@ import difflib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from iekd.config import ConfigError, RunConfig
+
+np.set_printoptions(legacy="1.25")  # numbers print and glue as 1.23, not as np.float64(1.23)
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 INJECTED = "# Parameters"  # the first line of the cell that papermill injects

@@ -172,7 +172,10 @@ def provenance() -> dict[str, Any]:
         "versions": {
             "iekd": __version__, "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
         },
-        "device": {"name": torch.cuda.get_device_name() if cuda else _processor(), "type": "cuda" if cuda else "cpu", "threads": torch.get_num_threads()},
+        "device": {
+            "name": torch.cuda.get_device_name() if cuda else _processor(), "type": "cuda" if cuda else "cpu",
+            "threads": torch.get_num_threads(),
+        },
     }  # fmt: skip
 
 

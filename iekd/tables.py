@@ -122,7 +122,7 @@ def spread(row: Mapping[str, Any]) -> str:
 
 
 def difference_lines(row: Mapping[str, Any]) -> list[str]:
-    """The lines of a difference cell: difference with sign and word, then interval, pairs and p."""
+    """The lines of a difference cell: difference with sign and word; interval; pairs and p."""
     if row["baseline"]:
         return ["baseline"]
     if row["pairs"] == 0:
@@ -130,7 +130,7 @@ def difference_lines(row: Mapping[str, Any]) -> list[str]:
     limits = interval(row["difference_low"], row["difference_high"], signed=True)
     tested = "" if pd.isna(row["p_holm"]) else f", {p_text(row['p_holm'])}"
     difference = f"{number(row['difference'], signed=True)} {SIGNS.get(row['effect'], '')}".strip()
-    return [difference, f"{row['pairs']} pairs, {limits}{tested}"]
+    return [difference, limits, f"{row['pairs']} pairs{tested}"]
 
 
 def _against_paper(row: Mapping[str, Any]) -> list[str]:

@@ -61,11 +61,12 @@ def train(config: RunConfig, *, progress: bool = True, again: bool = False) -> R
 def load_network(config: RunConfig) -> nn.Module:
     """The trained network of a finished run, in eval mode without gradient; for a factor auto-encoder, the auto-encoder."""
     tensors, _ = store.load_tensors(_weights(config))
-    if config.method == "factor-ae":
-        channels = load_network(config.teacher_run()).feature_channels
-        network, prefix = FactorAutoEncoder(channels, config.factor_ratio, config.decoder), "method.autoencoder."
-    else:
-        network, prefix = _build(config.student, config), "student."
+    with torch.random.fork_rng(devices=[]):  # whether a run is loaded or trained, the caller's random numbers stay the same
+        if config.method == "factor-ae":
+            channels = load_network(config.teacher_run()).feature_channels
+            network, prefix = FactorAutoEncoder(channels, config.factor_ratio, config.decoder), "method.autoencoder."
+        else:
+            network, prefix = _build(config.student, config), "student."
     network.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
     return network.eval().requires_grad_(False)
 

@@ -23,6 +23,8 @@ def compared(runs: pd.DataFrame, variant: str, baseline: str, metric: str = "las
         return NO_RUNS
     table = tables.comparison(students, baseline, metric).set_index("variant")
     row, name = table.loc[variant], table.loc[baseline, "label"]
+    if variant == baseline:
+        return f"nothing to be compared with: it is {name} itself"
     if row["pairs"] < 2:
         return f"{TOO_FEW} with {name}"
     difference = tables.number(row["difference"], signed=True)

@@ -86,8 +86,9 @@ def test_hashes_stay_as_they_are():
 
 
 OTHER = dict(
-    teacher_epochs=7, teachers=2, ae_epochs=7, ae_lr=0.7, factor_ratio=0.25, reconstruction="l1", decoder="conv", kd_alpha=0.3,
-    kd_temperature=7, ft_weight=7, inherit="l2", explore="cka", inherit_weight=7, explore_weight=7, split="halves", split_ratio=0.25,
+    teacher_epochs=7, teacher_lr=0.7, teachers=2, ae_epochs=7, ae_lr=0.7, factor_ratio=0.25, reconstruction="l1", decoder="conv",
+    kd_alpha=0.3, kd_temperature=7, ft_weight=7, inherit="l2", explore="cka", inherit_weight=7, explore_weight=7, split="halves",
+    split_ratio=0.25,
 )  # fmt: skip
 
 
@@ -175,6 +176,12 @@ def test_parents_of_a_run():
     assert (teacher.method, teacher.student, teacher.epochs, teacher.seed) == ("supervised", config.teacher, config.teacher_epochs, 2)
     assert (autoencoder.method, autoencoder.teacher, autoencoder.epochs, autoencoder.lr) == ("factor-ae", config.teacher, 10, 0.1)
     assert autoencoder.parents() == {"teacher": teacher} and teacher.parents() == {}
+
+
+@pytest.mark.parametrize("fields", [dict(lr=0.05), dict(ae_lr=0.01), dict(teacher_lr=0.05), dict(epochs=3), dict(batch_size=7)])
+def test_the_autoencoder_learns_the_features_of_the_run_s_own_teacher(fields):
+    config = RunConfig.create("smoke", method="ie-ft", seed=7, **fields)
+    assert config.autoencoder_run().teacher_run() == config.teacher_run()
 
 
 def test_every_method_and_seed_modulo_teachers_has_the_same_teacher():

@@ -37,15 +37,9 @@ def student():
     return found
 
 
-class Taught(Output):
-    """A teacher's output whose `feature` stays the last stage although the factor came after it."""
-
-    feature = property(lambda self: self.features["stage3"])
-
-
 @pytest.fixture
 def teacher():
-    return Taught(*output(2, channels=16, factor=K))
+    return output(2, channels=16, factor=K)
 
 
 def encoder(seed: int = 0) -> Encoder:
@@ -257,7 +251,10 @@ def test_the_reconstruction_loss(teacher, reconstruction, power):
 
 @pytest.mark.parametrize(
     ("method", "terms"),
-    [("supervised", ["task"]), ("kd", ["task", "kd"]), ("ft", ["task", "ft"]), ("ie-ft", ["task", "inherit", "explore"]), ("factor-ae", ["reconstruction"])],
+    [
+        ("supervised", ["task"]), ("kd", ["task", "kd"]), ("ft", ["task", "ft"]), ("ie-ft", ["task", "inherit", "explore"]),
+        ("factor-ae", ["reconstruction"]),
+    ],
 )  # fmt: skip
 def test_every_method_builds_and_gives_finite_terms(method, terms):
     config = tiny(method)

@@ -24,7 +24,8 @@ def saved(runs):
 
 def test_a_record_comes_back_as_it_was(saved):
     for record in saved:
-        assert records.find(record.config) == records.read(records.record_path(record.config)) == record
+        assert records.find(record.config) == records.read(records.record_path(record.config))
+        assert records.find(record.config).to_json() == record.to_json()
     assert records.find(tiny("ft")) is None
 
 

@@ -28,7 +28,7 @@ MAX_PAGE_BYTES = 1_000_000
 # What a browser fetches without being asked. Plain links (<a href>) are the reader's own choice.
 FOREIGN = re.compile(r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\bsrc=\"((?:https?:)?//[^\"]+)", re.I)
 FOREIGN_LINK = re.compile(r"<link\b(?![^>]*rel=\"(?:canonical|license)\")[^>]*?\bhref=\"((?:https?:)?//[^\"]+)", re.I)
-RECORD_LINK = re.compile(r"href=\"(?:\./)?(records/[^\"#?]+)")
+RECORD_LINK = re.compile(r"href=\"(?:\./)?(records/[^\"#?<]+)\"")
 
 
 def inputs_digest() -> str:

@@ -36,7 +36,7 @@ class Half(nn.Module):
         self.register_buffer("channels", channels)
         self.encoder = Encoder(len(channels), teacher_encoder.factor_channels)
         self.measure, self.weight = table[measure], weight
-        # Partial L2 sees the teacher through a margin ReLU (overhaul distillation); the factor comes after a LeakyReLU, which scales the margin.
+        # Partial L2 sees the teacher through a margin ReLU (overhaul distillation); the factor's LeakyReLU scales the margin too.
         margin = SLOPE * measures.expected_negative(teacher_encoder.last_norm) if measure == "partial-l2" else None
         self.register_buffer("margin", margin)
 

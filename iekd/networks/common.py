@@ -12,7 +12,7 @@ class Output(NamedTuple):
 
     `logits` is (B, classes). `features` maps names to tensors, in the order of the network: for every stage k
     'stage<k>_pre' and 'stage<k>' (B, C, H, W), before and after its last ReLU; then 'pooled' (B, C), the classifier's
-    input.
+    input. A teacher adds its 'factor' (B, K, H, W).
     """
 
     logits: Tensor
@@ -21,7 +21,7 @@ class Output(NamedTuple):
     @property
     def feature(self) -> Tensor:
         """The feature that is distilled: last stage, after ReLU, before pooling (B, feature_channels, H, W)."""
-        return [value for name, value in self.features.items() if name != "pooled"][-1]
+        return [value for name, value in self.features.items() if name.startswith("stage")][-1]
 
 
 def finish(head: nn.Linear, features: dict[str, Tensor]) -> Output:

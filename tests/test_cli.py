@@ -1,0 +1,159 @@
+"""The command line: what it prints, and how it refuses."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+from tiny import SMALL, made_up, tiny
+
+from iekd import cli, records
+from iekd.config import RunConfig
+
+SMALL_OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.fixture
+def iekd(capsys):
+    """iekd('run', ...) -> (exit status, standard output, standard error)."""
+
+    def call(*words):
+        try:
+            status = cli.main([str(word) for word in words])
+        except SystemExit as exit:  # argparse's own refusals
+            status = exit.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def test_help_lists_the_commands_and_every_field(iekd):
+    status, out, _ = iekd("--help")
+    assert status == 0 and all(command in out for command in ("run", "sweep", "table", "data", "doctor"))
+    status, out, _ = iekd("run", "--help")
+    text = " ".join(out.split())
+    assert status == 0 and all(f"--{name.replace('_', '-')} VALUE" in text for name in RunConfig.model_fields)
+    assert "x0.1 at 50 % and 75 % of the epochs" in text and "one of none, l1, l2, cosine, partial-l2, orthogonal, cka" in text
+
+
+def test_dry_run_prints_configuration_hash_and_path_and_trains_nothing(iekd, runs):
+    config = tiny("ie-ft", explore="cka", seed=3)
+    status, out, err = iekd("run", *SMALL_OPTIONS, "--method", "ie-ft", "--explore", "cka", "--seed", 3, "--dry-run")
+    assert (status, err) == (0, "") and not runs.exists()
+    *printed, name, path = out.strip().splitlines()
+    assert json.loads("\n".join(printed)) == config.model_dump()
+    assert name == f"hash {config.hash}" and path == f"record {records.record_path(config)}"
+
+
+def test_a_run_prints_its_errors_and_its_record_and_loads_the_second_time(iekd, runs):
+    words = ("run", *SMALL_OPTIONS, "--method", "kd")
+    status, out, _ = iekd(*words)
+    record = records.find(tiny("kd"))
+    assert status == 0 and f"last: test error {record.metrics['last'].test_error:.2f} % (epoch 3)" in out
+    assert "val_selected: " in out and "best_on_test: " in out and str(records.record_path(record.config)) in out
+    written = records.record_path(record.config).stat().st_mtime_ns
+    assert iekd(*words)[:2] == (0, out)
+    assert records.record_path(record.config).stat().st_mtime_ns == written
+
+
+def test_an_autoencoder_prints_its_loss(iekd):
+    status, out, _ = iekd("run", *SMALL_OPTIONS, "--method", "factor-ae")
+    assert status == 0 and "last: test loss" in out
+
+
+# ---------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--exlore", "cka"], "exlore: no such parameter (did you mean 'explore'?); the parameters are preset, dataset"),
+        (["run", "--exlore=cka", "--dry-run"], "exlore: no such parameter"),
+        (["run", "--explor", "cka"], "explor: no such parameter (did you mean 'explore'?)"),  # no guessing by prefix
+        (["run", "cka"], "cka: no such option"),
+        (["run", "--seed"], "expected one argument"),
+        (["sweep", "g.yaml", "--job", "2"], "--job"),
+        (["sweep", "g.yaml", "--jobs", "0"], "'0' is no number from 1"),
+        (["sweep", "g.yaml", "--jobs", "two"], "'two' is no number from 1"),
+        (["table", "--rule", "best"], "choose from"),
+        (["dance"], "dance"),
+        ([], "COMMAND"),
+    ],
+)  # fmt: skip
+def test_a_wrong_option_exits_with_2_and_a_message(iekd, runs, words, message):
+    status, out, err = iekd(*words)
+    assert status == 2 and message in err and out == "" and not runs.exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["run", "--explore", "cca"], "iekd: explore: 'cca' is not usable; choose one of none, l1, l2"),
+        (["run", "--method", "kd", "--explore", "cca"], "iekd: explore: 'cca' is not usable"),
+        (["run", "--seed", "many"], "iekd: seed: 'many' is not usable"),
+        (["run", "--student", "resnet21"], "iekd: network 'resnet21' is not known; the networks are"),
+        (["run", "--preset", "big"], "iekd: preset: 'big' is not usable; choose one of smoke, class, paper"),
+        (["run", "--train-images", "5000"], "iekd: train_images: 5000 is not usable"),
+        (["run", "--method", "ft", "--teacher", "vgg13"], "Choose a pair with the same down-sampling"),
+        (["sweep", "none.yaml"], "iekd: none.yaml: No such file"),
+        (["data", "pack", "mnist", "there"], "iekd: data set 'mnist' is not known"),
+    ],
+)  # fmt: skip
+def test_a_wrong_value_exits_with_1_and_one_message_without_traceback(iekd, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, out, err = iekd(*words)
+    assert status == 1 and message in err and "Traceback" not in err and out == ""
+    assert len(records.load()) == 0
+
+
+def test_a_corrupt_record_exits_with_1_and_names_the_file(iekd):
+    made_up(tiny()).save()
+    path = records.record_path(tiny())
+    path.write_text("{")
+    status, _, err = iekd("run", *SMALL_OPTIONS)
+    assert status == 1 and str(path) in err and "Restore it from git" in err
+    assert iekd("table", "--preset", "smoke")[0] == 1
+
+
+def test_ctrl_c_exits_with_130(iekd, monkeypatch):
+    monkeypatch.setattr("iekd.training._fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    status, _, err = iekd("run", *SMALL_OPTIONS)
+    assert status == 130 and "the same command goes on" in err
+
+
+# ---------------------------------------------------------------------- the other commands
+
+
+def test_doctor(iekd):
+    made_up(tiny()).save()
+    status, out, _ = iekd("doctor")
+    assert status == 0 and "torch" in out and "device: " in out and "records: 1 in" in out
+    assert all(name in out for name in ("digits", "fashion-mnist", "cifar10", "cifar100"))
+
+
+def test_data_list(iekd, tmp_path):
+    status, out, _ = iekd("data", "list", "--root", tmp_path)
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ["digits", "fashion-mnist", "cifar10", "cifar100"]
+
+
+def test_sweep_dry_run_and_summary(iekd, tmp_path):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump({"base": SMALL, "runs": [{"method": "supervised"}, {"method": "kd"}]}))
+    made_up(tiny(), error=12.5).save()
+    status, out, _ = iekd("sweep", grid, "--dry-run")
+    lines = sorted(line.split() for line in out.splitlines())
+    assert status == 0 and lines == [["done", tiny().path], ["pending", tiny("kd").path], ["pending", tiny("kd").teacher_run().path]]
+    for config in (tiny("kd"), tiny("kd").teacher_run()):
+        made_up(config, error=20).save()
+    status, out, _ = iekd("sweep", grid)
+    assert status == 0 and f"loaded   12.50 %  {tiny().path}" in out and out.splitlines()[-1] == "2 runs, 0 failed"
+
+
+def test_table(iekd):
+    for seed in (0, 1):
+        made_up(tiny(seed=seed), error=10 + seed).save()
+    status, out, _ = iekd("table", "--preset", "smoke")
+    assert status == 0 and "10.50 ± 0.71" in out
+    status, out, _ = iekd("table", "--preset", "smoke", "--format", "csv")
+    assert status == 0 and len(out.strip().splitlines()) == 2

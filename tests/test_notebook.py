@@ -1,0 +1,146 @@
+"""A notebook refuses parameters that it does not have, before anything trains; and grids name only parameters that it has."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+
+from iekd import notebook
+from iekd.config import ConfigError, RunConfig
+from iekd.notebook import check
+
+ROOT = Path(__file__).parents[1]
+CELL = """\
+method: str = 'ie-ft'  # how the student is trained
+seed: int = 0  # seed
+lr: float = 0.1  # peak rate
+quick: bool = False  # fewer epochs"""
+DEFAULTS = dict(method="ie-ft", seed=0, lr=0.1, quick=False)
+
+
+def checked(*injected: str, cells=("", CELL), **values):
+    """`check` after papermill injected a cell of assignments."""
+    sources = [*cells, *(f"# Parameters\n{lines}" for lines in injected), "import iekd"]
+    return check(sources, {**DEFAULTS, **values})
+
+
+def test_defaults_and_good_values_pass():
+    assert checked() == DEFAULTS
+    assert checked("method = 'kd'\nseed = 3", method="kd", seed=3) == {**DEFAULTS, "method": "kd", "seed": 3}
+
+
+def test_a_whole_number_is_a_float_too():
+    values = checked("lr = 1", lr=1)
+    assert values["lr"] == 1.0 and type(values["lr"]) is float
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (dict(exlore="cka"), "exlore: this notebook has no such parameter"),
+        (dict(metod="kd"), r"metod: this notebook has no such parameter \(did you mean 'method'\?\)"),
+        (dict(seed="3"), "seed: '3' is no int"),
+        (dict(seed=3.0), "seed: 3.0 is no int"),
+        (dict(seed=True), "seed: True is no int"),
+        (dict(seed=None), "seed: None is no int"),
+        (dict(method=["kd", "ft"]), r"method: \['kd', 'ft'\] is no str"),
+        (dict(lr="0.1"), "lr: '0.1' is no float"),
+        (dict(lr=True), "lr: True is no float"),
+        (dict(quick=1), "quick: 1 is no bool"),
+    ],
+)  # fmt: skip
+def test_a_bad_parameter_is_refused_with_the_list_of_parameters(values, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        checked("\n".join(f"{name} = {value!r}" for name, value in values.items()), **values)
+    assert "The parameters of this notebook are:\n  method: str\n  seed: int\n  lr: float\n  quick: bool" in str(error.value)
+
+
+def test_all_bad_parameters_are_named_at_once():
+    with pytest.raises(ConfigError) as error:
+        checked("exlore = 1\nseed = 'x'", exlore=1, seed="x")
+    assert "exlore: " in str(error.value) and "seed: 'x'" in str(error.value)
+
+
+def test_other_cells_declare_nothing():
+    cells = ("", "%matplotlib inline", CELL, "x = 1\ny: int = 2", "def f(:", "z: list = []")
+    assert checked(cells=cells) == DEFAULTS
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """kernel(cell, injected, **values): what `notebook.parameters` sees."""
+
+    def kernel(cell: str, injected: str = "", **values):
+        namespace: dict = {}
+        exec(cell, namespace)
+        shell = type(
+            "Shell", (), {"user_ns": {**namespace, **values, "In": ["", cell, *([f"# Parameters\n{injected}"] if injected else [])]}}
+        )
+        monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+
+    return kernel
+
+
+def test_a_configuration_of_the_parameters(kernel):
+    kernel(
+        "preset: str = 'smoke'\nstudent: str = ''\nseed: int = 0\nseeds: int = 5\nepochs: int = -1\nexplore: str = 'cka'",
+        "seed = 2",
+        seed=2,
+    )
+    assert notebook.run_config(method="ie-ft", seed=1) == RunConfig.create("smoke", method="ie-ft", explore="cka", seed=2)
+
+
+def test_a_bad_value_is_refused_by_the_configuration(kernel):
+    kernel("method: str = 'ie-ft'\nexplore: str = 'l1'", "explore = 'cca'", explore="cca")
+    with pytest.raises(ConfigError, match="explore: 'cca' is not usable; choose one of none, l1"):
+        notebook.run_config()
+
+
+# ---------------------------------------------------------------------- papermill itself
+
+
+@pytest.fixture
+def generated(tmp_path):
+    """A small notebook as the book's are: parameters, check, training."""
+    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    book.cells = [
+        nbformat.v4.new_markdown_cell("# Small"),
+        nbformat.v4.new_code_cell("explore: str = 'l1'  # measure\nseed: int = 0  # seed", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell("from iekd.notebook import run_config\nconfig = run_config(method='ie-ft')"),
+        nbformat.v4.new_code_cell("raise SystemError('trained')"),
+    ]
+    path = tmp_path / "small.ipynb"
+    nbformat.write(book, path)
+    return path
+
+
+def test_papermill_with_a_wrong_parameter_fails_before_training(generated, runs, monkeypatch):
+    papermill = pytest.importorskip("papermill")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    with pytest.raises(papermill.PapermillExecutionError) as error:
+        papermill.execute_notebook(generated, None, dict(exlore="cka", seed="3"), progress_bar=False)
+    assert error.value.ename == "ConfigError" and "seed: '3' is no int" in error.value.evalue
+    assert "exlore: this notebook has no such parameter (did you mean 'explore'?)" in error.value.evalue
+    assert "explore: str\n  seed: int" in error.value.evalue and not runs.exists()
+
+
+# ---------------------------------------------------------------------- grids and their notebooks
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "runs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_key_of_a_grid_is_a_parameter_of_its_notebook(path):
+    grid = yaml.safe_load(path.read_text())
+    assert "notebook" in grid, f"{path.name} has no key `notebook`"
+    file = ROOT / grid["notebook"]
+    assert file.exists(), f"{path.name} names {grid['notebook']}, which does not exist"
+    cells = json.loads(file.read_text())["cells"]
+    (cell,) = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    declared = {node.target.id for node in ast.parse("".join(cell["source"])).body}
+    keys = {key for entry in grid["runs"] for key in {**grid.get("base", {}), **entry}}
+    assert keys <= declared, f"{grid['notebook']} has no parameter {', '.join(sorted(keys - declared))}"
