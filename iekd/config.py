@@ -27,6 +27,13 @@ MethodName = Literal[
     "ab",
     "ie-at",
     "ie-od",
+    "sp",
+    "cc",
+    "vid",
+    "rkd",
+    "pkt",
+    "nst",
+    "crd",
 ]  # fmt: skip
 Inherit = Literal["none", "l1", "l2", "cosine", "partial-l2"]
 Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka"]
@@ -74,6 +81,13 @@ METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "ab": (*_TEACHER, "ab_weight", "init_epochs"),
     "ie-at": (*_TEACHER, "at_weight", *_SPLIT),
     "ie-od": (*_TEACHER, "od_weight", *_SPLIT),
+    "sp": (*_TEACHER, "sp_weight"),
+    "cc": (*_TEACHER, "cc_weight"),
+    "vid": (*_TEACHER, "vid_weight"),
+    "rkd": (*_TEACHER, "rkd_weight"),
+    "pkt": (*_TEACHER, "pkt_weight"),
+    "nst": (*_TEACHER, "nst_weight"),
+    "crd": (*_TEACHER, "crd_weight"),
 }  # fmt: skip
 
 
@@ -142,6 +156,13 @@ class RunConfig(BaseModel):
     fitnet_weight: float = Field(100.0, ge=0, description="FitNet: weight of the mean squared error of the hint")
     ab_weight: float = Field(3e-3, ge=0, description="AB: weight of the squared hinge at activation boundaries, summed over a sample")
     init_epochs: int = Field(20, ge=0, description="FitNet, AB: epochs of the first stage, the initialisation; they are part of `epochs`")
+    sp_weight: float = Field(3000.0, ge=0, description="SP: weight of the mean squared difference of the similarities in a batch")
+    cc_weight: float = Field(100.0, ge=0, description="CC: weight of the mean squared difference of the correlations in a batch")
+    vid_weight: float = Field(1.0, ge=0, description="VID: weight of the mean negative log density of the teacher's features")
+    rkd_weight: float = Field(25.0, ge=0, description="RKD: weight of the mean Huber loss of distances; that of angles gets twice as much")
+    pkt_weight: float = Field(30000.0, ge=0, description="PKT: weight of the mean divergence of a pair of images")
+    nst_weight: float = Field(50.0, ge=0, description="NST: weight of the mean squared discrepancy of the channels' maps")
+    crd_weight: float = Field(0.8, ge=0, description="CRD: weight of the two contrastive losses, mean over the batch")
 
     @model_validator(mode="after")
     def _networks_can_be_built(self) -> RunConfig:

@@ -61,7 +61,7 @@ def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         student = None if config.student == "none" else build_network(config.student, config)
-        method = methods.build(config, student, teacher, autoencoder)
+        method = methods.build(config, student, teacher, autoencoder, dataset.train.labels)
     learner = nn.ModuleDict({"method": method} if student is None else {"student": student, "method": method})
     learner.to(device, memory_format=torch.channels_last)
     frozen = None

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
 from iekd import data, networks
 from iekd.config import RunConfig
@@ -19,6 +19,8 @@ from iekd.methods import pairs
 from iekd.methods.ab import AB
 from iekd.methods.at import AT
 from iekd.methods.batch import Batch
+from iekd.methods.cc import CC
+from iekd.methods.crd import CRD
 from iekd.methods.factor_ae import FactorAE
 from iekd.methods.fitnet import FitNet
 from iekd.methods.ft import FT
@@ -26,10 +28,15 @@ from iekd.methods.ie import IEFT
 from iekd.methods.ie_at import IEAT
 from iekd.methods.ie_od import IEOD
 from iekd.methods.kd import KD
+from iekd.methods.nst import NST
 from iekd.methods.od import OD
 from iekd.methods.pairs import Pair, PairError
+from iekd.methods.pkt import PKT
+from iekd.methods.rkd import RKD
+from iekd.methods.sp import SP
 from iekd.methods.supervised import Supervised
 from iekd.methods.tf_kd import TfKD
+from iekd.methods.vid import VID
 
 __all__ = ["Batch", "PairError", "build", "compared"]
 
@@ -43,6 +50,8 @@ COMPARED: dict[str, Callable[[pairs.Shapes, pairs.Shapes], list[Pair]]] = {
     "ab": pairs.stages,
     "ie-at": pairs.stages,
     "ie-od": pairs.stages,
+    "vid": pairs.stages,
+    "nst": pairs.last,
 }
 
 
@@ -55,8 +64,17 @@ def compared(config: RunConfig) -> list[Pair]:
     return COMPARED[config.method](*shapes)
 
 
-def build(config: RunConfig, student: nn.Module | None, teacher: nn.Module | None, autoencoder: FactorAutoEncoder | None) -> nn.Module:
-    """The method a configuration names, with fresh parts for these networks. Raises `PairError` if it cannot compare them."""
+def build(
+    config: RunConfig,
+    student: nn.Module | None,
+    teacher: nn.Module | None,
+    autoencoder: FactorAutoEncoder | None,
+    labels: Tensor | None = None,
+) -> nn.Module:
+    """The method a configuration names, with fresh parts for these networks. Raises `PairError` if it cannot compare them.
+
+    `labels`: the classes of all training images, for a method with a memory.
+    """
     stages = compared(config)
     match config.method:
         case "supervised":
@@ -90,3 +108,17 @@ def build(config: RunConfig, student: nn.Module | None, teacher: nn.Module | Non
                 stages, teacher.norms, config.od_weight, config.explore_weight,
                 split=config.split, ratio=config.split_ratio, seed=config.seed,
             )  # fmt: skip
+        case "sp":
+            return SP(config.sp_weight)
+        case "cc":
+            return CC(config.cc_weight)
+        case "vid":
+            return VID(stages, config.vid_weight)
+        case "rkd":
+            return RKD(config.rkd_weight)
+        case "pkt":
+            return PKT(config.pkt_weight)
+        case "nst":
+            return NST(stages[0], config.nst_weight)
+        case "crd":
+            return CRD(student.head.in_features, teacher.head.in_features, labels, config.crd_weight)
