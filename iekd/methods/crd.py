@@ -30,10 +30,11 @@ class Head(nn.Linear):
         return measures.unit(super().forward(pooled))
 
     @torch.no_grad()
-    def store(self, index: Tensor, embedding: Tensor) -> None:
-        """Move the memory of these images towards their embeddings; in place, nothing waits for the device."""
-        old = self.memory.index_select(0, index)
-        self.memory.index_copy_(0, index, measures.unit(MOMENTUM * old + (1 - MOMENTUM) * embedding))
+    def remember(self, index: Tensor, embedding: Tensor) -> Tensor:
+        """Move the memory of these images towards their embeddings, in place; returns what it was before (B, SIZE)."""
+        before = self.memory.index_select(0, index)
+        self.memory.index_copy_(0, index, measures.unit(MOMENTUM * before + (1 - MOMENTUM) * embedding))
+        return before
 
 
 class CRD(nn.Module):
@@ -46,7 +47,8 @@ class CRD(nn.Module):
     *Critic*: the paper writes e^(x.y / tau) for the probability that it is in the NCE behind it, so that N / M (M images) stands for
     N m. Its authors' code divides by Z = M m, the mean m estimated on the first batch, when the memory is still random. That has
     expectation e^(1 / (2 SIZE tau^2)), taken here. (Without Z the loss would begin at N log(1 + M / N), some 20,000.)
-    *Positives* are the two embeddings of this batch, as in the paper; the authors' code takes one from the memory.
+    *Positives* come from the memory like the negatives, as in the authors' code. The paper's text speaks of negatives only, but a
+    positive of this batch allows a cheat: on digits all embeddings ran, as one, from where the memory still was.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, labels: Tensor, weight: float):
@@ -58,23 +60,20 @@ class CRD(nn.Module):
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         ours, theirs = self.student(student.features["pooled"]), self.teacher(teacher.features["pooled"])
-        self.student.store(batch.index, ours)  # before the contrast: what backward needs of the memory must not change after it
-        self.teacher.store(batch.index, theirs)
+        # The memory moves before it is used: backward needs it as it was used.
+        our_past, their_past = self.student.remember(batch.index, ours), self.teacher.remember(batch.index, theirs)
         negative = self.labels != batch.labels[:, None]
-        positive = odds((ours * theirs).sum(1))
-        loss = sum(
-            noise_contrast(positive, odds(anchor @ memory.T), negative)
-            for anchor, memory in ((ours, self.teacher.memory), (theirs, self.student.memory))
-        )
+        loss = contrast(ours, their_past, self.teacher.memory, negative) + contrast(theirs, our_past, self.student.memory, negative)
         return {"task": F.cross_entropy(student.logits, batch.labels), "crd": self.weight * loss}
 
 
-def odds(cosine: Tensor) -> Tensor:
+def contrast(anchor: Tensor, positive: Tensor, memory: Tensor, negative: Tensor) -> Tensor:
+    """Batch mean of -log h(positive) - N * mean over the negatives of log(1 - h): (B, SIZE) twice, (M, SIZE), and a mask (B, M)."""
+    others = F.softplus(log_odds(anchor @ memory.T))
+    mean = torch.where(negative, others, 0).sum(1) / negative.sum(1).clamp(min=1)
+    return (F.softplus(-log_odds((anchor * positive).sum(1))) + NEGATIVES * mean).mean()
+
+
+def log_odds(cosine: Tensor) -> Tensor:
     """log(h / (1 - h)) of the critic."""
     return cosine / TEMPERATURE - math.log(NEGATIVES) - 1 / (2 * SIZE * TEMPERATURE**2)
-
-
-def noise_contrast(positive: Tensor, others: Tensor, negative: Tensor) -> Tensor:
-    """Batch mean of -log h(positive) - N * mean of log(1 - h) over the negatives, from log odds (B,), (B, M) and a mask (B, M)."""
-    mean = torch.where(negative, F.softplus(others), 0).sum(1) / negative.sum(1).clamp(min=1)
-    return (F.softplus(-positive) + NEGATIVES * mean).mean()
