@@ -65,6 +65,9 @@ BOLD_PAIR = {"dataset": "cifar10", "teacher": "resnet56", "student": "resnet20"}
 
 CLAIMS = (
     Claim("ie-ft", "T", "IE-FT ends with a lower error than FT.", _ie(), (_method("ft"),)),
+    # FT's published weight is ten times IE-FT's: the pair above differs in weight as well as in method, this one does not.
+    Claim("ie-ft-weight", "X", "Exploration helps FT at FT's own weight: IE-FT with inheritance weight 500 ends below FT.",
+          _ie(inherit_weight=500.0), (_method("ft"),)),
     Claim("ie-at", "T", "IE-AT ends with a lower error than AT.", _method("ie-at"), (_method("at"),)),
     Claim("ie-od", "T", "IE-OD ends with a lower error than OD.", _method("ie-od"), (_method("od"),)),
     Claim("below-teacher", "T", "ResNet-20 taught by ResNet-56 with IE-FT ends below its teacher's error on CIFAR-10.",
