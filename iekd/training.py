@@ -132,9 +132,7 @@ def _finish(
     Raises `TrainingError` for weights that the last update made infinite, which no later loss would show.
     """
     if broken := [name for name, tensor in run.learner.state_dict().items() if not tensor.isfinite().all()]:
-        raise TrainingError(
-            f"{config.path}: after the last step '{broken[0]}' is not finite. Nothing was recorded; lower lr or the weights."
-        )
+        raise TrainingError(f"{config.path}: the last step made '{broken[0]}' infinite. Nothing was recorded; lower lr or the weights.")
     curves = {name: [row.get(name) for row in history] for name in dict.fromkeys(k for row in history for k in row)}
     weights = store.save_tensors(store.cache_folder() / f"{config.path}.safetensors", run.learner.state_dict(), {"hash": config.hash})
     record = Record(
