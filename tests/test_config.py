@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from iekd import cli, grid
-from iekd.config import METHOD_FIELDS, PRESETS, ConfigError, RunConfig
+from iekd.config import METHOD_FIELDS, NATIVE_SIZE, PRESETS, ConfigError, RunConfig
 
 GRIDS = sorted((Path(__file__).parents[1] / "runs").glob("*.yaml"))
 
@@ -188,3 +188,15 @@ def test_the_autoencoder_learns_the_features_of_the_run_s_own_teacher(fields):
 def test_every_method_and_seed_modulo_teachers_has_the_same_teacher():
     teachers = {RunConfig.create("smoke", method=m, seed=s).teacher_run() for m in ("kd", "ft", "ie-ft") for s in (1, 6, 11)}
     assert len(teachers) == 1
+
+
+def test_the_native_size_by_name_or_by_number_is_one_run():
+    for dataset, size in NATIVE_SIZE.items():
+        by_number = RunConfig.create("paper", dataset=dataset, image_size=size)
+        assert by_number.hash == RunConfig.create("paper", dataset=dataset).hash and by_number.image_size == 0
+    assert RunConfig.create("paper", image_size=16).image_size == 16
+
+
+def test_a_seed_that_no_generator_takes_is_refused():
+    with pytest.raises(ConfigError, match="seed"):
+        RunConfig.create(seed=2**64)

@@ -556,3 +556,19 @@ def test_again_trains_again():
     record.model_copy(update={"started": "long ago"}).save()
     again = train(config, again=True)
     assert again.started != "long ago" and content(again) == content(record)
+
+
+def test_weights_that_the_last_step_made_infinite_are_not_recorded(folder, monkeypatch):
+    folder("broken")
+    config = tiny(epochs=1)
+
+    def blow_up(run, images, batch):
+        terms = step(run, images, batch)
+        with torch.no_grad():
+            next(run.learner.parameters()).mul_(float("inf"))
+        return {name: torch.ones_like(term) for name, term in terms.items()}
+
+    monkeypatch.setattr(engine, "step", blow_up)
+    with pytest.raises(TrainingError, match="infinite"):
+        train(config)
+    assert records.find(config) is None
