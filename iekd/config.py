@@ -38,6 +38,8 @@ MethodName = Literal[
 Inherit = Literal["none", "l1", "l2", "cosine", "partial-l2"]
 Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka"]
 
+NATIVE_SIZE = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32}  # side of the images in pixels
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Seconds: tests and the live cells of the book.
     "smoke": dict(
@@ -108,7 +110,7 @@ class RunConfig(BaseModel):
     teacher: str = Field("none", description="teacher network, or 'none'")
     student: str = Field("none", description="student network, or 'none' for a factor auto-encoder")
     method: MethodName = Field("supervised", description="how the student is trained")
-    seed: int = Field(0, ge=0, description="seed of initialisation, data order, augmentation and split")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of initialisation, data order, augmentation and split")
 
     # Data
     train_images: int = Field(0, ge=0, description="training images used, 0 = all that validation leaves")
@@ -116,7 +118,7 @@ class RunConfig(BaseModel):
     image_size: int = Field(0, ge=0, description="side in pixels after area down-sampling, from 8; 0 = native")
     augment: Literal["none", "standard"] = Field("standard", description="standard = random crop, and flip where the data set allows it")
 
-    # Optimisation
+    # Optimisation; the parents are trained with the same batch size, schedule, momentum and weight decay
     epochs: int = Field(160, ge=1, description="epochs of this run")
     batch_size: int = Field(128, ge=1, description="images a step; the last, smaller batch is kept")
     lr: float = Field(0.1, gt=0, description="peak learning rate")
@@ -193,6 +195,8 @@ class RunConfig(BaseModel):
         """Put back what the method does not read, so that one training has one identity. Its value was checked all the same."""
         for name in self._unread():
             self.__dict__[name] = type(self).model_fields[name].default
+        if self.image_size == NATIVE_SIZE[self.dataset]:
+            self.__dict__["image_size"] = 0
         return self
 
     def _unread(self) -> set[str]:

@@ -122,7 +122,12 @@ def _fit(config: RunConfig, progress: bool) -> Record:
 def _finish(
     config: RunConfig, parents: dict[str, str], run: Run, history: list[dict], seconds: float, started: str, provenance: dict
 ) -> Record:
-    """Store the weights, then the record: a record therefore always has its weights."""
+    """Store the weights, then the record: a record therefore always has its weights.
+
+    Raises `TrainingError` for weights that the last update made infinite, which no later loss would show.
+    """
+    if broken := [name for name, tensor in run.learner.state_dict().items() if not tensor.isfinite().all()]:
+        raise TrainingError(f"{config.path}: the last step made '{broken[0]}' infinite. Nothing was recorded; lower lr or the weights.")
     curves = {name: [row.get(name) for row in history] for name in dict.fromkeys(k for row in history for k in row)}
     weights = store.save_tensors(store.cache_folder() / f"{config.path}.safetensors", run.learner.state_dict(), {"hash": config.hash})
     record = Record(
@@ -174,7 +179,7 @@ def _weights(config: RunConfig, progress: bool = True) -> Path:
         for path in filter(Path.exists, records.weights_paths(config)):
             if store.stored_checksum(path) == record.weights:
                 return path
-        tqdm.write(f"{config.path}: its weights are not at hand; training it again")
+        tqdm.write(f"{config.path}: its weights are not at hand; training it again, which replaces its record")
         record = train(config, progress=progress, again=True)
     raise TrainingError(f"{config.path}: its weights could not be stored")
 
