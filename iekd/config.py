@@ -34,6 +34,8 @@ MethodName = Literal[
     "pkt",
     "nst",
     "crd",
+    "dml",
+    "ie-dml",
 ]  # fmt: skip
 Inherit = Literal["none", "l1", "l2", "cosine", "partial-l2"]
 Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka"]
@@ -90,6 +92,8 @@ METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "pkt": (*_TEACHER, "pkt_weight"),
     "nst": (*_TEACHER, "nst_weight"),
     "crd": (*_TEACHER, "crd_weight"),
+    "dml": ("place", "dml_weight"),  # two networks from scratch: `teacher` is the peer
+    "ie-dml": ("place", "factor_ratio", "reconstruction", "decoder", "inherit_weight", *_SPLIT, "turns"),
 }  # fmt: skip
 
 
@@ -107,7 +111,7 @@ class RunConfig(BaseModel):
         "smoke", description="where unset fields come from; names the folder, not in the hash"
     )
     dataset: Dataset = Field("digits", description="data set")
-    teacher: str = Field("none", description="teacher network, or 'none'")
+    teacher: str = Field("none", description="teacher network, or 'none'; for DML and IE-DML the peer")
     student: str = Field("none", description="student network, or 'none' for a factor auto-encoder")
     method: MethodName = Field("supervised", description="how the student is trained")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of initialisation, data order, augmentation and split")
@@ -171,6 +175,11 @@ class RunConfig(BaseModel):
     pkt_weight: float = Field(30000.0, ge=0, description="PKT: weight of the mean divergence of a pair of images")
     nst_weight: float = Field(50.0, ge=0, description="NST: weight of the mean squared discrepancy of the channels' maps")
     crd_weight: float = Field(0.8, ge=0, description="CRD: weight of the two contrastive losses, mean over the batch")
+    place: Literal["first", "second"] = Field("first", description="DML, IE-DML: which of the two networks trained together is the student")
+    dml_weight: float = Field(1.0, ge=0, description="DML: weight of the divergence from the peer's probabilities")
+    turns: Literal["batch", "epoch"] = Field(
+        "batch", description="IE-DML: all four updates in every batch, or one of them an epoch, in turn"
+    )
 
     @model_validator(mode="after")
     def _networks_can_be_built(self) -> RunConfig:
@@ -179,7 +188,7 @@ class RunConfig(BaseModel):
         if 0 < self.image_size < 8:
             raise ValueError(f"image_size: {self.image_size} is not usable; the networks need 8 pixels, choose 0 (native) or from 8")
         for role in ("teacher", "student"):
-            name, needed = getattr(self, role), role == "student" or self.has_teacher
+            name, needed = getattr(self, role), role == "student" or self.has_teacher or self.is_mutual
             if name == "none":
                 if needed and not (role == "student" and self.method == "factor-ae"):
                     raise ValueError(f"method '{self.method}' needs a {role}: name a network, for example resnet20")
@@ -215,7 +224,7 @@ class RunConfig(BaseModel):
     def _unread(self) -> set[str]:
         """The fields that this run's method does not read."""
         unread = {f for fields in METHOD_FIELDS.values() for f in fields} - set(METHOD_FIELDS[self.method])
-        unread |= set() if self.has_teacher else {"teacher"}
+        unread |= set() if self.has_teacher or self.is_mutual else {"teacher"}
         unread |= {"student"} if self.method == "factor-ae" else set()
         if self.method == "ie-ft":
             unread |= {f"{side}_weight" for side in ("inherit", "explore") if getattr(self, side) == "none"}
@@ -259,6 +268,11 @@ class RunConfig(BaseModel):
         return "teacher_epochs" in METHOD_FIELDS[self.method]
 
     @property
+    def is_mutual(self) -> bool:
+        """Whether two networks are trained together; each has a record of its own, see `partner`."""
+        return "place" in METHOD_FIELDS[self.method]
+
+    @property
     def pair(self) -> str:
         """'resnet56-resnet20', or the one network the run has."""
         return "-".join(n for n in (self.teacher, self.student) if n != "none")
@@ -291,8 +305,15 @@ class RunConfig(BaseModel):
         """The run that trains the factor auto-encoder on this run's teacher."""
         return self.replace(method="factor-ae", epochs=self.ae_epochs, lr=self.ae_lr, seed=self.seed % self.teachers)
 
+    def partner(self) -> RunConfig:
+        """The other network of the same mutual training."""
+        return self.replace(student=self.teacher, teacher=self.student, place={"first": "second", "second": "first"}[self.place])
+
     def parents(self) -> dict[str, RunConfig]:
-        """The runs that must be finished before this one, by role ('teacher', 'autoencoder')."""
+        """The runs that must be finished before this one, by role: 'teacher', 'autoencoder'; 'first', if its training makes this one's
+        record too."""
+        if self.is_mutual and self.place == "second":
+            return {"first": self.partner()}
         if not self.has_teacher:
             return {}
         needs_factor = "ae_epochs" in METHOD_FIELDS[self.method]

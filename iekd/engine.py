@@ -8,7 +8,7 @@ waits for the device: losses go to a tensor that is read once at its end.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
@@ -18,6 +18,8 @@ from iekd import augment, data, methods, networks
 from iekd.config import RunConfig
 from iekd.methods import Batch
 from iekd.networks import Output
+
+SUFFIX = {"student": "", "peer": "_peer"}  # of what is measured on a network, in the history
 
 
 class TrainingError(RuntimeError):
@@ -41,7 +43,7 @@ class Teacher(nn.Module):
 
 
 class Run(NamedTuple):
-    """The moving parts of a run. `learner` holds all that is trained: 'student' (if any) and 'method'."""
+    """The moving parts of a run. `learner` holds all that is trained: 'student' (if any), 'peer' (mutual learning) and 'method'."""
 
     learner: nn.ModuleDict
     teacher: Teacher | None
@@ -61,8 +63,9 @@ def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         student = None if config.student == "none" else build_network(config.student, config)
-        method = methods.build(config, student, teacher, autoencoder, dataset.train.labels)
-    learner = nn.ModuleDict({"method": method} if student is None else {"student": student, "method": method})
+        peer = build_network(config.teacher, config) if config.is_mutual else None
+        method = methods.build(config, student, peer or teacher, autoencoder, dataset.train.labels)
+    learner = nn.ModuleDict({role: part for role, part in (("student", student), ("peer", peer), ("method", method)) if part is not None})
     learner.to(device, memory_format=torch.channels_last)
     frozen = None
     if teacher is not None:
@@ -100,37 +103,53 @@ def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
 
 
 def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
-    """One update on a normalised batch (B, C, H, W). Returns detached loss terms and `train_error` (wrong answers / B), on the device."""
-    images = images.contiguous(memory_format=torch.channels_last)
+    """The update, or updates, of a normalised batch (B, C, H, W). Returns detached loss terms and `train_error` (wrong answers / B), on
+    the device; the names of a peer's end in '_peer'."""
+    log = {}
+    for whose, output, terms in _updates(run, images.contiguous(memory_format=torch.channels_last), batch):
+        run.optimiser.zero_grad()  # to None: the optimiser leaves alone what this update does not reach
+        sum(terms.values()).backward()
+        run.optimiser.step()
+        wrong = {} if output is None else {"train_error": (output.logits.detach().argmax(1) != batch.labels).float().mean()}
+        log |= {name + SUFFIX[whose]: value.detach() for name, value in (terms | wrong).items()}
+    return log
+
+
+def _updates(run: Run, images: Tensor, batch: Batch) -> Iterator[tuple[str, Output | None, dict[str, Tensor]]]:
+    """Whose, output and terms of each update of a batch; what comes after a `yield` sees it done."""
+    method = run.learner["method"]
+    if "peer" in run.learner:
+        yield from method.updates(batch, images, run.learner["student"], run.learner["peer"])
+        return
     teacher = run.teacher(images) if run.teacher is not None else None
     student = run.learner["student"](images) if "student" in run.learner else None
-    terms = run.learner["method"](batch, student, teacher)
-    run.optimiser.zero_grad()  # to None: what a method leaves out of its terms in this epoch does not move, not even by weight decay
-    sum(terms.values()).backward()
-    run.optimiser.step()
-    wrong = {} if student is None else {"train_error": (student.logits.detach().argmax(1) != batch.labels).float().mean()}
-    return {name: term.detach() for name, term in terms.items()} | wrong
+    yield "student", student, method(batch, student, teacher)
 
 
 @torch.no_grad()
 def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
-    """Error in percent on a split ('error'; 'error_exact' without recompressed images), or an auto-encoder's mean loss ('loss')."""
+    """Error in percent on a split ('error'; 'error_exact' without recompressed images; a peer's, '_peer'), or an auto-encoder's mean
+    loss ('loss')."""
     images, labels, exact = getattr(run.dataset, part)
     if len(labels) == 0:
         return {}
     run.learner.eval()
-    results = []
+    found: dict[str, list[Tensor]] = {}
     for pixels, answers in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        batch = augment.normalise(pixels, run.mean, run.std).contiguous(memory_format=torch.channels_last)
-        if "student" in run.learner:
-            results.append(run.learner["student"](batch).logits.argmax(1) != answers)
-        else:
-            results.append(sum(run.learner["method"](Batch(answers, answers), None, run.teacher(batch)).values()).expand(len(answers)))
-    result = torch.cat(results).float()
-    if "student" not in run.learner:
-        return {"loss": result.mean().item()}
-    errors = {"error": 100 * result.mean().item()}
-    return errors | ({"error_exact": 100 * result[exact].mean().item()} if exact is not None else {})
+        views = augment.normalise(pixels, run.mean, run.std).contiguous(memory_format=torch.channels_last)
+        for role, suffix in SUFFIX.items():
+            if role in run.learner:
+                found.setdefault(f"error{suffix}", []).append(run.learner[role](views).logits.argmax(1) != answers)
+        if "student" not in run.learner:
+            loss = sum(run.learner["method"](Batch(answers, answers), None, run.teacher(views)).values())
+            found.setdefault("loss", []).append(loss.expand(len(answers)))
+    results = {name: torch.cat(values).float() for name, values in found.items()}
+    if "loss" in results:
+        return {"loss": results["loss"].mean().item()}
+    errors = {name: 100 * wrong.mean().item() for name, wrong in results.items()}
+    if exact is not None:
+        errors |= {name.replace("error", "error_exact"): 100 * wrong[exact].mean().item() for name, wrong in results.items()}
+    return errors
 
 
 def learning_rate(config: RunConfig, epoch: float) -> float:
@@ -160,8 +179,8 @@ def _read_log(config: RunConfig, epoch: int, names: list[str], log: Tensor, imag
     sizes = torch.full((len(log),), config.batch_size, dtype=torch.double)
     sizes[-1] = images - config.batch_size * (len(log) - 1)
     means = dict(zip(names, ((log * sizes[:, None]).sum(0) / images).tolist(), strict=True))
-    error = {"train_error": 100 * means.pop("train_error")} if "train_error" in means else {}
-    return {"lr": learning_rate(config, epoch), "loss": sum(means.values()), **{f"loss_{k}": v for k, v in means.items()}, **error}
+    errors = {name: 100 * means.pop(name) for name in names if name.startswith("train_error")}
+    return {"lr": learning_rate(config, epoch), "loss": sum(means.values()), **{f"loss_{k}": v for k, v in means.items()}, **errors}
 
 
 def build_network(name: str, config: RunConfig) -> nn.Module:

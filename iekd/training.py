@@ -15,10 +15,10 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
-from torch import nn
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from iekd import checkpoint, engine, methods, records, store
+from iekd import checkpoint, engine, methods, mutual, records, store
 from iekd.config import RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
@@ -37,6 +37,9 @@ def train(config: RunConfig, *, progress: bool = True, again: bool = False) -> R
     before = records.find(config)
     if before and not again:
         return before
+    if "first" in config.parents():  # the training of the first network leaves both records
+        train(config.partner(), progress=progress, again=True)
+        return records.find(config)
     check_pair(config)
     for parent in config.parents().values():
         _weights(parent, progress)
@@ -122,21 +125,28 @@ def _fit(config: RunConfig, progress: bool) -> Record:
 def _finish(
     config: RunConfig, parents: dict[str, str], run: Run, history: list[dict], seconds: float, started: str, provenance: dict
 ) -> Record:
-    """Store the weights, then the record: a record therefore always has its weights.
-
-    Raises `TrainingError` for weights that the last update made infinite, which no later loss would show.
-    """
-    if broken := [name for name, tensor in run.learner.state_dict().items() if not tensor.isfinite().all()]:
-        raise TrainingError(f"{config.path}: the last step made '{broken[0]}' infinite. Nothing was recorded; lower lr or the weights.")
+    """Store the weights, then the record: a record therefore always has its weights. Of two networks, the record of the first is last."""
     curves = {name: [row.get(name) for row in history] for name in dict.fromkeys(k for row in history for k in row)}
-    weights = store.save_tensors(store.cache_folder() / f"{config.path}.safetensors", run.learner.state_dict(), {"hash": config.hash})
-    record = Record(
-        config=config, hash=config.hash, weights=weights, started=started, seconds=round(seconds, 1), parents=parents,
-        images_per_second=round(len(history) * len(run.dataset.train.labels) / seconds, 1),
-        data={"name": run.dataset.name, "checksum": run.dataset.checksum}, history=curves, metrics=_metrics(curves), **provenance,
+    state = run.learner.state_dict()
+    facts = dict(
+        started=started, seconds=round(seconds, 1), images_per_second=round(len(history) * len(run.dataset.train.labels) / seconds, 1),
+        data={"name": run.dataset.name, "checksum": run.dataset.checksum}, **provenance,
     )  # fmt: skip
+    weights = _save_weights(config, state)
+    if config.is_mutual:
+        partner, swapped = config.partner(), mutual.swap_curves(curves)
+        _record(partner, _save_weights(partner, mutual.swap_state(state)), {"first": weights}, swapped, facts).save()
+    record = _record(config, weights, parents, curves, facts)
     record.save()
     return record
+
+
+def _save_weights(config: RunConfig, state: dict[str, Tensor]) -> str:
+    return store.save_tensors(store.cache_folder() / f"{config.path}.safetensors", state, {"hash": config.hash})
+
+
+def _record(config: RunConfig, weights: str, parents: dict[str, str], curves: dict[str, list], facts: dict) -> Record:
+    return Record(config=config, hash=config.hash, weights=weights, parents=parents, history=curves, metrics=_metrics(curves), **facts)
 
 
 def _metrics(curves: dict[str, list[float | None]]) -> dict[str, Metric | None]:

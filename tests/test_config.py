@@ -91,6 +91,7 @@ OTHER = dict(
     split_ratio=0.25, explore_target="inherit", explore_encoder="frozen",
     at_weight=7, od_weight=7, tfkd_weight=0.7, tfkd_temperature=7, fitnet_weight=7, ab_weight=7, init_epochs=7,
     sp_weight=7, cc_weight=7, vid_weight=7, rkd_weight=7, pkt_weight=7, nst_weight=7, crd_weight=7,
+    place="second", dml_weight=7, turns="epoch",
 )  # fmt: skip
 
 

@@ -1,7 +1,9 @@
 """The methods: each a module that owns its trainable parts and turns (batch, student, teacher) into named loss terms.
 
 `forward(batch: Batch, student: Output, teacher: Output | None) -> dict[str, scalar Tensor]`; the loop minimises their sum and knows
-no method by name. The teacher's output is without gradient; its `features["factor"]` is there when the method has an auto-encoder.
+no method by name. Two networks that teach each other (DML, IE-DML) need several updates a batch: there the method has, instead,
+`updates(batch, images, student, peer)`, a generator of (whose, output or None, terms); the loop makes an update after each.
+The teacher's output is without gradient; its `features["factor"]` is there when the method has an auto-encoder.
 What `forward` does depends on the epoch at most (stages, a weight that falls), never on values: within an epoch every step is the
 same work. Parameters that a stage leaves out of its terms get no gradient at all (None), so the optimiser leaves them alone.
 """
@@ -21,11 +23,13 @@ from iekd.methods.at import AT
 from iekd.methods.batch import Batch
 from iekd.methods.cc import CC
 from iekd.methods.crd import CRD
+from iekd.methods.dml import DML
 from iekd.methods.factor_ae import FactorAE
 from iekd.methods.fitnet import FitNet
 from iekd.methods.ft import FT
 from iekd.methods.ie import IEFT
 from iekd.methods.ie_at import IEAT
+from iekd.methods.ie_dml import IEDML
 from iekd.methods.ie_od import IEOD
 from iekd.methods.kd import KD
 from iekd.methods.nst import NST
@@ -52,6 +56,7 @@ COMPARED: dict[str, Callable[[pairs.Shapes, pairs.Shapes], list[Pair]]] = {
     "ie-od": pairs.stages,
     "vid": pairs.stages,
     "nst": pairs.last,
+    "ie-dml": pairs.last,
 }
 
 
@@ -73,7 +78,7 @@ def build(
 ) -> nn.Module:
     """The method a configuration names, with fresh parts for these networks. Raises `PairError` if it cannot compare them.
 
-    `labels`: the classes of all training images, for a method with a memory.
+    `labels`: the classes of all training images, for a method with a memory. In mutual learning `teacher` is the peer.
     """
     stages = compared(config)
     match config.method:
@@ -123,3 +128,11 @@ def build(
             return NST(stages[0], config.nst_weight)
         case "crd":
             return CRD(student.head.in_features, teacher.head.in_features, labels, config.crd_weight)
+        case "dml":
+            return DML(config.dml_weight)
+        case "ie-dml":
+            return IEDML(
+                student.feature_channels, teacher.feature_channels, ratio=config.factor_ratio, decoder=config.decoder,
+                reconstruction=config.reconstruction, inherit_weight=config.inherit_weight, explore_weight=config.explore_weight,
+                split=config.split, split_ratio=config.split_ratio, seed=config.seed, turns=config.turns,
+            )  # fmt: skip

@@ -1,0 +1,64 @@
+"""IE-DML: two networks from scratch, each the other's teacher by inheritance and exploration: deep mutual learning whose divergence is
+replaced by two opposite IE-KD processes (named in the paper's supplement and in its authors' code; the order of steps is our choice)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from iekd.methods.batch import Batch
+from iekd.methods.factor_ae import FactorAE
+from iekd.methods.ie import IEFT
+from iekd.networks import Output
+
+Update = tuple[str, Output | None, dict[str, Tensor]]
+
+
+class IEDML(nn.Module):
+    """Each network has an auto-encoder of its own feature, trained along, and two halves that see the factor of the other.
+
+    Four updates a batch: the first network's auto-encoder; the second network with its two encoders (task, inherit, explore, as in
+    IE-FT, L1); the second's auto-encoder; the first network with its two encoders. What teaches is a constant, and as its latest update
+    left it. With `turns` 'epoch', one of the four is made an epoch, in turn: give it four times the epochs. Networks and auto-encoders
+    that teach stay in training mode (statistics of the batch; nothing here is ever frozen), and share optimiser and learning rate.
+    """
+
+    def __init__(
+        self, channels: int, peer_channels: int, *, ratio: float, decoder: str, reconstruction: str, inherit_weight: float,
+        explore_weight: float, split: Literal["random", "halves"], split_ratio: float, seed: int, turns: Literal["batch", "epoch"],
+    ):  # fmt: skip
+        super().__init__()
+        sizes = {"student": channels, "peer": peer_channels}
+        self.autoencoders = nn.ModuleDict({whose: FactorAE(size, ratio, decoder, reconstruction) for whose, size in sizes.items()})
+        weights = dict(inherit_weight=inherit_weight, explore_weight=explore_weight, split=split, ratio=split_ratio, seed=seed)
+        others = {"student": "peer", "peer": "student"}
+        self.losses = nn.ModuleDict(
+            {whose: IEFT(size, self._encoder(others[whose]), **weights) for whose, size in sizes.items()}
+        )  # fmt: skip
+        self.turns = turns
+
+    def _encoder(self, whose: str) -> nn.Module:
+        return self.autoencoders[whose].autoencoder.encoder
+
+    def updates(self, batch: Batch, images: Tensor, student: nn.Module, peer: nn.Module) -> Iterator[Update]:
+        ours, theirs = student(images), peer(images)
+        yield from self._lesson(batch, 0, "student", ours, "peer", theirs)
+        with torch.no_grad():
+            renewed = peer(images)
+        yield from self._lesson(batch, 2, "peer", renewed, "student", ours)  # the student is as it was: its forward pass still holds
+
+    def _lesson(self, batch: Batch, number: int, teacher: str, told: Output, learner: str, output: Output) -> Iterator[Update]:
+        """Two of the four updates: the teaching network's auto-encoder, then the learning network."""
+        told = Output(told.logits.detach(), {name: value.detach() for name, value in told.features.items()})
+        if self._is_turn(number, batch.epoch):
+            yield teacher, None, self.autoencoders[teacher](batch, None, told)
+        if self._is_turn(number + 1, batch.epoch):
+            with torch.no_grad():
+                told.features["factor"] = self._encoder(teacher)(told.feature)
+            yield learner, output, self.losses[learner](batch, output, told)
+
+    def _is_turn(self, number: int, epoch: int) -> bool:
+        return self.turns == "batch" or epoch % 4 == number
