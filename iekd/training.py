@@ -125,9 +125,14 @@ def _fit(config: RunConfig, progress: bool) -> Record:
 def _finish(
     config: RunConfig, parents: dict[str, str], run: Run, history: list[dict], seconds: float, started: str, provenance: dict
 ) -> Record:
-    """Store the weights, then the record: a record therefore always has its weights. Of two networks, the record of the first is last."""
-    curves = {name: [row.get(name) for row in history] for name in dict.fromkeys(k for row in history for k in row)}
+    """Store the weights, then the record: a record therefore always has its weights. Of two networks, the record of the first is last.
+
+    Raises `TrainingError` for weights that the last update made infinite, which no later loss would show.
+    """
     state = run.learner.state_dict()
+    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
+        raise TrainingError(f"{config.path}: the last step made '{broken[0]}' infinite. Nothing was recorded; lower lr or the weights.")
+    curves = {name: [row.get(name) for row in history] for name in dict.fromkeys(k for row in history for k in row)}
     facts = dict(
         started=started, seconds=round(seconds, 1), images_per_second=round(len(history) * len(run.dataset.train.labels) / seconds, 1),
         data={"name": run.dataset.name, "checksum": run.dataset.checksum}, **provenance,

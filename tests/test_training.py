@@ -19,7 +19,7 @@ from iekd.store import StoreError
 from iekd.training import TrainingError, load_network, load_run, make_run
 
 CPU = torch.device("cpu")
-METHODS = ["supervised", "kd", "ft", "ie-ft", "at", "od", "tf-kd", "ie-at", "ie-od"]
+METHODS = ["supervised", "kd", "ft", "ie-ft", "at", "od", "tf-kd", "ie-at", "ie-od", "vid", "dml", "ie-dml"]
 STAGED = ["fitnet", "ab"]  # methods that train different parts in different epochs
 
 
@@ -197,6 +197,9 @@ def stopping(monkeypatch, epoch: int):
         dict(method="fitnet", init_epochs=2),
         dict(method="ab", init_epochs=2),
         dict(method="ab", init_epochs=2, momentum=0),
+        dict(method="vid"),
+        dict(method="crd"),
+        dict(method="ie-dml"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("epoch", [0, 1, 3])
@@ -383,7 +386,7 @@ def test_an_epoch_sees_every_training_image_once(monkeypatch):
     assert torch.equal(torch.cat(counts).sort().values, run.dataset.train.labels.sort().values)
 
 
-@pytest.mark.parametrize("method", [*STAGED, *(m for m in METHODS if m not in ("supervised", "tf-kd")), "factor-ae"])
+@pytest.mark.parametrize("method", [*STAGED, "crd", *(m for m in METHODS if tiny(m).has_teacher), "factor-ae"])
 def test_the_teacher_stays_as_it_is(method):
     run = make_run(tiny(method), CPU)
     before = {name: tensor.clone() for name, tensor in run.teacher.state_dict().items()}
