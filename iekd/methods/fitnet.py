@@ -10,8 +10,8 @@ from iekd.methods.kd import soft_divergence
 from iekd.methods.pairs import Pair, connector
 from iekd.networks import Output
 
-TEMPERATURE = 3.0  # tau of the paper
-FIRST, LAST = 4.0, 1.0  # lambda of the paper: of the soft targets, falling linearly
+TEMPERATURE = 3.0  # tau
+FIRST, LAST = 4.0, 1.0  # lambda, the weight of the soft targets, falls linearly
 
 
 class FitNet(nn.Module):
@@ -21,6 +21,7 @@ class FitNet(nn.Module):
     The first `init_epochs` of the run's `epochs` are stage 1; student above the guided layer, and later the regressor r, stand still.
     The regressor is a 1x1 conv with BN and ReLU. The paper's hint loss is half the *sum* of squares, under RMSProp; under our SGD it is
     a mean with weight 100, which RepDistiller publishes for CIFAR-100. RepDistiller has no stages: it adds that term to CE throughout.
+    Temperature and lambda are those of the authors' code for CIFAR-10.
     """
 
     def __init__(self, pair: Pair, weight: float, init_epochs: int, epochs: int):
