@@ -62,7 +62,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 _TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
 _FACTOR = ("factor_ratio", "ae_epochs", "ae_lr", "reconstruction", "decoder")
 _SPLIT = ("explore_weight", "split", "split_ratio")
-_IE = ("inherit", "explore", "inherit_weight", *_SPLIT)
+_IE = ("inherit", "explore", "inherit_weight", *_SPLIT, "explore_target", "explore_encoder")
 METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "supervised": (),
     "factor-ae": (*_TEACHER, "factor_ratio", "reconstruction", "decoder"),  # its own epochs and lr
@@ -137,6 +137,12 @@ class RunConfig(BaseModel):
         "random", description="IE: one random permutation of the channels per seed, or first part / second part"
     )
     split_ratio: float = Field(0.5, ge=0, le=1, description="IE: part of the channels that inherits")
+    explore_target: Literal["teacher", "inherit"] = Field(
+        "teacher", description="IE: what exploration is pushed away from, the factor of the teacher or that of the inheritance half"
+    )
+    explore_encoder: Literal["trained", "frozen"] = Field(
+        "trained", description="IE: the encoder of the exploration half learns, or stays at its random weights"
+    )
     at_weight: float = Field(1000.0, ge=0, description="AT, IE-AT: weight of the mean squared difference of normalised attention maps")
     od_weight: float = Field(1e-3, ge=0, description="OD, IE-OD: weight of the partial L2, summed over a sample")
     tfkd_weight: float = Field(0.1, ge=0, le=1, description="Tf-KD: weight of the virtual teacher; the cross-entropy gets the rest")
@@ -158,6 +164,13 @@ class RunConfig(BaseModel):
                     raise ValueError(f"method '{self.method}' needs a {role}: name a network, for example resnet20")
             else:
                 networks.check_name(name)
+        return self
+
+    @model_validator(mode="after")
+    def _target_exists(self) -> RunConfig:
+        asked = self.method == "ie-ft" and self.explore_target == "inherit" and self.explore != "none"
+        if asked and (self.inherit == "none" or self.split_ratio == 0):
+            raise ValueError("explore_target: 'inherit' is not usable without an inheritance half; choose 'teacher', or set inherit")
         return self
 
     @model_validator(mode="after")
@@ -185,6 +198,7 @@ class RunConfig(BaseModel):
         unread |= {"student"} if self.method == "factor-ae" else set()
         if self.method == "ie-ft":
             unread |= {f"{side}_weight" for side in ("inherit", "explore") if getattr(self, side) == "none"}
+            unread |= {"explore_target", "explore_encoder"} if self.explore == "none" else set()
         return unread
 
     # ------------------------------------------------------------------ making one
