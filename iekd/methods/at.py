@@ -14,8 +14,8 @@ from iekd.networks import Output
 
 
 def attention(feature: Tensor) -> Tensor:
-    """Q = sum over the channels of |A_c|^2, (B, C, H, W) -> (B, H, W), of the feature scaled to norm 1: only its direction is used."""
-    return measures.unit(feature).view(feature.shape).square().sum(1)
+    """Q = sum over the channels of |A_c|^2, (B, C, H, W) -> (B, H, W), up to a positive number per sample, so that no square overflows."""
+    return measures.divide_by_largest(feature, dim=(1, 2, 3)).square().sum(1)
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
