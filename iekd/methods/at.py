@@ -14,8 +14,8 @@ from iekd.networks import Output
 
 
 def attention(feature: Tensor) -> Tensor:
-    """Q = sum over the channels of |A_c|^2, (B, C, H, W) -> (B, H, W), of the feature scaled to norm 1: only its direction is used."""
-    return measures.unit(feature).view(feature.shape).square().sum(1)
+    """Q = sum over the channels of |A_c|^2, (B, C, H, W) -> (B, H, W), up to a positive number per sample, so that no square overflows."""
+    return measures.divide_by_largest(feature, dim=(1, 2, 3)).square().sum(1)
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
@@ -26,9 +26,9 @@ def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
 class AT(nn.Module):
     """task = CE, at = weight * sum over the stages of `attention_distance`, each a mean over batch and positions; weight 1000.
 
-    The paper sets beta to "10^3 divided by number of elements in attention map and batch size", which is this mean. Its eq. 2 has
-    beta / 2 and a norm that is not squared, whose gradient has no limit at equality; the authors' code squares and has no half, and
-    made the published numbers. It takes the bare sums of a pre-activation network, here, as in the paper's text, activations.
+    The paper sets beta to 10^3 over the elements of the map and of the batch, which is this mean. Its eq. 2 has beta / 2 and a norm that
+    is not squared, whose gradient has no limit at equality; the authors' code (beta 1e3 for the paper's CIFAR-10 table) squares and has
+    no half: so here. That code takes the bare sums of its pre-activation networks; here it is what follows the ReLU.
     """
 
     def __init__(self, pairs: Sequence[Pair], weight: float):

@@ -10,17 +10,18 @@ from iekd.methods.kd import soft_divergence
 from iekd.methods.pairs import Pair, connector
 from iekd.networks import Output
 
-TEMPERATURE = 3.0  # tau of the paper
-FIRST, LAST = 4.0, 1.0  # lambda of the paper: of the soft targets, falling linearly
+TEMPERATURE = 3.0  # tau
+FIRST, LAST = 4.0, 1.0  # lambda, the weight of the soft targets, falls linearly
 
 
 class FitNet(nn.Module):
     """Stage 1 (eq. 3): hint = weight * mean (r(v) - u)^2 of the middle stage v of the student and u of the teacher, after ReLU.
     Stage 2 (eq. 2): task = CE, kd = lambda * KL(teacher || student) at temperature 3, without T^2; batch mean, lambda from 4 to 1.
 
-    The first `init_epochs` of the run's `epochs` are stage 1; student above the guided layer, and later the regressor r, stand still.
+    The first `init_epochs` of the run's `epochs` are stage 1, as in `AB`; student above the guided layer, and later the regressor r, stand still.
     The regressor is a 1x1 conv with BN and ReLU. The paper's hint loss is half the *sum* of squares, under RMSProp; under our SGD it is
     a mean with weight 100, which RepDistiller publishes for CIFAR-100. RepDistiller has no stages: it adds that term to CE throughout.
+    Temperature and lambda are those of the authors' code for CIFAR-10.
     """
 
     def __init__(self, pair: Pair, weight: float, init_epochs: int, epochs: int):

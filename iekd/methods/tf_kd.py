@@ -18,7 +18,7 @@ from iekd.methods.batch import Batch
 from iekd.methods.kd import soft_divergence
 from iekd.networks import Output
 
-CORRECT = 0.99  # a: what the virtual teacher gives the right class (authors' code; the paper: at least 0.9)
+CORRECT = 0.99  # a: what the virtual teacher gives the right class (authors' code)
 
 
 def virtual_teacher(labels: Tensor, classes: int) -> Tensor:
@@ -31,8 +31,8 @@ def virtual_teacher(labels: Tensor, classes: int) -> Tensor:
 class TfKD(nn.Module):
     """task = (1 - alpha) CE, kd = alpha T^2 KL(p^d_T || p_T), batch mean; alpha 0.1 and T 20, the authors' ResNet-18 on CIFAR-100.
 
-    T^2 as in KD (the paper's equations leave it out, its code for KD has it). For this form the authors' code does otherwise than the
-    paper: it softens probabilities instead of logits, which makes the target almost uniform, and leaves the student at T = 1.
+    T^2 as in KD, and in the authors' code for KD. For this form their code softens probabilities as if they were logits, which makes
+    the target almost uniform, and leaves the student at T = 1: label smoothing. Here, as the paper writes it, both are at T.
     """
 
     def __init__(self, weight: float, temperature: float):
