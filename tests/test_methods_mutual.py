@@ -79,7 +79,7 @@ def test_the_divergence_moves_its_own_network_alone(images, pair):
     assert pair[0].head.weight.grad.abs().sum() > 0
 
 
-def test_dml_is_algorithm_1(images, pair):
+def test_dml_is_the_algorithm_of_its_paper(images, pair):
     """Two optimisers, every forward pass fresh: what the shared one with one forward pass less must come to."""
     reference = copy.deepcopy(pair)
     optimisers = [torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True) for network in reference]

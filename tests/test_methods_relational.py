@@ -90,7 +90,7 @@ def unit(x: np.ndarray) -> np.ndarray:
 
 
 def sp_reference(student, teacher):
-    """Eq. 1-4: G = Q Q^T, rows normalised, squared Frobenius norm of the difference over b^2."""
+    """G = Q Q^T, rows normalised, squared Frobenius norm of the difference over b^2."""
     rows = []
     for found in (student, teacher):
         q = numpy(found.feature).reshape(B, -1)
@@ -115,7 +115,7 @@ def huber(a, b):
 
 
 def rkd_reference(student, teacher):
-    """Eq. 5-9 over distinct pairs and triples, means instead of sums; 1 and 2 times."""
+    """Over distinct pairs and triples, means instead of sums; 1 and 2 times."""
     s, t = (numpy(found.features["pooled"]) for found in (student, teacher))
     pairs, triples = list(permutations(range(B), 2)), list(permutations(range(B), 3))
     mu_s, mu_t = (np.mean([np.linalg.norm(x[i] - x[j]) for i, j in pairs]) for x in (s, t))
@@ -139,7 +139,7 @@ def pkt_reference(student, teacher):
 
 
 def nst_reference(student, teacher):
-    """Eq. 6 with k(x, y) = (x.y)^2: three mean kernels, for each sample."""
+    """With k(x, y) = (x.y)^2: three mean kernels, for each sample."""
 
     def kernel(xs, ys):
         return np.mean([[(x @ y) ** 2 for y in ys] for x in xs])
@@ -162,7 +162,7 @@ def vid_reference(student, teacher):
 
 
 def crd_reference(student, teacher):
-    """Eq. 18 for every anchor on both sides: the critic as a probability, the mean over all images of other classes times N."""
+    """For every anchor on both sides: the critic as a probability, the mean over all images of other classes times N."""
     method = build("crd")
     heads = [(method.student, student), (method.teacher, teacher)]
     embeddings = [
@@ -357,7 +357,7 @@ def test_what_the_normaliser_of_crd_stands_for():
 
 
 def test_the_whole_memory_is_the_mean_of_the_papers_draws(student, teacher):
-    """N negatives drawn for each anchor, summed, as in eq. 18: the average of many draws is the loss."""
+    """N negatives drawn for each anchor, summed, as in the paper: the average of many draws is the loss."""
     generator = torch.Generator().manual_seed(0)
     anchor, positive, memory = (nn.functional.normalize(torch.randn(n, crd.SIZE, generator=generator)) for n in (B, B, IMAGES))
     negative = BATCH.labels[:, None] != LABELS

@@ -40,7 +40,7 @@ class Head(nn.Linear):
 class CRD(nn.Module):
     """task = CE, crd = weight * (student against the teacher's memory + teacher against the student's), batch mean; weight 0.8.
 
-    For an anchor x and its positive y: -log h(x, y) - N * mean over the negatives z of log(1 - h(x, z)) (eq. 18), with the critic
+    For an anchor x and its positive y: -log h(x, y) - N * mean over the negatives z of log(1 - h(x, z)), with the critic
     h = e^(x.y / tau) / (e^(x.y / tau) + N m). Negatives: images of another class.
     *Draws*: the paper draws N negatives per image from the memory; here they are all of it, which is the mean of every draw: one
     product (B, images) instead of a gather of (B, N, 128), no random numbers, and less noise.

@@ -14,10 +14,10 @@ from iekd.networks import Output
 
 
 class DML(nn.Module):
-    """For each network: task = CE, dml = weight * KL(p_other || p_own) at temperature 1, batch mean (eq. 4-8); weight 1.
+    """For each network: task = CE, dml = weight * KL(p_other || p_own) at temperature 1, batch mean; weight 1.
 
     The other's probabilities are a constant. One network is updated after the other, the second learns from what the first has become
-    (algorithm 1), by a fresh forward pass in training mode: the first's BN statistics see every batch twice.
+    (its algorithm), by a fresh forward pass in training mode: the first's BN statistics see every batch twice.
     IE-KD's code: 200 epochs, batch 64, rate divided by 10 at epochs 60, 120 and 180.
     """
 

@@ -21,7 +21,7 @@ def second_moment(feature: Tensor) -> Tensor:
 def squared_mmd(student: Tensor, teacher: Tensor) -> Tensor:
     """Squared maximum mean discrepancy between the channels' maps with the kernel k(x, y) = (x.y)^2, mean over the batch; 0 .. 2.
 
-    The paper writes it as three mean kernels (eq. 6). For this kernel they are ||E[s s^T] - E[t t^T]||_F^2, which cannot get negative.
+    The paper writes it as three mean kernels. For this kernel they are ||E[s s^T] - E[t t^T]||_F^2, which cannot get negative.
     """
     return (second_moment(student) - second_moment(teacher)).square().sum((1, 2)).mean()
 

@@ -18,7 +18,7 @@ def differences(embedding: Tensor) -> Tensor:
 
 
 def distances(difference: Tensor) -> Tensor:
-    """psi_D(i, j) = ||t_i - t_j|| / mu, mu its mean over i != j (eq. 5, 6). (B, B, D) -> (B, B); all zero where all are equal."""
+    """psi_D(i, j) = ||t_i - t_j|| / mu, mu its mean over i != j. (B, B, D) -> (B, B); all zero where all are equal."""
     n, squares = len(difference), difference.square().sum(2)
     same = squares == 0
     lengths = torch.where(same, 0, torch.where(same, 1, squares).sqrt())  # gradient 0 at 0
@@ -27,7 +27,7 @@ def distances(difference: Tensor) -> Tensor:
 
 
 def angles(difference: Tensor) -> Tensor:
-    """psi_A(i, j, k) = cos of the angle at j between i and k (eq. 8), in entry [j, i, k]. (B, B, D) -> (B, B, B); 0 where i = k."""
+    """psi_A(i, j, k) = cos of the angle at j between i and k, in entry [j, i, k]. (B, B, D) -> (B, B, B); 0 where i = k."""
     n, size = len(difference), difference.shape[2]
     direction = measures.unit(difference.reshape(n * n, size)).view(n, n, size)  # [j, i] points from i to j: both signs cancel
     distinct = 1 - torch.eye(n, dtype=direction.dtype, device=direction.device)

@@ -1,5 +1,5 @@
 """SP: inputs that are alike for the teacher are alike for the student (Tung and Mori, "Similarity-preserving knowledge distillation",
-ICCV 2019, eq. 1-4)."""
+ICCV 2019)."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ VARIANCE, LEAST = 5.0, 1e-5  # at the beginning, and what softplus is added to
 
 
 class Gaussian(nn.Module):
-    """q(t | s): mean mu(s) by three 1x1 convolutions, one variance per channel of the teacher, softplus(alpha_c) + `LEAST` (eq. 5, 6)."""
+    """q(t | s): mean mu(s) by three 1x1 convolutions, one variance per channel of the teacher, softplus(alpha_c) + `LEAST`."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -41,9 +41,10 @@ class Gaussian(nn.Module):
 class VID(nn.Module):
     """task = CE, vid = weight * sum over the stages of -log q(t | s), each a mean over batch and dimensions; weight 1.
 
-    The paper sums over a feature's values, with weights found on validation data; weight 1 and the mean are those of Tian et al. 2020
-    (RepDistiller, CIFAR-100) and of Knowledge-Distillation-Zoo (CIFAR-10). Both leave BN out of mu and make it as wide as its output;
-    here it has BN and twice that width, as in the paper. The term is a log density: it falls below 0 where mu fits well.
+    The paper sums over a feature's values; weight 1 and the mean are those of Tian et al. 2020 (RepDistiller, after the authors' code,
+    CIFAR-100) and of Knowledge-Distillation-Zoo (CIFAR-10). Both have no BN in mu and make it as wide as its output, which the latter
+    notes as its departure from the paper; here mu has BN and twice that width. (Of the paper's four layers, one is before the first
+    stage.) The term is a log density: it falls below 0 where mu fits well.
     """
 
     def __init__(self, pairs: Sequence[Pair], weight: float):
