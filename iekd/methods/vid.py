@@ -43,8 +43,8 @@ class VID(nn.Module):
 
     The paper sums over a feature's values; weight 1 and the mean are those of Tian et al. 2020 (RepDistiller, after the authors' code,
     CIFAR-100) and of Knowledge-Distillation-Zoo (CIFAR-10). Both have no BN in mu and make it as wide as its output, which the latter
-    notes as its departure from the paper; here mu has BN and twice that width. (Of the paper's four layers, one is before the first
-    stage.) The term is a log density: it falls below 0 where mu fits well.
+    notes as its departure from the paper; here mu has BN and twice that width. (The paper names four layers, each at the end of a group of
+    blocks; these networks have three.) The term is a log density: it falls below 0 where mu fits well.
     """
 
     def __init__(self, pairs: Sequence[Pair], weight: float):
