@@ -9,14 +9,14 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
 from iekd import tables
 from iekd.arms import label, scope
 from iekd.claims import NO_RUNS
-from iekd.config import MethodName, RunConfig
+from iekd.config import RunConfig
 from iekd.stats import LEVEL
 from iekd.tables import METRICS, heads_html, number
 
@@ -82,7 +82,7 @@ def paper_html(frame: pd.DataFrame, caption: str, metric: str = "last") -> str:
     groups = "".join(f'<th scope="colgroup" colspan="2">{escape(pair.replace("-", " → "))}</th>' for pair in paper)
     body = "".join(
         f'<tr><th scope="row">{escape(method)}</th>'
-        + "".join(f"<td>{number(values[pair])}</td>{_beside(method, ours[pair].get(method))}" for pair in paper)
+        + "".join(f"<td>{number(values[pair])}</td>{_beside(ours[pair].get(method))}" for pair in paper)
         + "</tr>\n"
         for method, values in paper.iterrows()
     )
@@ -103,12 +103,11 @@ def _ours_of_pair(frame: pd.DataFrame, pair: str, metric: str) -> dict[str, dict
     return {tables.paper_name(row): row for row in reversed(known) if pd.notna(row["paper"]) and row["n"]}
 
 
-def _beside(method: str, row: dict[str, Any] | None) -> str:
-    """Our cell: the value with its difference to the paper's, or the reason why it is empty."""
+def _beside(row: dict[str, Any] | None) -> str:
+    """Our cell: the value with its difference to the paper's, or that there is none."""
     if row is not None:
         return f"<td>{tables.error_html(row)}<small>ours − paper: {number(row['mean'] - row['paper'], signed=True)}</small></td>"
-    ready = method in ("teacher", "student") or method.lower() in get_args(MethodName)
-    return f'<td class="none"><small>{NO_RUNS if ready else "not in this version"}</small></td>'
+    return f'<td class="none"><small>{NO_RUNS}</small></td>'
 
 
 # ---------------------------------------------------------------------- README
