@@ -49,6 +49,11 @@ def read(path: Path) -> list[RunConfig]:
     return sorted(configs.values(), key=lambda config: config.seed)
 
 
+def notebook(path: Path) -> str:
+    """The notebook that makes one run of a grid with papermill."""
+    return yaml.safe_load(path.read_text()).get("notebook", "book/run.ipynb")
+
+
 def expand(entry: dict[str, Any]) -> list[dict[str, Any]]:
     """Every combination of the entry's lists."""
     values = [value if isinstance(value, list) else [value] for value in entry.values()]
