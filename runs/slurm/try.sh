@@ -11,15 +11,18 @@ for program in munged slurmctld slurmd sbatch snakemake papermill iekd; do
   command -v "$program" >/dev/null || { echo "$program is missing; see the first lines of $0" >&2; exit 1; }
 done
 
+conf=/etc/slurm/slurm.conf # jobs look for it there
+[ ! -e $conf ] || { echo "$conf exists: this machine has a SLURM of its own, use that" >&2; exit 1; }
 folder=$(mktemp -d /tmp/iekd-slurm.XXXXXX)
 chmod 755 "$folder"
 tear_down() {
+  [ -z "${snakemake:-}" ] || kill $snakemake 2>/dev/null || true
   scancel --user="$(id -un)" 2>/dev/null || true
   for daemon in slurmd slurmctld munged; do
     [ ! -s "$folder/$daemon.pid" ] || kill "$(cat "$folder/$daemon.pid")" 2>/dev/null || true
   done
   sleep 2
-  rm -rf "$folder"
+  rm -rf "$folder" $conf
 }
 trap tear_down EXIT
 
@@ -27,7 +30,8 @@ trap tear_down EXIT
 node=$(hostname -s)
 mkdir "$folder"/{state,spool}
 (umask 077 && head -c 1024 /dev/urandom >"$folder/munge.key")
-cat >"$folder/slurm.conf" <<CONF
+mkdir -p "$(dirname $conf)"
+cat >$conf <<CONF
 ClusterName=try
 SlurmctldHost=$node(127.0.0.1)
 SlurmctldPort=16817
@@ -49,7 +53,6 @@ ReturnToService=2
 NodeName=$node NodeAddr=127.0.0.1 CPUs=2 RealMemory=4000 State=UNKNOWN
 PartitionName=main Nodes=ALL Default=YES State=UP
 CONF
-export SLURM_CONF=$folder/slurm.conf
 munged --force --key-file="$folder/munge.key" --socket="$folder/munge.socket" --pid-file="$folder/munged.pid" \
   --log-file="$folder/munged.log" --seed-file="$folder/munged.seed"
 slurmctld
@@ -60,23 +63,24 @@ sinfo
 # ---------------------------------------------------------------------- a grid, and a job killed in the middle
 export IEKD_RUNS=$folder/runs OMP_NUM_THREADS=1
 cat >"$folder/grid.yaml" <<GRID
-base: {preset: smoke, epochs: 400}
+base: {preset: smoke, epochs: 500}
 runs:
   - {method: [supervised, kd], seed: [0, 1]}
 GRID
 sweep() {
   snakemake -s runs/Snakefile --profile runs/profiles/slurm --config grid="$folder/grid.yaml" --quiet \
-    --default-resources mem_mb=1000 runtime=20 --latency-wait 5 --slurm-no-account --slurm-init-seconds-before-status-checks 5
+    --default-resources mem_mb=1000 runtime=20 --latency-wait 5 --slurm-no-account --slurm-init-seconds-before-status-checks 5 \
+    --slurm-status-command squeue  # sacct needs a database
 }
 sweep &
 snakemake=$!
-victim=cache/smoke/digits/resnet14x0.5-resnet8x0.25/kd-epochs=400/seed0
+victim=cache/smoke/digits/resnet14x0.5-resnet8x0.25/kd-epochs=500/seed0
 until [ -e "$IEKD_RUNS/$victim.checkpoint.safetensors" ]; do
   kill -0 $snakemake || { cat "$folder"/*.log; exit 1; }
   sleep 0.2
 done
 squeue --format="%i %T %k"
-job=$(squeue --noheader --states=R --format="%i %k" | awk '/kd-epochs=400\/seed0|kd-epochs=400_seed0/ {print $1}')
+job=$(squeue --noheader --states=R --format="%i %k" | awk '/kd-epochs=500\/seed0|kd-epochs=500_seed0/ {print $1}')
 echo "== killing job $job, in the middle of $victim"
 scancel --signal=KILL --full "$job"
 wait $snakemake
@@ -90,7 +94,7 @@ import json, os, pathlib, re, subprocess, sys
 
 runs = pathlib.Path(os.environ["IEKD_RUNS"])
 notebook = (runs / f"{sys.argv[1]}.ipynb").read_text()
-first = min(int(n) for n in re.findall(r"(\d+)/400 \[", notebook))
+first = min(int(n) for n in re.findall(r"(\d+)/500 \[", notebook))
 calm = runs.parent / "calm"
 subprocess.run(["iekd", "sweep", runs.parent / "grid.yaml", "--jobs", "2"], env={**os.environ, "IEKD_RUNS": str(calm)}, check=True)
 same = ("hash", "parents", "weights", "history", "metrics")
@@ -99,5 +103,5 @@ for path, record in found.items():
     other = json.loads((calm / path).read_text())
     assert all(record[name] == other[name] for name in same), path
 assert first > 0, "the killed job started anew"
-print(f"== {len(found)} records equal those of a calm sweep; the killed run went on from epoch {first} of 400")
+print(f"== {len(found)} records equal those of a calm sweep; the killed run went on from epoch {first} of 500")
 PYTHON
