@@ -34,8 +34,12 @@ def parameters() -> dict[str, Any]:
 
 
 def given() -> dict[str, Any]:
-    """The notebook's parameters that are fields of `RunConfig`, checked, without '' and -1: these stand for the preset's own value."""
-    return {name: value for name, value in parameters().items() if name in RunConfig.model_fields and value not in ("", -1)}
+    """The notebook's parameters that are fields of `RunConfig`, checked, without '' and -1: these stand for the preset's own value.
+
+    No preset names a seed: a seed of -1 is passed on, and refused there.
+    """
+    fields = {name: value for name, value in parameters().items() if name in RunConfig.model_fields}
+    return {name: value for name, value in fields.items() if value not in ("", -1) or name == "seed"}
 
 
 def run_config(**fields: Any) -> RunConfig:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 from tqdm import tqdm
 
-from iekd import checkpoint, data, engine, records, stopping, store
+from iekd import checkpoint, engine, methods, records, stopping, store
 from iekd.config import RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
@@ -74,19 +74,14 @@ def load_run(config: RunConfig) -> Run:
 
 
 def check_pair(config: RunConfig) -> None:
-    """Refuse, before its teacher is trained, a pair whose features a factor method cannot compare. Raises `TrainingError`."""
-    if "autoencoder" not in config.parents():
-        return
-    images = data.load(config).train.images[:1].float()
-    with torch.device("meta"), torch.no_grad():  # shapes only
-        shapes = [
-            tuple(build_network(name, config).eval()(images.to("meta")).feature.shape[2:]) for name in (config.student, config.teacher)
-        ]
-    if shapes[0] != shapes[1]:
+    """Refuse, before its teacher is trained, a pair whose features the method cannot compare. Raises `TrainingError`."""
+    try:
+        methods.compared(config)
+    except methods.PairError as error:
         raise TrainingError(
-            f"{config.path}: {config.method} compares features of equal height and width, but {config.student} gives {shapes[0]} and "
-            f"{config.teacher} gives {shapes[1]}. Choose a pair with the same down-sampling."
-        )
+            f"{config.path}: {config.method} cannot compare {config.student} with {config.teacher}: {error}. "
+            "Choose a pair with the same down-sampling."
+        ) from None
 
 
 def make_run(config: RunConfig, device: torch.device | str = "cpu") -> Run:
@@ -133,7 +128,12 @@ def _fit(config: RunConfig, progress: bool) -> Record:
 def _finish(
     config: RunConfig, parents: dict[str, str], run: Run, history: list[dict], seconds: float, started: str, provenance: dict
 ) -> Record:
-    """Store the weights, then the record: a record therefore always has its weights."""
+    """Store the weights, then the record: a record therefore always has its weights.
+
+    Raises `TrainingError` for weights that the last update made infinite, which no later loss would show.
+    """
+    if broken := [name for name, tensor in run.learner.state_dict().items() if not tensor.isfinite().all()]:
+        raise TrainingError(f"{config.path}: the last step made '{broken[0]}' infinite. Nothing was recorded; lower lr or the weights.")
     curves = {name: [row.get(name) for row in history] for name in dict.fromkeys(k for row in history for k in row)}
     weights = store.save_tensors(store.cache_folder() / f"{config.path}.safetensors", run.learner.state_dict(), {"hash": config.hash})
     record = Record(
@@ -190,7 +190,7 @@ def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Pat
         for path in filter(Path.exists, records.weights_paths(config)):
             if store.stored_checksum(path) == record.weights:
                 return path
-        tqdm.write(f"{config.path}: its weights are not at hand; training it again")
+        tqdm.write(f"{config.path}: its weights are not at hand; training it again, which replaces its record")
         record = train(config, progress=progress, again=True, wait=wait)
     raise TrainingError(f"{config.path}: its weights could not be stored")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from iekd import cli, grid
-from iekd.config import METHOD_FIELDS, PRESETS, ConfigError, RunConfig
+from iekd.config import METHOD_FIELDS, NATIVE_SIZE, PRESETS, ConfigError, RunConfig
 
 GRIDS = sorted((Path(__file__).parents[1] / "runs").glob("*.yaml"))
 
@@ -88,7 +88,8 @@ def test_hashes_stay_as_they_are():
 OTHER = dict(
     teacher_epochs=7, teacher_lr=0.7, teachers=2, ae_epochs=7, ae_lr=0.7, factor_ratio=0.25, reconstruction="l1", decoder="conv",
     kd_alpha=0.3, kd_temperature=7, ft_weight=7, inherit="l2", explore="cka", inherit_weight=7, explore_weight=7, split="halves",
-    split_ratio=0.25,
+    split_ratio=0.25, explore_target="inherit", explore_encoder="frozen",
+    at_weight=7, od_weight=7, tfkd_weight=0.7, tfkd_temperature=7, fitnet_weight=7, ab_weight=7, init_epochs=7,
 )  # fmt: skip
 
 
@@ -187,3 +188,15 @@ def test_the_autoencoder_learns_the_features_of_the_run_s_own_teacher(fields):
 def test_every_method_and_seed_modulo_teachers_has_the_same_teacher():
     teachers = {RunConfig.create("smoke", method=m, seed=s).teacher_run() for m in ("kd", "ft", "ie-ft") for s in (1, 6, 11)}
     assert len(teachers) == 1
+
+
+def test_the_native_size_by_name_or_by_number_is_one_run():
+    for dataset, size in NATIVE_SIZE.items():
+        by_number = RunConfig.create("paper", dataset=dataset, image_size=size)
+        assert by_number.hash == RunConfig.create("paper", dataset=dataset).hash and by_number.image_size == 0
+    assert RunConfig.create("paper", image_size=16).image_size == 16
+
+
+def test_a_seed_that_no_generator_takes_is_refused():
+    with pytest.raises(ConfigError, match="seed"):
+        RunConfig.create(seed=2**64)
