@@ -1,34 +1,47 @@
-"""The command line: run, sweep, table, data, doctor. Every field of `RunConfig` is an option of `iekd run`."""
+"""The command line: run, sweep, bundle, merge, table, data, doctor. Every field of `RunConfig` is an option of `iekd run`."""
 
 from __future__ import annotations
 
 import argparse
+import collections
 import functools
 import importlib.metadata
+import math
 import sys
 from pathlib import Path
 from typing import get_args
 
-from iekd import __version__, store
+from iekd import __version__, stopping, store
 from iekd.config import PRESETS, ConfigError, RunConfig, unknown_field
+from iekd.stopping import LATER
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit status: 0 done, 1 failed with a message on standard error, 2 a wrong option, 130 interrupted."""
-    from iekd.data import DataError
-    from iekd.training import TrainingError
+    """Exit status: 0 done, 1 failed with a message on standard error, 2 a wrong option, 75 (EX_TEMPFAIL) not finished though nothing
+    is wrong, 128 + number stopped by a signal (143 SIGTERM, 130 Ctrl-C). After the last two the same command goes on."""
+    with stopping.on_signals():
+        try:
+            options, unknown = parser().parse_known_args(arguments)
+            if unknown:
+                _refuse(options, unknown)
+            return _do(options)
+        except stopping.Stopped as stopped:
+            print(f"iekd: stopped by {stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
+            return stopped.status
 
-    options, unknown = parser().parse_known_args(arguments)
-    if unknown:
-        _refuse(options, unknown)
+
+def _do(options: argparse.Namespace) -> int:
+    from iekd.data import DataError
+    from iekd.training import Busy, TrainingError
+
     try:
         return options.do(options) or 0
+    except Busy as busy:
+        print(f"iekd: {busy}", file=sys.stderr)
+        return LATER
     except (ConfigError, DataError, TrainingError, store.StoreError) as error:
         print(f"iekd: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print("iekd: stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
 
 
 def parser() -> argparse.ArgumentParser:
@@ -42,6 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("run", help="load, resume or train one run, its parents first")
     run.add_argument("--dry-run", action="store_true", help="print the configuration and the path of its record, train nothing")
+    run.add_argument("--no-wait", action="store_true", help=f"leave with status {LATER} if another process trains this run")
     for name, field in RunConfig.model_fields.items():
         choices = f"; one of {', '.join(map(str, get_args(field.annotation)))}" if get_args(field.annotation) else ""
         run.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{field.description}{choices}".replace("%", "%%"))
@@ -50,8 +64,19 @@ def parser() -> argparse.ArgumentParser:
     sweep = commands.add_parser("sweep", help="finish all runs of a grid file")
     sweep.add_argument("grid", type=Path, help="a YAML file, for example runs/class.yaml")
     sweep.add_argument("--jobs", type=_count, default=1, help="processes at a time; the cores are shared out (default 1)")
+    sweep.add_argument("--time-limit", type=_seconds, default=math.inf, metavar="SECONDS", help="then write checkpoints and leave")
+    sweep.add_argument("--bundle", type=Path, metavar="FILE", help="at the end pack what there is into one archive, for iekd merge")
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and whether they are done")
     sweep.set_defaults(do=_sweep)
+
+    bundle = commands.add_parser("bundle", help="pack records, weights and checkpoints into one archive")
+    bundle.add_argument("file", type=Path, help="the archive to write, for example results.tar")
+    bundle.add_argument("grid", type=Path, nargs="?", help="only the runs of this grid file (default: all)")
+    bundle.set_defaults(do=_bundle)
+
+    merge = commands.add_parser("merge", help="take in an archive that another machine packed")
+    merge.add_argument("file", type=Path)
+    merge.set_defaults(do=_merge)
 
     table = commands.add_parser("table", help="arms of the record store: n, mean, spread and interval")
     table.add_argument("--preset", default="class", choices=PRESETS)
@@ -91,6 +116,15 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _seconds(text: str) -> float:
+    try:
+        if (seconds := float(text)) > 0:
+            return seconds
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+
+
 def configuration(options: argparse.Namespace) -> RunConfig:
     """The run that the options of `iekd run` describe."""
     return RunConfig.create(**{name: value for name in RunConfig.model_fields if (value := getattr(options, name)) is not None})
@@ -105,7 +139,7 @@ def _run(options: argparse.Namespace) -> None:
         return
     from iekd.training import train
 
-    record = train(config)
+    record = train(config, wait=not options.no_wait)
     metrics = {rule: metric for rule, metric in record.metrics.items() if metric}
     for rule, metric in metrics.items():
         value = f"test error {metric.test_error:.2f} %" if metric.test_error is not None else f"test loss {metric.test_loss:.4g}"
@@ -114,21 +148,41 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from iekd import grid, records
+    from iekd import bundle, grid, records
+    from iekd.sweep import sweep
 
     configs = grid.read(options.grid)
     if options.dry_run:
         for path, config in grid.with_parents(configs).items():
             print("done   " if records.find(config) else "pending", path)
         return 0
-    outcomes = grid.sweep(configs, options.jobs)
+    outcomes = sweep(configs, options.jobs, options.time_limit)
     for outcome in outcomes:
-        record = records.find(outcome.config)
+        record = records.find(outcome.config) if outcome.finished else None
         error = record.metrics["last"].test_error if record else None
         print(f"{outcome.state:7} {f'{error:6.2f} %' if error is not None else '       -'}  {outcome.config.path}  {outcome.reason}")
-    failed = sum(outcome.state == "failed" for outcome in outcomes)
-    print(f"{len(outcomes)} runs, {failed} failed")
-    return 1 if failed else 0
+    count = collections.Counter(outcome.state for outcome in outcomes)
+    unfinished = count["stopped"] + count["pending"]
+    again = f", {unfinished} to go on with by the same command" if unfinished else ""
+    print(f"{len(outcomes)} runs, {count['failed']} failed{again}")
+    if options.bundle:
+        print(bundle.pack(options.bundle, configs))
+    stopping.check()
+    return LATER if unfinished else 1 if count["failed"] else 0
+
+
+def _bundle(options: argparse.Namespace) -> None:
+    from iekd import bundle, grid
+
+    print(bundle.pack(options.file, grid.read(options.grid) if options.grid else None))
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from iekd import bundle
+
+    merged = bundle.merge(options.file)
+    print(merged)
+    return 1 if merged.conflicts else 0
 
 
 def _table(options: argparse.Namespace) -> None:

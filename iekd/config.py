@@ -319,12 +319,16 @@ class RunConfig(BaseModel):
         needs_factor = "ae_epochs" in METHOD_FIELDS[self.method]
         return {"teacher": self.teacher_run(), **({"autoencoder": self.autoencoder_run()} if needs_factor else {})}
 
-    def command(self) -> str:
-        """The shell command that makes this run again."""
+    def named(self) -> dict[str, str]:
+        """The fields that make this run again, as text: what a command line or papermill must name, the preset fills in the rest."""
         usual = PRESETS[self.preset]
         named = {k: getattr(self, k) for k in ("dataset", "teacher", "student") if getattr(self, k) not in ("none", usual[k])}
         fields = {"preset": self.preset, "method": self.method, **named, **self.changed(), "seed": self.seed}
-        return "iekd run " + " ".join(f"--{k.replace('_', '-')} {_text(v)}" for k, v in fields.items())
+        return {name: _text(value) for name, value in fields.items()}
+
+    def command(self) -> str:
+        """The shell command that makes this run again."""
+        return "iekd run " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.named().items())
 
 
 def _usual(preset: str, dataset: str) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from iekd.config import ConfigError, RunConfig
 from iekd.sources import Row, balanced_order, describe, load_raw, pack
 from iekd.sprites import DataError
 
-__all__ = ["DataError", "DataSet", "Row", "Split", "describe", "load", "pack"]
+__all__ = ["DataError", "DataSet", "Row", "Split", "describe", "load", "load_raw", "pack"]
 
 
 class Split(NamedTuple):

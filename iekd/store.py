@@ -9,7 +9,10 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -38,7 +41,14 @@ def cache_folder() -> Path:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old content or the new one.
+    """Write a file so that a reader, or a kill at any moment, sees the old content or the new one. Raises as `atomic` does."""
+    with atomic(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes its place when the block ends well; until then, and after an exception, nothing has changed.
 
     Raises `StoreError` when the disk is full or the folder cannot be written.
     """
@@ -47,7 +57,7 @@ def write_atomic(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             temporary = Path(file.name)
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # NamedTemporaryFile makes private files

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from iekd import checkpoint, engine, methods, mutual, records, store
+from iekd import checkpoint, engine, methods, mutual, records, stopping, store
 from iekd.config import RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
@@ -27,23 +27,27 @@ from iekd.records import Metric, Record
 CHECKPOINT_SECONDS = 2.0  # least time between two checkpoints, which are written at the end of an epoch
 
 
-def train(config: RunConfig, *, progress: bool = True, again: bool = False) -> Record:
+class Busy(TrainingError):
+    """Another process trains this run now."""
+
+
+def train(config: RunConfig, *, progress: bool = True, again: bool = False, wait: bool = True) -> Record:
     """The record of a run: from its file if it is finished, else trained, from its last checkpoint if there is one.
 
     Parents (teacher, factor auto-encoder) are trained first, by the same call. `again` trains anew even if a record exists.
-    Two processes that ask for the same run share it: the second waits and then loads the record.
+    Two processes that ask for the same run share it: the second waits and then loads the record; without `wait` it raises `Busy`.
     Raises `DataError`, `StoreError` or `TrainingError` with the cause and the way out; a killed run loses one epoch, or some seconds.
     """
     before = records.find(config)
     if before and not again:
         return before
     if "first" in config.parents():  # the training of the first network leaves both records
-        train(config.partner(), progress=progress, again=True)
+        train(config.partner(), progress=progress, again=True, wait=wait)
         return records.find(config)
     check_pair(config)
     for parent in config.parents().values():
-        _weights(parent, progress)
-    with _claim(config):
+        _weights(parent, progress, wait)
+    with claim(config, wait):
         record = records.find(config)
         if record and record != before:  # another process finished it while this one waited
             return record
@@ -101,14 +105,16 @@ def _fit(config: RunConfig, progress: bool) -> Record:
     bar = tqdm(
         total=config.epochs, initial=first, desc=f"{config.pair} {config.variant} seed {config.seed}", unit="epoch", disable=not progress
     )
-    with bar:
+    with bar, stopping.deferred():
         for epoch in range(first, config.epochs):
+            stopping.check()
             row = engine.train_epoch(config, run, epoch)
             if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs:
                 row |= {f"{part}_{name}": value for part in ("validation", "test") for name, value in engine.evaluate(run, part).items()}
             history.append(row)
             elapsed = time.monotonic() - began
-            if time.monotonic() - saved > CHECKPOINT_SECONDS and epoch + 1 < config.epochs:  # a checkpoint costs milliseconds
+            due = stopping.asked() or time.monotonic() - saved > CHECKPOINT_SECONDS  # a checkpoint costs milliseconds
+            if due and epoch + 1 < config.epochs:
                 checkpoint.save(saved_at, config, parents, run, history, spent + elapsed)
                 saved = time.monotonic()
             rate = (epoch + 1 - first) * len(run.dataset.train.labels) / elapsed
@@ -169,8 +175,11 @@ def _metrics(curves: dict[str, list[float | None]]) -> dict[str, Metric | None]:
 
 
 @contextmanager
-def _claim(config: RunConfig) -> Iterator[None]:
-    """Held by one process at a time while it trains this run; the system frees it if the process dies."""
+def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
+    """Held by one process at a time while it trains this run; the system frees it if the process dies.
+
+    Raises `Busy` if another process holds it and this one shall not wait.
+    """
     path = store.cache_folder() / f"{config.path}.lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -178,6 +187,8 @@ def _claim(config: RunConfig) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            if not wait:
+                raise Busy(f"{config.path}: another process trains this run") from None
             tqdm.write(f"{config.path}: another process trains this run; waiting for its record")
             lock.acquire()
     except OSError as error:
@@ -187,15 +198,15 @@ def _claim(config: RunConfig) -> Iterator[None]:
         yield
 
 
-def _weights(config: RunConfig, progress: bool = True) -> Path:
+def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Path:
     """The weights file of a run, training the run if they are nowhere. Only a file that the record vouches for counts."""
-    record = train(config, progress=progress)
+    record = train(config, progress=progress, wait=wait)
     for _ in range(2):
         for path in filter(Path.exists, records.weights_paths(config)):
             if store.stored_checksum(path) == record.weights:
                 return path
         tqdm.write(f"{config.path}: its weights are not at hand; training it again, which replaces its record")
-        record = train(config, progress=progress, again=True)
+        record = train(config, progress=progress, again=True, wait=wait)
     raise TrainingError(f"{config.path}: its weights could not be stored")
 
 

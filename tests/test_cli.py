@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import pytest
 import yaml
+from filelock import FileLock, Timeout
 from tiny import SMALL, made_up, tiny
 
 from iekd import cli, records
@@ -76,6 +78,8 @@ def test_an_autoencoder_prints_its_loss(iekd):
         (["sweep", "g.yaml", "--job", "2"], "--job"),
         (["sweep", "g.yaml", "--jobs", "0"], "'0' is no number from 1"),
         (["sweep", "g.yaml", "--jobs", "two"], "'two' is no number from 1"),
+        (["sweep", "g.yaml", "--time-limit", "0"], "'0' is no number of seconds"),
+        (["sweep", "g.yaml", "--time-limit", "1h"], "'1h' is no number of seconds"),
         (["table", "--rule", "best"], "choose from"),
         (["dance"], "dance"),
         ([], "COMMAND"),
@@ -116,10 +120,18 @@ def test_a_corrupt_record_exits_with_1_and_names_the_file(iekd):
     assert iekd("table", "--preset", "smoke")[0] == 1
 
 
-def test_ctrl_c_exits_with_130(iekd, monkeypatch):
-    monkeypatch.setattr("iekd.training._fit", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    status, _, err = iekd("run", *SMALL_OPTIONS)
-    assert status == 130 and "the same command goes on" in err
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_gives_a_status_of_its_own_and_a_last_line(iekd, monkeypatch, number, status):
+    monkeypatch.setattr("iekd.training._fit", lambda *_: signal.raise_signal(number))
+    found, _, err = iekd("run", *SMALL_OPTIONS)
+    assert found == status
+    assert err.splitlines()[-1] == f"iekd: stopped by {number.name}; the same command goes on from the last checkpoint"
+
+
+def test_a_run_of_another_process_is_left_to_it_on_demand(iekd, monkeypatch):
+    monkeypatch.setattr(FileLock, "acquire", lambda *_, **__: (_ for _ in ()).throw(Timeout("")))
+    status, _, err = iekd("run", *SMALL_OPTIONS, "--no-wait")
+    assert status == 75 and err == f"iekd: {tiny().path}: another process trains this run\n"
 
 
 # ---------------------------------------------------------------------- the other commands

@@ -1,19 +1,15 @@
-"""Grids: what a file means, what it must not say, and that a sweep makes the same runs as one at a time."""
+"""Grids: what a file means, what it must not say, and what a run costs."""
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny import SMALL, content, made_up, tiny
+from tiny import SMALL, tiny
 
-from iekd import grid, records, training
+from iekd import grid
 from iekd.config import ConfigError
-from iekd.grid import Outcome
-from iekd.store import StoreError
 
 
 @pytest.fixture
@@ -93,99 +89,19 @@ def test_parents_come_first_and_once():
         assert all(parent in ordered[:place] for parent in config.parents().values())
 
 
-# ---------------------------------------------------------------------- the order of a sweep, with runs that are made up
+# ---------------------------------------------------------------------- costs
 
 
-@pytest.fixture
-def started(monkeypatch):
-    """The runs that a sweep starts, in order; a run with weight decay 9 fails."""
-    order = []
-
-    def run(config, jobs, children):
-        order.append(config)
-        assert all(records.find(parent) for parent in config.parents().values()), "started before its parents were done"
-        if config.weight_decay == 9:
-            return Outcome(config, "failed", "made to fail")
-        made_up(config).save()
-        return Outcome(config, "done")
-
-    monkeypatch.setattr(grid, "_run_one", run)
-    return order
+def test_flops_are_counted_as_the_literature_does():
+    """ResNet-20 on 32 x 32: 40.8 million multiply-adds (He et al. 2016 count them as FLOPs), so twice that in operations."""
+    assert grid._flops("resnet20", "cifar10", 32) == pytest.approx(2 * 40.8e6, rel=0.01)
+    assert grid._flops("resnet20", "cifar10", 16) == pytest.approx(2 * 40.8e6 / 4, rel=0.01)
 
 
-def states(outcomes: list[Outcome]) -> dict[str, str]:
-    return {outcome.config.path: outcome.state for outcome in outcomes}
-
-
-@pytest.mark.parametrize("jobs", [1, 3])
-def test_a_failed_run_is_listed_and_stops_only_what_needs_it(started, jobs):
-    good, bad = tiny("ie-ft"), tiny("ie-ft", weight_decay=9)  # the teacher of `bad` has it too
-    outcomes = grid.sweep([bad, good], jobs)
-    assert len(outcomes) == 6 and len(started) == 4
-    found = states(outcomes)
-    assert found[good.path] == "done" and all(found[c.path] == "done" for c in good.parents().values())
-    assert found[bad.path] == "failed" and all(found[c.path] == "failed" for c in bad.parents().values())
-    reasons = {outcome.config.path: outcome.reason for outcome in outcomes}
-    assert reasons[bad.teacher_run().path] == "made to fail" and reasons[bad.path] == "a parent failed"
-
-
-def test_a_sweep_goes_on_where_it_was(started):
-    configs = [tiny("kd"), tiny("ft")]
-    made_up(tiny("kd")).save()
-    made_up(tiny("ft").teacher_run()).save()
-    found = states(grid.sweep(configs))
-    loaded, done = (tiny("kd"), tiny("ft").teacher_run()), (tiny("ft").autoencoder_run(), tiny("ft"))
-    assert found == {c.path: "loaded" for c in loaded} | {c.path: "done" for c in done}
-    assert set(states(grid.sweep(configs)).values()) == {"loaded"} and len(started) == 2
-
-
-def test_a_finished_run_needs_no_parents(started):
-    made_up(tiny("ie-ft")).save()
-    assert states(grid.sweep([tiny("ie-ft")])) == {tiny("ie-ft").path: "loaded"} and not started
-
-
-def test_an_impossible_pair_costs_nothing(started):
-    bad = tiny("ft", teacher="vgg13")
-    outcomes = grid.sweep([bad, tiny()])
-    assert states(outcomes) == {bad.path: "failed", tiny().path: "done"} and started == [tiny()]
-    assert "Choose a pair with the same down-sampling" in outcomes[0].reason
-
-
-def test_a_corrupt_record_stops_the_sweep_before_anything_runs(started):
-    made_up(tiny()).save()
-    records.record_path(tiny()).write_text("{")
-    with pytest.raises(StoreError, match="is not a valid record"):
-        grid.sweep([tiny("kd"), tiny()])
-    assert not started
-
-
-# ---------------------------------------------------------------------- a sweep of real processes
-
-
-def test_a_sweep_in_two_jobs_makes_the_records_of_single_runs(runs, monkeypatch, tmp_path):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)  # one thread for each of the two, as in this process
-    wrong = tiny(train_images=5000)  # more than there are: found out by the run itself
-    configs = [tiny(), tiny("kd"), wrong]
-    outcomes = {outcome.config: outcome for outcome in grid.sweep(configs, jobs=2)}
-    assert {config: outcome.state for config, outcome in outcomes.items()} == {
-        tiny(): "done", tiny("kd"): "done", tiny("kd").teacher_run(): "done", wrong: "failed",
-    }  # fmt: skip
-    assert "train_images: 5000 is not usable" in outcomes[wrong].reason
-    assert "train_images: 5000" in grid.log_path(wrong).read_text()
-    swept = {config: content(records.find(config)) for config in (tiny(), tiny("kd"), tiny("kd").teacher_run())}
-    monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "single"))
-    for config, found in swept.items():
-        assert content(training.train(config, progress=False)) == found
-
-
-def test_a_run_that_cannot_be_started_is_a_failed_run(runs, monkeypatch):
-    runs.mkdir()
-    (runs / "cache").write_text("a file where a folder should be")
-    (outcome,) = grid.sweep([tiny()])
-    assert outcome.state == "failed" and "cannot start" in outcome.reason
-
-
-def test_a_killed_run_says_so(monkeypatch):
-    popen = subprocess.Popen
-    monkeypatch.setattr(subprocess, "Popen", lambda words, **how: popen(["/bin/sh", "-c", "kill -9 $$"], **how))
-    assert grid.sweep([tiny()]) == [Outcome(tiny(), "failed", "killed by SIGKILL")]
+def test_the_cost_follows_epochs_images_and_networks():
+    config, double = tiny("kd"), tiny("kd", epochs=6)
+    assert grid.cost(double) == 2 * grid.cost(config)
+    assert grid.cost(tiny("kd", train_images=100)) == grid.cost(config) / 2
+    student, teacher = (grid._flops(name, "digits", 8) for name in (config.student, config.teacher))
+    assert grid.cost(config) == 3 * 200 * (3 * student + teacher) and grid.cost(tiny()) == 3 * 200 * 3 * student
+    assert grid.cost(tiny(train_images=0)) > grid.cost(tiny(train_images=1000))  # 0 = all images

@@ -544,11 +544,11 @@ def test_again_takes_what_another_process_finished_meanwhile(monkeypatch):
     record = train(config)
 
     @contextmanager
-    def claim(config):
+    def claim(config, wait):
         record.model_copy(update={"started": "while this one waited"}).save()
         yield
 
-    monkeypatch.setattr(training, "_claim", claim)
+    monkeypatch.setattr(training, "claim", claim)
     monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained"))
     assert train(config, again=True).started == "while this one waited"
 

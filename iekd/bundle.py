@@ -1,0 +1,205 @@
+"""Bundles: how results come home from a borrowed machine. One tar archive with records, their weights, and checkpoints of what is begun.
+
+Members lie as in the runs folder (`records/<path>.json`, `cache/<path>.safetensors`, `cache/<path>.checkpoint.safetensors`); the last
+one, `MANIFEST.json`, holds the SHA-256 of every other, so an archive that was cut off or altered is noticed before anything is taken in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from iekd import grid, records, store
+from iekd.config import RunConfig
+from iekd.records import Record
+
+MANIFEST = "MANIFEST.json"
+CHECKPOINT = ".checkpoint.safetensors"
+MEMBER = re.compile(r"records(/\w[\w=.+-]*)+\.json|cache(/\w[\w=.+-]*)+\.safetensors")  # no absolute path, no '..', nothing hidden
+RESULT = ("parents", "weights", "data", "history", "metrics")  # what two trainings of one run must agree in: not time and machine
+
+
+def pack(file: Path, configs: list[RunConfig] | None = None) -> str:
+    """Write one archive of the given runs and their parents (None = all that the store has), as far as they have come; says what is in it.
+
+    Of a finished run the record, and its weights if they are at hand; of a begun one the checkpoint. A sweep may run meanwhile.
+    Raises `StoreError` if a record is damaged or the archive cannot be written.
+    """
+    paths = list(grid.with_parents(configs)) if configs is not None else _all_paths()
+    digests = {}
+    with store.atomic(file) as output, tarfile.open(fileobj=output, mode="w") as archive:
+        for path in paths:
+            for name, source in _sources(path):
+                content = source.read_bytes()
+                digests[name] = hashlib.sha256(content).hexdigest()
+                _add(archive, name, content)
+        _add(archive, MANIFEST, json.dumps({"files": digests}, indent=1).encode())
+    begun = sum(name.endswith(CHECKPOINT) for name in digests)
+    finished = sum(name.startswith("records/") for name in digests)
+    return f"{file}: {finished} records, {len(digests) - finished - begun} weights, {begun} checkpoints"
+
+
+class Merged(NamedTuple):
+    """What became of an archive."""
+
+    taken: int  # files that are new here
+    known: int  # files that were here already
+    conflicts: list[str]  # one message for each record that was refused
+
+    def __str__(self) -> str:
+        return "\n".join(
+            [*self.conflicts, f"{self.taken} files taken in, {self.known} known already, {len(self.conflicts)} records refused"]
+        )
+
+
+def merge(file: Path) -> Merged:
+    """Take an archive of `pack` into this store. What is here already stays as it is, so a second time changes nothing.
+
+    A record is refused, with its weights, if the same run has another result here, or if it learned from another teacher than the one
+    here. Raises `StoreError`, before anything is taken in, for an archive that is damaged or holds anything else than `pack` writes.
+    """
+    store.cache_folder().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".merge-", dir=store.cache_folder()) as folder:
+        _unpack(file, Path(folder))
+        return _take_in(Path(folder))
+
+
+# ---------------------------------------------------------------------- packing
+
+
+def _all_paths() -> list[str]:
+    found = [(store.records_folder(), ".json"), (store.cache_folder(), CHECKPOINT)]
+    return sorted({str(p.relative_to(folder)).removesuffix(end) for folder, end in found for p in folder.rglob(f"*{end}")})
+
+
+def _sources(path: str) -> Iterator[tuple[str, Path]]:
+    """Member names and files of one run."""
+    record, checkpoint = store.records_folder() / f"{path}.json", store.cache_folder() / f"{path}{CHECKPOINT}"
+    if record.exists():
+        yield f"records/{path}.json", record
+        found = records.read(record)
+        for weights in records.weights_paths(found.config):
+            if _metadata(weights).get("checksum") == found.weights:
+                yield f"cache/{path}.safetensors", weights
+                break
+    elif _metadata(checkpoint):
+        yield f"cache/{path}{CHECKPOINT}", checkpoint
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    """What a whole tensor file says of itself; nothing if it is missing or damaged."""
+    try:
+        return store.load_tensors(path)[1]
+    except store.StoreError:
+        return {}
+
+
+def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+# ---------------------------------------------------------------------- taking in
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    """Every member into a folder, once all were found good."""
+    try:
+        with tarfile.open(file, "r:") as archive:
+            members = archive.getmembers()
+            for member in members:
+                if not member.isfile() or not (member.name == MANIFEST or MEMBER.fullmatch(member.name)):
+                    raise store.StoreError(f"{file} is refused: {member.name!r} is nothing that iekd packs. Nothing was taken in.")
+            digests = json.loads(archive.extractfile(MANIFEST).read())["files"]
+            if sorted([*digests, MANIFEST]) != sorted(member.name for member in members):
+                raise ValueError("its files are not those of its list")
+            for name, digest in digests.items():
+                content = archive.extractfile(name).read()
+                if hashlib.sha256(content).hexdigest() != digest:
+                    raise ValueError(f"{name} does not match its checksum")
+                store.write_atomic(folder / name, content)
+    except OSError as error:
+        raise store.StoreError(f"{file} cannot be read: {error.strerror or error}") from error
+    except (tarfile.TarError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise store.StoreError(f"{file} is damaged ({error}). Nothing was taken in; copy it again.") from error
+
+
+def _take_in(folder: Path) -> Merged:
+    found = _records(folder)
+    files = sum(path.is_file() for path in folder.rglob("*"))
+    taken, conflicts = 0, []
+    for path in grid.with_parents([record.config for record in found.values()]):  # what becomes of a parent decides for its children
+        if path not in found:
+            continue
+        if conflict := _conflict(found[path]):
+            conflicts.append(conflict)
+        else:
+            taken += _take_weights(folder, found[path]) + _take_record(folder, found[path])  # a record always has its weights
+    taken += sum(_take_checkpoint(path, folder) for path in sorted(folder.glob(f"cache/**/*{CHECKPOINT}")))
+    return Merged(taken, files - taken, conflicts)
+
+
+def _records(folder: Path) -> dict[str, Record]:
+    """The records of an archive by path, each at its place."""
+    found = {}
+    for path in sorted(folder.glob("records/**/*.json")):
+        record = records.read(path)
+        if path != folder / "records" / f"{record.config.path}.json":
+            raise store.StoreError(
+                f"{path.relative_to(folder)} in the archive is the record of {record.config.path}. Nothing was taken in."
+            )
+        found[record.config.path] = record
+    return found
+
+
+def _conflict(record: Record) -> str:
+    """Why a record cannot be taken in; '' if it can."""
+    here = records.find(record.config)
+    if here and (differ := [name for name in RESULT if getattr(here, name) != getattr(record, name)]):
+        return f"refused: {record.config.path} has another result here ({', '.join(differ)} differ); the one that is here stays"
+    for role, config in record.config.parents().items():
+        parent = records.find(config)
+        if parent and parent.weights != record.parents[role]:
+            return f"refused: {record.config.path} was trained with another {role} than the one here, {config.path}"
+    return ""
+
+
+def _take_weights(folder: Path, record: Record) -> bool:
+    source, targets = folder / "cache" / f"{record.config.path}.safetensors", records.weights_paths(record.config)
+    if not source.exists() or any(store.stored_checksum(target) == record.weights for target in targets):
+        return False
+    if store.load_tensors(source)[1]["checksum"] != record.weights:
+        raise store.StoreError(f"the weights of {record.config.path} in the archive are not those of its record")
+    store.write_atomic(targets[-1], source.read_bytes())
+    return True
+
+
+def _take_record(folder: Path, record: Record) -> bool:
+    if records.find(record.config):
+        return False
+    target = records.record_path(record.config)
+    store.write_atomic(target, (folder / "records" / f"{record.config.path}.json").read_bytes())
+    return True
+
+
+def _take_checkpoint(source: Path, folder: Path) -> bool:
+    """Unless the run is finished here, or has come as far."""
+    path = str(source.relative_to(folder / "cache")).removesuffix(CHECKPOINT)
+    target = store.cache_folder() / f"{path}{CHECKPOINT}"
+    if (store.records_folder() / f"{path}.json").exists() or _epochs(source) <= _epochs(target):
+        return False
+    store.write_atomic(target, source.read_bytes())
+    return True
+
+
+def _epochs(checkpoint: Path) -> int:
+    """How many epochs a checkpoint holds; 0 if it is missing or damaged."""
+    return len(json.loads(_metadata(checkpoint).get("history", "[]")))

@@ -1,0 +1,234 @@
+"""Running a grid: every run in a process of its own, parents first, until all are done, the time is over, or a signal comes.
+
+Nothing is kept but records and checkpoints, so a sweep that ended in any way goes on with the same command, and any number of
+sweeps, on any number of machines, can work on one store.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from iekd import data, grid, records, stopping, store, training
+from iekd.config import ConfigError, RunConfig
+
+POLL_SECONDS = 0.1
+LOOK_AGAIN_SECONDS = 2.0  # until a run that another process trains is looked at again
+
+
+class Outcome(NamedTuple):
+    """How one run of a sweep ended: 'loaded' (its record was there), 'done', 'failed', 'stopped' (begun) or 'pending'."""
+
+    config: RunConfig
+    state: str
+    reason: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.state in ("loaded", "done")
+
+
+def sweep(configs: list[RunConfig], jobs: int = 1, time_limit: float = math.inf) -> list[Outcome]:
+    """Finish all runs and their parents, `jobs` at a time, each in a process of its own with an equal share of the cores.
+
+    A failed run is reported and does not stop the others; those that need it are reported as failed too. A run that another process
+    trains is left to it. After `time_limit` seconds, or when a signal asks to stop (`stopping.asked`), running runs write a
+    checkpoint and leave, which takes `stopping.GRACE` seconds at most.
+    Raises `StoreError` for a damaged record before anything runs.
+    """
+    work = _Sweep(configs, jobs)
+    end = time.monotonic() + time_limit
+    with work.bar, stopping.deferred(stopping.GRACE + 10):
+        try:
+            while work.left() and time.monotonic() < end and not stopping.asked():
+                work.collect()
+                work.start()
+                time.sleep(POLL_SECONDS)
+        finally:
+            work.stop()
+    return list(work.outcomes.values())
+
+
+def log_path(config: RunConfig) -> Path:
+    """Where a sweep writes the output of a run: appended, for two sweeps may try the same run."""
+    return store.cache_folder() / f"{config.path}.log"
+
+
+def in_order(needed: dict[str, RunConfig]) -> list[RunConfig]:
+    """Seed by seed, so that a sweep cut short leaves complete comparisons; in a seed what takes longest, with all that waits for it."""
+    chain, seed = {}, {}
+    children: dict[str, list[str]] = {path: [] for path in needed}
+    for path, config in reversed(needed.items()):  # children before parents
+        chain[path] = grid.cost(config) + max((chain[child] for child in children[path]), default=0)
+        seed[path] = min((seed[child] for child in children[path]), default=config.seed)
+        for parent in config.parents().values():
+            if parent.path in needed:
+                children[parent.path].append(path)
+    return sorted(needed.values(), key=lambda config: (seed[config.path], -chain[config.path]))
+
+
+class _Child(NamedTuple):
+    """A run in its process."""
+
+    config: RunConfig
+    process: subprocess.Popen
+    began: float
+    said: int  # bytes of the log that were there before
+
+    def outcome(self) -> Outcome | None:
+        """How it ended; None if another process trains this run."""
+        code = self.process.returncode
+        if code == 0:
+            return Outcome(self.config, "done", f"{time.monotonic() - self.began:.0f} s")
+        if code == stopping.LATER:
+            return None
+        if code in [status for number in stopping.SIGNALS for status in (128 + number, -number)]:
+            return Outcome(self.config, "stopped", "goes on from its checkpoint")
+        if code < 0:
+            return Outcome(self.config, "failed", f"killed by {signal.Signals(-code).name}")
+        with log_path(self.config).open("rb") as log:
+            log.seek(self.said)
+            lines = log.read().decode(errors="replace").strip().splitlines()
+        return Outcome(self.config, "failed", lines[-1] if lines else f"exit status {code}")
+
+
+class _Sweep:
+    """What is known of the runs, what runs, what is still to be started."""
+
+    def __init__(self, configs: list[RunConfig], jobs: int):
+        self.jobs = jobs
+        self.outcomes = {config.path: Outcome(config, "loaded") for config in configs if records.find(config)}
+        todo = [config for config in configs if config.path not in self.outcomes]  # a finished run needs no parents
+        missing = {name: _no_data(name) for name in {config.dataset for config in todo}}
+        reasons = {config.path: missing[config.dataset] or _impossible(config) for config in todo}
+        self.outcomes |= {config.path: Outcome(config, "failed", reasons[config.path]) for config in todo if reasons[config.path]}
+        needed = grid.with_parents([config for config in todo if config.path not in self.outcomes])
+        self.outcomes |= {path: Outcome(config, "loaded") for path, config in needed.items() if records.find(config)}
+        pending = in_order({path: config for path, config in needed.items() if path not in self.outcomes})
+        self.outcomes |= {config.path: Outcome(config, "pending") for config in pending}
+        self.pending = {config.path: config for config in pending}
+        self.parents = {config.path: [parent.path for parent in config.parents().values()] for config in pending}
+        self.running: dict[str, _Child] = {}
+        self.look_again: dict[str, float] = {}  # runs that another process trains
+        self.bar = tqdm(
+            total=sum(map(grid.cost, pending)), smoothing=0, bar_format="{percentage:3.0f} %|{bar}| {elapsed}, {remaining} left{postfix}"
+        )
+
+    def left(self) -> bool:
+        return bool(self.pending or self.running)
+
+    def start(self) -> None:
+        """Start what can start; settle what cannot, or is done elsewhere."""
+        for path, config in list(self.pending.items()):
+            parents = [self.outcomes[parent] for parent in self.parents[path]]
+            if bad := [parent.state for parent in parents if parent.state in ("failed", "stopped")]:
+                self.settle(Outcome(config, "failed", f"a parent {bad[0]}"))
+            elif len(self.running) < self.jobs and all(p.finished for p in parents) and time.monotonic() >= self.look_again.get(path, 0):
+                self.start_one(config)
+
+    def start_one(self, config: RunConfig) -> None:
+        try:
+            if records.find(config):
+                self.settle(Outcome(config, "loaded", "another process made it"))
+            elif _is_busy(config):
+                self.look_again[config.path] = time.monotonic() + LOOK_AGAIN_SECONDS
+            else:
+                self.running[config.path] = _start_process(config, self.jobs)
+                del self.pending[config.path]
+                self.show()
+        except (OSError, store.StoreError) as error:  # the disk is full, or no process can be started
+            self.settle(Outcome(config, "failed", f"cannot start: {error}"))
+
+    def collect(self) -> None:
+        """Settle the runs whose process has ended."""
+        for path, child in list(self.running.items()):
+            if child.process.poll() is None:
+                continue
+            del self.running[path]
+            if outcome := child.outcome():
+                self.settle(outcome)
+            else:
+                self.pending[path] = child.config
+                self.look_again[path] = time.monotonic() + LOOK_AGAIN_SECONDS
+
+    def settle(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.config.path] = outcome
+        self.pending.pop(outcome.config.path, None)
+        if outcome.state == "failed":
+            tqdm.write(f"failed: {outcome.config.path}: {outcome.reason} (log: {log_path(outcome.config)})")
+        self.bar.update(grid.cost(outcome.config))
+        self.show()
+
+    def show(self) -> None:
+        settled = sum(outcome.state != "pending" for outcome in self.outcomes.values())
+        running = ", ".join(f"{child.config.variant} seed {child.config.seed}" for child in self.running.values())
+        self.bar.set_postfix_str(f"{settled}/{len(self.outcomes)} runs; now {running or 'none'}")
+
+    def stop(self) -> None:
+        """Ask what runs to leave, and see to it. After a second Ctrl-C, or when asking did not help, it is killed: its last checkpoint
+        stands."""
+        for child in self.running.values():
+            child.process.terminate()
+        patience = time.monotonic() + stopping.GRACE + 5
+        try:
+            for child in self.running.values():
+                child.process.wait(max(0, patience - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            for child in self.running.values():
+                child.process.kill()
+                child.process.wait()
+            self.collect()
+
+
+def _no_data(dataset: str) -> str:
+    """Why a data set cannot be had, after one try to download it; '' if it is there."""
+    try:
+        data.load_raw(dataset)
+    except data.DataError as error:
+        return str(error)
+    return ""
+
+
+def _impossible(config: RunConfig) -> str:
+    """Why a run cannot be made, found out before its parents are; '' if nothing speaks against it."""
+    try:
+        training.check_pair(config)
+    except (ConfigError, data.DataError, training.TrainingError) as error:
+        return str(error)
+    return ""
+
+
+def _is_busy(config: RunConfig) -> bool:
+    try:
+        with training.claim(config, wait=False):
+            return False
+    except training.Busy:
+        return True
+
+
+def _start_process(config: RunConfig, jobs: int) -> _Child:
+    """The command that the record names, in a process of its own; output goes to its log in the cache."""
+    log = log_path(config)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "iekd", *shlex.split(config.command())[1:], "--no-wait"]
+    environment = {"OMP_NUM_THREADS": str(max(1, cores() // jobs)), **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with log.open("ab") as output:
+        began, said = time.monotonic(), output.tell()
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment)
+    return _Child(config, process, began, said)
+
+
+def cores() -> int:
+    """Cores that this process may use: of a cluster node often not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,236 @@
+"""Bundles: what comes home is what was sent, and nothing bad gets in."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import tempfile
+from pathlib import Path
+
+import pytest
+from tiny import made_up, tiny
+
+from iekd import bundle, checkpoint, engine, records, store, training
+from iekd.store import StoreError
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder but locks."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".lock"}
+
+
+@pytest.fixture
+def away(tmp_path, monkeypatch):
+    """away('other') -> from now on the store is another machine's."""
+
+    def away(name: str) -> Path:
+        monkeypatch.setenv("IEKD_RUNS", str(tmp_path / name))
+        return tmp_path / name
+
+    return away
+
+
+def begin(config, epochs: int) -> None:
+    """Leave the checkpoint of a run after some epochs."""
+    run = training.make_run(config)
+    history = [engine.train_epoch(config, run, epoch) for epoch in range(epochs)]
+    checkpoint.save(store.cache_folder() / f"{config.path}.checkpoint.safetensors", config, {}, run, history, 1.0)
+
+
+def test_what_comes_home_is_what_was_sent_and_the_second_time_nothing_changes(runs, away, tmp_path):
+    file = tmp_path / "b.tar"
+    training.train(tiny("kd"), progress=False)
+    begin(tiny(seed=1), 2)
+    said = bundle.pack(file, [tiny("kd"), tiny(seed=1), tiny(seed=2)])
+    assert said == f"{file}: 2 records, 2 weights, 1 checkpoints"
+    sent = files(runs)
+    home = away("home")
+    merged = bundle.merge(file)
+    assert merged == (5, 0, []) and files(home) == sent
+    assert bundle.merge(file) == (0, 5, []) and files(home) == sent
+    assert training.load_network(tiny("kd").teacher_run())  # its weights came along
+    resumed = training.train(tiny(seed=1), progress=False)
+    away("straight")
+    assert resumed.weights == training.train(tiny(seed=1), progress=False).weights
+
+
+def test_without_runs_all_is_packed_and_a_grid_packs_only_its_own(tmp_path):
+    for config in (tiny(), tiny("kd"), tiny("kd").teacher_run()):
+        made_up(config).save()
+    assert bundle.pack(tmp_path / "all.tar").endswith("3 records, 0 weights, 0 checkpoints")
+    assert bundle.pack(tmp_path / "kd.tar", [tiny("kd")]).endswith("2 records, 0 weights, 0 checkpoints")
+
+
+def test_one_content_is_one_archive(tmp_path):
+    made_up(tiny()).save()
+    for name in "ab":
+        bundle.pack(tmp_path / name)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_damaged_weights_and_checkpoints_stay_behind(runs, tmp_path):
+    training.train(tiny(), progress=False)
+    begin(tiny(seed=1), 1)
+    for path in runs.rglob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-3])
+    assert bundle.pack(tmp_path / "b.tar").endswith("1 records, 0 weights, 0 checkpoints")
+
+
+def test_an_archive_that_cannot_be_finished_is_not_there(tmp_path, monkeypatch):
+    made_up(tiny()).save()
+    file = tmp_path / "b.tar"
+    bundle.pack(file)
+    before = file.read_bytes()
+    made_up(tiny(seed=1)).save()
+    monkeypatch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    with pytest.raises(StoreError, match="cannot write .*b.tar: No space left"):
+        bundle.pack(file)
+    assert file.read_bytes() == before and [p.name for p in tmp_path.glob(".b*")] == []
+
+
+# ---------------------------------------------------------------------- conflicts
+
+
+def test_another_result_of_the_same_run_is_refused_and_ours_stays(away, tmp_path):
+    made_up(tiny(), error=10).save()
+    made_up(tiny(seed=1)).save()
+    bundle.pack(tmp_path / "b.tar")
+    away("home")
+    made_up(tiny(), error=11).save()
+    merged = bundle.merge(tmp_path / "b.tar")
+    assert merged.taken == 1 and len(merged.conflicts) == 1
+    assert f"refused: {tiny().path} has another result here (metrics differ); the one that is here stays" in str(merged)
+    assert records.find(tiny()).metrics["last"].test_error == 11 and records.find(tiny(seed=1))
+
+
+def test_the_same_result_from_another_machine_is_no_conflict(away, tmp_path):
+    made_up(tiny()).save()
+    bundle.pack(tmp_path / "b.tar")
+    away("home")
+    made_up(tiny()).model_copy(update={"seconds": 2.0, "device": {"name": "slide rule", "type": "cpu", "threads": 2}}).save()
+    assert bundle.merge(tmp_path / "b.tar") == (0, 1, [])
+    assert records.find(tiny()).device["name"] == "slide rule"
+
+
+def test_a_student_of_another_teacher_is_refused(away, tmp_path):
+    teacher = tiny("kd").teacher_run()
+    made_up(teacher).save()
+    made_up(tiny("kd")).model_copy(update={"parents": {"teacher": "0" * 64}}).save()
+    bundle.pack(tmp_path / "b.tar")
+    away("home")
+    made_up(teacher).model_copy(update={"weights": "1" * 64}).save()
+    merged = bundle.merge(tmp_path / "b.tar")
+    assert merged.taken == 0 and len(merged.conflicts) == 2 and not records.find(tiny("kd"))
+    assert f"{tiny('kd').path} was trained with another teacher than the one here" in merged.conflicts[1]
+
+
+@pytest.mark.parametrize(("here", "stays"), [(1, 2), (2, 2), (3, 3)])
+def test_the_checkpoint_that_came_further_stays(away, tmp_path, here, stays):
+    begin(tiny(epochs=4), 2)
+    bundle.pack(tmp_path / "b.tar")
+    away("home")
+    begin(tiny(epochs=4), here)
+    bundle.merge(tmp_path / "b.tar")
+    (found,) = store.cache_folder().rglob("*.checkpoint.safetensors")
+    assert len(json.loads(store.load_tensors(found)[1]["history"])) == stays
+
+
+def test_no_checkpoint_comes_back_after_the_run_is_finished(away, tmp_path):
+    begin(tiny(), 2)
+    bundle.pack(tmp_path / "b.tar")
+    away("home")
+    made_up(tiny()).save()
+    assert bundle.merge(tmp_path / "b.tar") == (0, 1, [])
+
+
+# ---------------------------------------------------------------------- bad archives
+
+
+@pytest.fixture(scope="module")
+def archive():
+    """The bytes of a good archive: one record with its weights."""
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("IEKD_RUNS", folder)
+        training.train(tiny(), progress=False)
+        bundle.pack(Path(folder) / "b.tar")
+        return (Path(folder) / "b.tar").read_bytes()
+
+
+def refused(runs: Path, file: Path, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        bundle.merge(file)
+    assert files(runs) == {} and not list(runs.rglob(".merge*"))
+
+
+@pytest.mark.parametrize("part", [0, 0.01, 0.3, 0.6, 0.95, 0.999])
+def test_an_archive_that_was_cut_off_is_refused(runs, tmp_path, archive, part):
+    file = tmp_path / "b.tar"
+    file.write_bytes(archive[: int(part * archive.rindex(b"}"))])
+    refused(runs, file, "b.tar is damaged .*Nothing was taken in; copy it again")
+
+
+@pytest.mark.parametrize("what", [b'"seed": 0', b"student.", b"smoke/digits"])
+def test_an_altered_archive_is_refused(runs, tmp_path, archive, what):
+    at = archive.index(what)
+    file = tmp_path / "b.tar"
+    file.write_bytes(archive[:at] + bytes([archive[at] ^ 1]) + archive[at + 1 :])
+    refused(runs, file, "b.tar is (damaged|refused)")
+
+
+def test_every_flipped_bit_of_the_content_is_noticed(runs, tmp_path, archive):
+    file = tmp_path / "b.tar"
+    for at in range(600, len(archive) - 20 * 512, len(archive) // 40):
+        file.write_bytes(archive[:at] + bytes([archive[at] ^ 64]) + archive[at + 1 :])
+        try:
+            assert bundle.merge(file).taken == 2  # a bit of the padding means nothing
+            assert files(runs).keys() == {f"records/{tiny().path}.json", f"cache/{tiny().path}.safetensors"}
+            assert training.load_network(tiny())
+        except StoreError:
+            pass
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["../out.json", "records/../../out.json", "/tmp/out.json", "records/a/../b.json", "cache/.hidden.safetensors", "cache/a.lock",
+     "records/a.py", "records//a.json", "cache\\..\\a.safetensors", "setup.py", "records/.json", "cache/x/..safetensors"],
+)  # fmt: skip
+def test_a_member_that_is_none_of_ours_is_refused(runs, tmp_path, name):
+    file = tmp_path / "b.tar"
+    forge(file, {name: b"{}"})
+    refused(runs, file, "is nothing that iekd packs")
+    assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])
+def test_links_and_devices_are_refused(runs, tmp_path, kind):
+    file = tmp_path / "b.tar"
+    with tarfile.open(file, "w") as archive:
+        member = tarfile.TarInfo("records/a.json")
+        member.type, member.linkname = kind, "/etc/passwd"
+        archive.addfile(member)
+    refused(runs, file, "is nothing that iekd packs")
+
+
+def test_a_record_at_the_place_of_another_is_refused(runs, tmp_path):
+    made_up(tiny()).save()
+    record = files(runs)[f"records/{tiny().path}.json"]
+    records.record_path(tiny()).unlink()
+    forge(tmp_path / "b.tar", {f"records/{tiny(seed=1).path}.json": record})
+    refused(runs, tmp_path / "b.tar", "in the archive is the record of")
+
+
+@pytest.mark.parametrize("file", ["none.tar", "text.tar"])
+def test_what_is_no_archive_is_refused(runs, tmp_path, file):
+    (tmp_path / "text.tar").write_text("no archive")
+    refused(runs, tmp_path / file, "cannot be read: No such file|is damaged")
+
+
+def forge(file: Path, members: dict[str, bytes]) -> None:
+    """An archive with these members and a right list of them."""
+    digests = {name: bundle.hashlib.sha256(data).hexdigest() for name, data in members.items()}
+    with tarfile.open(file, "w") as archive:
+        for name, data in {**members, bundle.MANIFEST: json.dumps({"files": digests}).encode()}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))

@@ -1,0 +1,251 @@
+"""Sweeps: the order of runs, failures, time limits, signals, and two sweeps on one store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from tiny import SMALL, content, made_up, start, tiny
+
+from iekd import grid, records, store, sweep, training
+from iekd.config import RunConfig
+from iekd.store import StoreError
+from iekd.sweep import Outcome
+
+
+def states(outcomes: list[Outcome]) -> dict[str, str]:
+    return {outcome.config.path: outcome.state for outcome in outcomes}
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    monkeypatch.setattr(sweep, "POLL_SECONDS", 0.005)
+    monkeypatch.setattr(sweep, "LOOK_AGAIN_SECONDS", 0.05)
+
+
+# ---------------------------------------------------------------------- order
+
+
+def test_the_longest_chain_of_a_seed_comes_first_and_parents_before_children():
+    configs = [tiny(method, seed=seed) for seed in (0, 1) for method in ("supervised", "ie-ft")]
+    ordered = sweep.in_order(grid.with_parents(configs))
+    last, first = SMALL["student"], SMALL["teacher"]
+    one_seed = [("supervised", first), ("factor-ae", "none"), ("ie-ft", last), ("supervised", last)]
+    assert [(c.method, c.student, c.seed) for c in ordered] == [(*run, seed) for seed in (0, 1) for run in one_seed]
+
+
+def test_a_parent_belongs_to_the_seed_that_needs_it_first():
+    first, later = tiny("kd", seed=1, teachers=2), tiny("kd", seed=2, teachers=2)  # of teacher 1, of teacher 0
+    assert sweep.in_order(grid.with_parents([later, first])) == [first.teacher_run(), first, later.teacher_run(), later]
+
+
+# ---------------------------------------------------------------------- runs that are made up
+
+
+class Ended:
+    """A process that has ended."""
+
+    def __init__(self, code: int):
+        self.returncode = code
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """The runs that a sweep starts, in order; a run with weight decay 9 fails."""
+    order = []
+
+    def run(config: RunConfig, jobs: int) -> sweep._Child:
+        order.append(config)
+        assert all(records.find(parent) for parent in config.parents().values()), "started before its parents were done"
+        sweep.log_path(config).parent.mkdir(parents=True, exist_ok=True)
+        sweep.log_path(config).write_text("some words\nmade to fail\n")
+        if config.weight_decay != 9:
+            made_up(config).save()
+        return sweep._Child(config, Ended(config.weight_decay == 9), time.monotonic(), 0)
+
+    monkeypatch.setattr(sweep, "_start_process", run)
+    return order
+
+
+@pytest.mark.parametrize("jobs", [1, 3])
+def test_a_failed_run_is_listed_and_stops_only_what_needs_it(started, jobs):
+    good, bad = tiny("ie-ft"), tiny("ie-ft", weight_decay=9)  # the teacher of `bad` has it too
+    outcomes = sweep.sweep([bad, good], jobs)
+    assert len(outcomes) == 6 and len(started) == 4
+    found = states(outcomes)
+    assert found[good.path] == "done" and all(found[c.path] == "done" for c in good.parents().values())
+    assert found[bad.path] == "failed" and all(found[c.path] == "failed" for c in bad.parents().values())
+    reasons = {outcome.config.path: outcome.reason for outcome in outcomes}
+    assert reasons[bad.teacher_run().path] == "made to fail" and reasons[bad.path] == "a parent failed"
+
+
+def test_a_sweep_goes_on_where_it_was(started):
+    configs = [tiny("kd"), tiny("ft")]
+    made_up(tiny("kd")).save()
+    made_up(tiny("ft").teacher_run()).save()
+    found = states(sweep.sweep(configs))
+    loaded, done = (tiny("kd"), tiny("ft").teacher_run()), (tiny("ft").autoencoder_run(), tiny("ft"))
+    assert found == {c.path: "loaded" for c in loaded} | {c.path: "done" for c in done}
+    assert set(states(sweep.sweep(configs)).values()) == {"loaded"} and len(started) == 2
+
+
+def test_a_finished_run_needs_no_parents(started):
+    made_up(tiny("ie-ft")).save()
+    assert states(sweep.sweep([tiny("ie-ft")])) == {tiny("ie-ft").path: "loaded"} and not started
+
+
+def test_an_impossible_pair_costs_nothing(started):
+    bad = tiny("ft", teacher="vgg13")
+    outcomes = sweep.sweep([bad, tiny()])
+    assert states(outcomes) == {bad.path: "failed", tiny().path: "done"} and started == [tiny()]
+    assert "Choose a pair with the same down-sampling" in outcomes[0].reason
+
+
+def test_a_data_set_that_cannot_be_had_is_looked_for_once(started, monkeypatch):
+    asked = []
+
+    def load_raw(name):
+        asked.append(name)
+        raise sweep.data.DataError("cifar10: not in this room") if name == "cifar10" else AssertionError
+
+    monkeypatch.setattr(sweep.data, "load_raw", load_raw)
+    outcomes = sweep.sweep([RunConfig.create("class", method="kd", seed=seed) for seed in (0, 1)])
+    assert {o.reason for o in outcomes} == {"cifar10: not in this room"} and asked == ["cifar10"] and not started
+
+
+def test_a_corrupt_record_stops_the_sweep_before_anything_runs(started):
+    made_up(tiny()).save()
+    records.record_path(tiny()).write_text("{")
+    with pytest.raises(StoreError, match="is not a valid record"):
+        sweep.sweep([tiny("kd"), tiny()])
+    assert not started
+
+
+def test_at_the_time_limit_the_rest_is_pending(started, monkeypatch):
+    assert set(states(sweep.sweep([tiny("kd")], time_limit=0)).values()) == {"pending"} and not started
+
+
+@pytest.mark.parametrize(
+    ("code", "state", "reason"),
+    [
+        (128 + signal.SIGTERM, "stopped", "goes on from its checkpoint"),
+        (-signal.SIGTERM, "stopped", "goes on from its checkpoint"),  # before Python was ready
+        (-signal.SIGKILL, "failed", "killed by SIGKILL"),
+        (3, "failed", "the last line"),
+    ],
+)  # fmt: skip
+def test_what_an_exit_status_means(monkeypatch, code, state, reason):
+    sweep.log_path(tiny()).parent.mkdir(parents=True)
+    sweep.log_path(tiny()).write_text("of an earlier sweep\nwords\nthe last line\n")
+    said = len("of an earlier sweep\n")
+    monkeypatch.setattr(sweep, "_start_process", lambda config, jobs: sweep._Child(config, Ended(code), 0, said))
+    assert sweep.sweep([tiny()]) == [Outcome(tiny(), state, reason)]
+
+
+def test_what_another_process_claimed_in_between_is_tried_again(monkeypatch):
+    codes = iter([75, 75, 0])
+    monkeypatch.setattr(sweep, "_start_process", lambda config, jobs: sweep._Child(config, Ended(next(codes)), time.monotonic(), 0))
+    assert sweep.sweep([tiny()]) == [Outcome(tiny(), "done", "0 s")]
+
+
+def hold(config: RunConfig, seconds: float, finish: bool) -> int:
+    with training.claim(config):
+        store.write_atomic(store.cache_folder() / "held", b"")
+        time.sleep(seconds)
+        if finish:
+            made_up(config).save()
+    return 0
+
+
+@pytest.mark.parametrize("finish", [True, False])
+def test_a_run_of_another_process_blocks_no_slot_and_is_taken_over_if_that_dies(started, runs, finish):
+    other = start(hold, runs, tiny(), 1.0, finish)
+    while not (runs / "cache" / "held").exists():
+        time.sleep(0.01)
+    outcomes = sweep.sweep([tiny(), tiny(seed=1)])
+    other.join(60)
+    assert started == [tiny(seed=1)] + [tiny()] * (not finish)
+    assert states(outcomes) == {tiny().path: "loaded" if finish else "done", tiny(seed=1).path: "done"}
+
+
+# ---------------------------------------------------------------------- threads
+
+
+@pytest.mark.parametrize(("wish", "jobs", "threads"), [(None, 1, "6"), (None, 4, "1"), (None, 9, "1"), ("3", 2, "3")])
+def test_the_cores_that_may_be_used_are_shared_out_unless_the_user_says_otherwise(runs, monkeypatch, wish, jobs, threads):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if wish:
+        monkeypatch.setenv("OMP_NUM_THREADS", wish)
+    seen = {}
+    monkeypatch.setattr(subprocess, "Popen", lambda words, **how: seen.update(how) or Ended(0))
+    sweep._start_process(tiny(), jobs)
+    assert seen["env"]["OMP_NUM_THREADS"] == threads
+
+
+# ---------------------------------------------------------------------- real processes
+
+
+def test_a_sweep_in_two_jobs_makes_the_records_of_single_runs(runs, monkeypatch, tmp_path):
+    wrong = tiny(train_images=5000)  # more than there are: found out by the run itself
+    configs = [tiny(), tiny("kd"), wrong]
+    outcomes = {outcome.config: outcome for outcome in sweep.sweep(configs, jobs=2)}
+    assert {config: outcome.state for config, outcome in outcomes.items()} == {
+        tiny(): "done", tiny("kd"): "done", tiny("kd").teacher_run(): "done", wrong: "failed",
+    }  # fmt: skip
+    assert "train_images: 5000 is not usable" in outcomes[wrong].reason
+    assert "train_images: 5000" in sweep.log_path(wrong).read_text()
+    swept = {config: content(records.find(config)) for config in (tiny(), tiny("kd"), tiny("kd").teacher_run())}
+    monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "single"))
+    for config, found in swept.items():
+        assert content(training.train(config, progress=False)) == found
+
+
+def test_a_run_that_cannot_be_started_is_a_failed_run(runs, monkeypatch):
+    runs.mkdir()
+    (runs / "cache").write_text("a file where a folder should be")
+    (outcome,) = sweep.sweep([tiny()])
+    assert outcome.state == "failed" and "cannot start" in outcome.reason
+
+
+LONG = {**SMALL, "epochs": 3000}  # a minute if nobody stops it
+
+
+def sweep_process(tmp_path, *options: str) -> subprocess.Popen:
+    file = tmp_path / "grid.yaml"
+    file.write_text(yaml.safe_dump({"base": LONG, "runs": [{"method": "supervised", "seed": [0, 1, 2]}]}))
+    words = [sys.executable, "-m", "iekd", "sweep", str(file), "--jobs", "2", *options]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(pattern: str, folder, count: int = 1) -> list:
+    deadline = time.monotonic() + 120
+    while len(found := list(folder.rglob(pattern))) < count:
+        assert time.monotonic() < deadline, f"no {pattern}"
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_sweep_that_is_asked_to_stop_takes_its_children_along_and_keeps_what_they_did(runs, tmp_path, number):
+    process = sweep_process(tmp_path)
+    wait_for("*.checkpoint.safetensors", runs, count=2)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert err.strip().splitlines()[-1] == f"iekd: stopped by {number.name}; the same command goes on from the last checkpoint"
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:-1]] == ["stopped", "stopped", "pending"] and lines[-1].startswith("3 runs, 0 failed, 3 to")
+    for seed in (0, 1):
+        config = tiny(**LONG, seed=seed)
+        assert not sweep._is_busy(config)  # nobody is left
+        assert "the same command goes on" in sweep.log_path(config).read_text().splitlines()[-1]
