@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from iekd import augment, data, methods, networks
 from iekd.config import RunConfig
+from iekd.fold import fold
 from iekd.methods import Batch
 from iekd.networks import Output
 
@@ -25,12 +26,14 @@ class TrainingError(RuntimeError):
 
 
 class Teacher(nn.Module):
-    """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval mode, never with gradient."""
+    """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval mode, never with gradient.
+
+    Copies with their BN folded (iekd.fold): the same features by the same names, up to float32 rounding.
+    """
 
     def __init__(self, network: nn.Module, encoder: nn.Module | None):
         super().__init__()
-        self.network, self.encoder = network, encoder
-        self.eval().requires_grad_(False)
+        self.network, self.encoder = fold(network), fold(encoder) if encoder is not None else None
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Output:
