@@ -34,6 +34,7 @@ class Teacher(nn.Module):
     def __init__(self, network: nn.Module, encoder: nn.Module | None):
         super().__init__()
         self.network, self.encoder = fold(network), fold(encoder) if encoder is not None else None
+        self.eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Output:
