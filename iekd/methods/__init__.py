@@ -31,7 +31,7 @@ from iekd.methods.pairs import Pair, PairError
 from iekd.methods.supervised import Supervised
 from iekd.methods.tf_kd import TfKD
 
-__all__ = ["Batch", "PairError", "build", "compared"]
+__all__ = ["STAGED", "Batch", "PairError", "build", "compared", "needs"]
 
 # The features that a method compares in height and width. One that is not here compares none, and takes any two networks.
 COMPARED: dict[str, Callable[[pairs.Shapes, pairs.Shapes], list[Pair]]] = {
@@ -53,6 +53,28 @@ def compared(config: RunConfig) -> list[Pair]:
     image = data.image_shape(config)
     shapes = (networks.feature_shapes(name, image) for name in (config.student, config.teacher))
     return COMPARED[config.method](*shapes)
+
+
+# The methods whose terms depend on the epoch.
+STAGED = ("fitnet", "ab")
+
+
+def needs(config: RunConfig) -> list[str]:
+    """The teacher's features that the run's method reads, beside the logits. All of them for a method that is not listed here."""
+    stages = [pair.teacher for pair in compared(config)]
+    every = [*networks.feature_shapes(config.teacher, data.image_shape(config))] if config.has_teacher else []
+    match config.method:
+        case "supervised" | "tf-kd" | "kd":
+            return []
+        case "ft" | "ie-ft":
+            return ["factor"]
+        case "at" | "ie-at" | "fitnet":
+            return stages
+        case "od" | "ie-od" | "ab":
+            return [f"{stage}_pre" for stage in stages]
+        case "factor-ae":
+            return [name for name in every if name.startswith("stage")][-1:]
+    return every
 
 
 def build(config: RunConfig, student: nn.Module | None, teacher: nn.Module | None, autoencoder: FactorAutoEncoder | None) -> nn.Module:
