@@ -122,7 +122,13 @@ class RunConfig(BaseModel):
     image_size: int = Field(0, ge=0, description="side in pixels after area down-sampling, from 8; 0 = native")
     augment: Literal["none", "standard"] = Field("standard", description="standard = random crop, and flip where the data set allows it")
 
-    # Optimisation; the parents are trained with the same batch size, schedule, momentum and weight decay
+    views: int = Field(
+        0,
+        ge=0,
+        description="augmented views per image, drawn once, for which the teacher computes once; 0 = new ones every epoch",
+    )
+
+    # Optimisation; the parents are trained with the same batch size, schedule, momentum, weight decay and precision
     epochs: int = Field(160, ge=1, description="epochs of this run")
     batch_size: int = Field(128, ge=1, description="images a step; the last, smaller batch is kept")
     lr: float = Field(0.1, gt=0, description="peak learning rate")
@@ -131,6 +137,9 @@ class RunConfig(BaseModel):
     )
     momentum: float = Field(0.9, ge=0, lt=1, description="Nesterov momentum")
     weight_decay: float = Field(5e-4, ge=0, description="L2 weight decay on every parameter")
+    precision: Literal["fp32", "bf16"] = Field(
+        "fp32", description="bf16 = the networks' convolutions and products in bfloat16 while training; losses and normalisation in fp32"
+    )
     evaluate_every: int = Field(1, ge=1, description="epochs between two evaluations (the last epoch is always evaluated)")
 
     # Parents
@@ -219,6 +228,8 @@ class RunConfig(BaseModel):
             self.__dict__[name] = type(self).model_fields[name].default
         if self.image_size == NATIVE_SIZE[self.dataset]:
             self.__dict__["image_size"] = 0
+        if self.augment == "none":  # all views of an image are the image
+            self.__dict__["views"] = min(self.views, 1)
         return self
 
     def _unread(self) -> set[str]:
@@ -296,14 +307,19 @@ class RunConfig(BaseModel):
     # ------------------------------------------------------------------ parents
 
     def teacher_run(self) -> RunConfig:
-        """The run that trains this run's teacher."""
+        """The run that trains this run's teacher: on new views every epoch, so that runs with and without finite views share it."""
         return self.replace(
-            method="supervised", student=self.teacher, epochs=self.teacher_epochs, lr=self.teacher_lr, seed=self.seed % self.teachers
+            method="supervised",
+            student=self.teacher,
+            epochs=self.teacher_epochs,
+            lr=self.teacher_lr,
+            seed=self.seed % self.teachers,
+            views=0,
         )
 
     def autoencoder_run(self) -> RunConfig:
         """The run that trains the factor auto-encoder on this run's teacher."""
-        return self.replace(method="factor-ae", epochs=self.ae_epochs, lr=self.ae_lr, seed=self.seed % self.teachers)
+        return self.replace(method="factor-ae", epochs=self.ae_epochs, lr=self.ae_lr, seed=self.seed % self.teachers, views=0)
 
     def partner(self) -> RunConfig:
         """The other network of the same mutual training."""

@@ -8,14 +8,16 @@ waits for the device: losses go to a tensor that is read once at its end.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from iekd import augment, data, methods, networks
+from iekd import augment, data, methods, networks, precision, views
 from iekd.config import RunConfig
+from iekd.fold import fold
 from iekd.methods import Batch
 from iekd.networks import Output
 
@@ -27,30 +29,38 @@ class TrainingError(RuntimeError):
 
 
 class Teacher(nn.Module):
-    """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval mode, never with gradient."""
+    """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval mode, never with gradient.
 
-    def __init__(self, network: nn.Module, encoder: nn.Module | None):
+    Copies with their BN folded (iekd.fold): the same features by the same names, up to float32 rounding, or bfloat16 (iekd.precision).
+    """
+
+    def __init__(self, network: nn.Module, encoder: nn.Module | None, bf16: bool = False):
         super().__init__()
-        self.network, self.encoder = network, encoder
-        self.eval().requires_grad_(False)
+        self.network, self.encoder = fold(network), fold(encoder) if encoder is not None else None
+        self.bf16 = bf16
+        if bf16:
+            precision.freeze_in_bf16(self)
+        self.eval()
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Output:
-        output = self.network(images)
-        if self.encoder is not None:
-            output.features["factor"] = self.encoder(output.feature)
-        return output
+        with precision.autocast(images.device) if self.bf16 else nullcontext():
+            output = self.network(images)
+            if self.encoder is not None:
+                output.features["factor"] = self.encoder(output.feature)
+        return precision.widen(output)
 
 
 class Run(NamedTuple):
     """The moving parts of a run. `learner` holds all that is trained: 'student' (if any), 'peer' (mutual learning) and 'method'."""
 
     learner: nn.ModuleDict
-    teacher: Teacher | None
+    teacher: Callable[[Tensor], Output] | None  # a Teacher, or what stands for it
     optimiser: torch.optim.SGD
     dataset: data.DataSet
     mean: Tensor
     std: Tensor
+    stored: views.Stored | None = None  # the teacher's outputs for finite views; then the teacher need not compute
 
 
 def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.device) -> Run:
@@ -69,7 +79,8 @@ def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.
     learner.to(device, memory_format=torch.channels_last)
     frozen = None
     if teacher is not None:
-        frozen = Teacher(teacher, autoencoder.encoder if autoencoder else None).to(device, memory_format=torch.channels_last)
+        frozen = Teacher(teacher, autoencoder.encoder if autoencoder else None, config.precision == "bf16")
+        frozen.to(device, memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(
         learner.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0, fused=True
     )  # fmt: skip
@@ -83,23 +94,30 @@ def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.
 
 def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
     """One pass over the training images; returns the epoch's mean loss, its terms, and the error in percent on the augmented batches."""
-    images, labels, *_ = run.dataset.train
-    order, draws = _draw_epoch(config, run.dataset, epoch)
-    order, draws = order.to(labels.device), draws.to(labels.device)
-    steps = math.ceil(len(labels) / config.batch_size)
+    plan = draw_epoch(config, run.dataset, epoch).to(run.mean.device)
+    steps = math.ceil(plan.shape[1] / config.batch_size)
     run.learner.train()
     log, names = [], []
-    for i in range(steps):
+    for i, part in enumerate(plan.split(config.batch_size, dim=1)):
         for group in run.optimiser.param_groups:
             group["lr"] = learning_rate(config, epoch + i / steps)
-        batch = order[i * config.batch_size : (i + 1) * config.batch_size]
-        views = images[batch]
-        if config.augment == "standard":
-            views = augment.crop_and_flip(views, draws.at(batch), run.dataset.pad)
-        terms = step(run, augment.normalise(views, run.mean, run.std), Batch(labels[batch], batch, epoch))
+        terms = planned_step(config, run, part, epoch)
         names = list(terms)
         log.append(torch.stack([*terms.values()]))
-    return _read_log(config, epoch, names, torch.stack(log), len(labels))
+    return _read_log(config, epoch, names, torch.stack(log), plan.shape[1])
+
+
+def planned_step(config: RunConfig, run: Run, plan: Tensor, epoch: int) -> dict[str, Tensor]:
+    """One step on the images that a part of the epoch's plan (5, B) names; see `draw_epoch` and `step`."""
+    index, place, dy, dx, flip = plan
+    images, labels, *_ = run.dataset.train
+    pixels = images[index]
+    if config.augment == "standard":
+        pixels = augment.crop_and_flip(pixels, augment.Draws(dy, dx, flip.bool()), run.dataset.pad)
+    if run.stored is not None:
+        output = run.stored.at(place)
+        run = run._replace(teacher=lambda _: output)
+    return step(run, augment.normalise(pixels, run.mean, run.std), Batch(labels[index], index, epoch))
 
 
 def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -160,11 +178,21 @@ def learning_rate(config: RunConfig, epoch: float) -> float:
     return config.lr * min(progress / 0.2, (1 - progress) / 0.8)
 
 
-def _draw_epoch(config: RunConfig, dataset: data.DataSet, epoch: int) -> tuple[Tensor, augment.Draws]:
-    """Order of the images and their crops and flips in one epoch: the same for every method with this seed, on every device."""
+def draw_epoch(config: RunConfig, dataset: data.DataSet, epoch: int) -> Tensor:
+    """The plan of an epoch, int64 (5, N) in the order of the steps: image, its place among the finite views, row, column and flip.
+
+    The same for every method with this seed, on every device.
+    """
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     count = len(dataset.train.labels)
-    return torch.randperm(count, generator=generator), augment.draw(count, dataset.pad, dataset.flip, generator)
+    order = torch.randperm(count, generator=generator)
+    if config.views:
+        place = order + count * torch.randint(config.views, (count,), generator=generator)
+        draws = views.draw(config, dataset).at(place)
+    else:
+        place = order
+        draws = augment.draw(count, dataset.pad, dataset.flip, generator).at(order)
+    return torch.stack([order, place, *draws])
 
 
 def _read_log(config: RunConfig, epoch: int, names: list[str], log: Tensor, images: int) -> dict[str, float]:
@@ -185,7 +213,8 @@ def _read_log(config: RunConfig, epoch: int, names: list[str], log: Tensor, imag
 
 def build_network(name: str, config: RunConfig) -> nn.Module:
     facts = data.FACTS[config.dataset]
-    return networks.build(name, facts.num_classes, facts.channels)
+    network = networks.build(name, facts.num_classes, facts.channels)
+    return precision.train_in_bf16(network) if config.precision == "bf16" else network
 
 
 def _to(split: data.Split, device: torch.device) -> data.Split:

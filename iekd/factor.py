@@ -36,16 +36,21 @@ class Encoder(nn.Sequential):
         return self[-1][1]
 
 
+def factor_channels(channels: int, ratio: float) -> int:
+    """Channels of the factor of a feature."""
+    return max(1, round(channels * ratio))
+
+
 class FactorAutoEncoder(nn.Module):
     """The teacher's auto-encoder; after training only its encoder is used."""
 
     def __init__(self, channels: int, ratio: float = 0.5, decoder: Literal["transposed", "conv"] = "transposed"):
         super().__init__()
-        factor_channels, transposed = max(1, round(channels * ratio)), decoder == "transposed"
-        self.encoder = Encoder(channels, factor_channels)
+        narrow, transposed = factor_channels(channels, ratio), decoder == "transposed"
+        self.encoder = Encoder(channels, narrow)
         self.decoder = nn.Sequential(
-            _block(factor_channels, factor_channels, transposed),
-            _block(factor_channels, channels, transposed),
+            _block(narrow, narrow, transposed),
+            _block(narrow, channels, transposed),
             _block(channels, channels, transposed),
         )
 

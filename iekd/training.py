@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from iekd import checkpoint, engine, methods, mutual, records, stopping, store
+from iekd import checkpoint, data, engine, methods, mutual, records, stopping, store, views
 from iekd.config import RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
@@ -77,7 +77,8 @@ def load_run(config: RunConfig) -> Run:
 
 
 def check_pair(config: RunConfig) -> None:
-    """Refuse, before its teacher is trained, a pair whose features the method cannot compare. Raises `TrainingError`."""
+    """Refuse, before its teacher is trained, a pair whose features the method cannot compare. Raises `TrainingError`, and `ConfigError`
+    for finite views whose teacher outputs would take too much space."""
     try:
         methods.compared(config)
     except methods.PairError as error:
@@ -85,6 +86,8 @@ def check_pair(config: RunConfig) -> None:
             f"{config.path}: {config.method} cannot compare {config.student} with {config.teacher}: {error}. "
             "Choose a pair with the same down-sampling."
         ) from None
+    if config.views and config.has_teacher:
+        views.shapes(config, len(data.load(config).train.labels))
 
 
 def make_run(config: RunConfig, device: torch.device | str = "cpu") -> Run:
@@ -99,6 +102,8 @@ def _fit(config: RunConfig, progress: bool) -> Record:
     started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
     parents = {role: records.find(parent).weights for role, parent in config.parents().items()}
     run = make_run(config, device)
+    if config.views and run.teacher is not None:
+        run = run._replace(stored=views.stored_outputs(config, run))
     saved_at = store.cache_folder() / f"{config.path}.checkpoint.safetensors"
     history, spent = checkpoint.resume(saved_at, config, parents, run)
     saved, first = began, len(history)

@@ -42,7 +42,7 @@ from iekd.methods.supervised import Supervised
 from iekd.methods.tf_kd import TfKD
 from iekd.methods.vid import VID
 
-__all__ = ["Batch", "PairError", "build", "compared"]
+__all__ = ["Batch", "PairError", "build", "compared", "needs"]
 
 # The features that a method compares in height and width. One that is not here compares none, and takes any two networks.
 COMPARED: dict[str, Callable[[pairs.Shapes, pairs.Shapes], list[Pair]]] = {
@@ -67,6 +67,24 @@ def compared(config: RunConfig) -> list[Pair]:
     image = data.image_shape(config)
     shapes = (networks.feature_shapes(name, image) for name in (config.student, config.teacher))
     return COMPARED[config.method](*shapes)
+
+
+def needs(config: RunConfig) -> list[str]:
+    """The teacher's features that the run's method reads, beside the logits."""
+    stages = [pair.teacher for pair in compared(config)]
+    match config.method:
+        case "ft" | "ie-ft":
+            return ["factor"]
+        case "at" | "ie-at" | "fitnet" | "vid" | "nst":
+            return stages
+        case "od" | "ie-od" | "ab":
+            return [f"{stage}_pre" for stage in stages]
+        case "sp" | "factor-ae":
+            every = networks.feature_shapes(config.teacher, data.image_shape(config))
+            return [name for name in every if name.startswith("stage")][-1:]
+        case "cc" | "rkd" | "pkt" | "crd":
+            return ["pooled"]
+    return []
 
 
 def build(
