@@ -46,7 +46,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 # The fields that only some methods read; the others do not belong to the identity of a run.
 _TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
 _FACTOR = ("factor_ratio", "ae_epochs", "ae_lr", "reconstruction", "decoder")
-_IE = ("inherit", "explore", "inherit_weight", "explore_weight", "split", "split_ratio")
+_IE = ("inherit", "explore", "inherit_weight", "explore_weight", "split", "split_ratio", "explore_target", "explore_encoder")
 METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "supervised": (),
     "factor-ae": (*_TEACHER, "factor_ratio", "reconstruction", "decoder"),  # its own epochs and lr
@@ -114,6 +114,12 @@ class RunConfig(BaseModel):
         "random", description="IE: one random permutation of the channels per seed, or first part / second part"
     )
     split_ratio: float = Field(0.5, ge=0, le=1, description="IE: part of the channels that inherits")
+    explore_target: Literal["teacher", "inherit"] = Field(
+        "teacher", description="IE: what exploration is pushed away from, the factor of the teacher or that of the inheritance half"
+    )
+    explore_encoder: Literal["trained", "frozen"] = Field(
+        "trained", description="IE: the encoder of the exploration half learns, or stays at its random weights"
+    )
 
     @model_validator(mode="after")
     def _networks_can_be_built(self) -> RunConfig:
@@ -131,6 +137,13 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _target_exists(self) -> RunConfig:
+        asked = self.method == "ie-ft" and self.explore_target == "inherit" and self.explore != "none"
+        if asked and (self.inherit == "none" or self.split_ratio == 0):
+            raise ValueError("explore_target: 'inherit' is not usable without an inheritance half; choose 'teacher', or set inherit")
+        return self
+
+    @model_validator(mode="after")
     def _canonical(self) -> RunConfig:
         """Put back what the method does not read, so that one training has one identity. Its value was checked all the same."""
         for name in self._unread():
@@ -145,6 +158,7 @@ class RunConfig(BaseModel):
         unread |= {"supervised": {"teacher"}, "factor-ae": {"student"}}.get(self.method, set())
         if self.method == "ie-ft":
             unread |= {f"{side}_weight" for side in ("inherit", "explore") if getattr(self, side) == "none"}
+            unread |= {"explore_target", "explore_encoder"} if self.explore == "none" else set()
         return unread
 
     # ------------------------------------------------------------------ making one

@@ -88,7 +88,7 @@ def test_hashes_stay_as_they_are():
 OTHER = dict(
     teacher_epochs=7, teacher_lr=0.7, teachers=2, ae_epochs=7, ae_lr=0.7, factor_ratio=0.25, reconstruction="l1", decoder="conv",
     kd_alpha=0.3, kd_temperature=7, ft_weight=7, inherit="l2", explore="cka", inherit_weight=7, explore_weight=7, split="halves",
-    split_ratio=0.25,
+    split_ratio=0.25, explore_target="inherit", explore_encoder="frozen",
 )  # fmt: skip
 
 

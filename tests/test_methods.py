@@ -270,3 +270,24 @@ def test_every_method_builds_and_gives_finite_terms(method, terms):
     built = methods.build(config, small, large, autoencoder)
     found = built(Batch(labels, labels), small(images), taught)
     assert list(found) == terms and all(term.isfinite() and term.dim() == 0 for term in found.values())
+
+
+def test_exploration_away_from_what_was_inherited(student, teacher):
+    trained = encoder()
+    method = IEFT(C, trained, explore_target="inherit")
+    terms = method(BATCH, student, teacher)
+    inherited, explored = (method.halves[name].factor(student.feature) for name in ("inherit", "explore"))
+    assert terms["explore"].item() == pytest.approx(50 * measures.EXPLORE["l1"](explored, inherited).item(), rel=1e-5)
+    terms["explore"].backward()
+    assert all(p.grad is None for p in method.halves["inherit"].parameters())  # F_inh is a target there: no gradient
+    assert all(p.grad is not None for p in method.halves["explore"].parameters())
+
+
+def test_a_frozen_exploration_encoder_gets_no_gradient_and_the_student_does(student, teacher):
+    trained = encoder()
+    method = IEFT(C, trained, explore_encoder="frozen")
+    feature = student.feature.detach().requires_grad_()
+    terms = method(BATCH, student._replace(features={**student.features, "stage3": feature}), teacher)
+    terms["explore"].backward()
+    assert all(p.grad is None for p in method.halves["explore"].parameters())
+    assert feature.grad.abs().sum() > 0

@@ -36,4 +36,5 @@ def build(config: RunConfig, student: nn.Module | None, teacher: nn.Module | Non
                 student.feature_channels, autoencoder.encoder, inherit=config.inherit, explore=config.explore,
                 inherit_weight=config.inherit_weight, explore_weight=config.explore_weight,
                 split=config.split, ratio=config.split_ratio, seed=config.seed,
+                explore_target=config.explore_target, explore_encoder=config.explore_encoder,
             )  # fmt: skip

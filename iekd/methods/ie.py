@@ -41,9 +41,12 @@ class Half(nn.Module):
         margin = SLOPE * measures.expected_negative(teacher_encoder.last_norm) if measure == "partial-l2" else None
         self.register_buffer("margin", margin)
 
-    def forward(self, feature: Tensor, target: Tensor) -> Tensor:
-        """Weighted loss of this half of the feature (B, C, H, W) against the teacher's factor (B, K, H, W)."""
-        factor = self.encoder(feature.index_select(1, self.channels))
+    def factor(self, feature: Tensor) -> Tensor:
+        """This half's factor (B, K, H, W) of the student's feature (B, C, H, W)."""
+        return self.encoder(feature.index_select(1, self.channels))
+
+    def forward(self, factor: Tensor, target: Tensor) -> Tensor:
+        """Weighted loss of this half's factor against its target, both (B, K, H, W)."""
         target = target if self.margin is None else measures.margin_relu(target, self.margin)
         return self.weight * self.measure(factor, target)
 
@@ -52,21 +55,30 @@ class IEFT(nn.Module):
     """task = CE, inherit = lambda_inh * L_inh, explore = lambda_exp * L_exp.
 
     Weights 50 and 50 (reported second-hand) with mean-reduced measures: at N = 2048 each term starts near 1. A half without a measure
-    ('none') or without channels has no term and no encoder. Both targets are the teacher's factor F_T (diagram and code).
+    ('none') or without channels has no term and no encoder. Both targets are the teacher's factor F_T (diagram and code);
+    explore_target 'inherit' pushes F_exp away from F_inh instead, through which no gradient goes (after a blog's text). A 'frozen'
+    exploration encoder stays at its random weights, so that only the student's feature can move away (our control).
     """
 
     def __init__(
         self, channels: int, teacher_encoder: Encoder, *, inherit: str = "l1", explore: str = "l1", inherit_weight: float = 50.0,
         explore_weight: float = 50.0, split: Literal["random", "halves"] = "random", ratio: float = 0.5, seed: int = 0,
+        explore_target: Literal["teacher", "inherit"] = "teacher", explore_encoder: Literal["trained", "frozen"] = "trained",
     ):  # fmt: skip
         super().__init__()
+        self.explore_target = explore_target
         inheriting, exploring = channel_split(channels, ratio, split, seed)
         self.halves = nn.ModuleDict()
         if inherit != "none" and len(inheriting):
             self.halves["inherit"] = Half(inheriting, teacher_encoder, inherit, measures.INHERIT, inherit_weight)
         if explore != "none" and len(exploring):
             self.halves["explore"] = Half(exploring, teacher_encoder, explore, measures.EXPLORE, explore_weight)
+            self.halves["explore"].encoder.requires_grad_(explore_encoder == "trained")
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
-        terms = {name: half(student.feature, teacher.features["factor"]) for name, half in self.halves.items()}
+        factors = {name: half.factor(student.feature) for name, half in self.halves.items()}
+        targets = dict.fromkeys(factors, teacher.features["factor"])
+        if self.explore_target == "inherit":
+            targets["explore"] = factors["inherit"].detach()
+        terms = {name: half(factors[name], targets[name]) for name, half in self.halves.items()}
         return {"task": F.cross_entropy(student.logits, batch.labels), **terms}
