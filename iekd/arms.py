@@ -15,7 +15,12 @@ import pandas as pd
 from iekd.config import RunConfig
 
 ARM = ["preset", "dataset", "pair", "variant"]
-METHODS = {"supervised": "Student alone", "factor-ae": "Factor auto-encoder"}  # the others are their name in capitals
+METHODS = {
+    "supervised": "Student alone",
+    "factor-ae": "Factor auto-encoder",
+    "fitnet": "FitNet",
+    "tf-kd": "Tf-KD",
+}  # the others are their name in capitals
 MEASURES = {
     "l1": "L1", "l2": "L2", "cosine": "cosine", "partial-l2": "partial L2", "orthogonal": "orthogonal", "cka": "CKA",
 }  # fmt: skip
@@ -27,12 +32,17 @@ def changes(variant: str) -> dict[str, str]:
     return dict(_CHANGE.findall(variant))
 
 
+def method_name(method: str) -> str:
+    """What a person calls a method: 'IE-FT', 'FitNet'."""
+    return METHODS.get(method, method.upper())
+
+
 def label(row: Mapping[str, Any]) -> str:
     """What a person calls the arm of a run: 'KD', 'inheritance only (L1)', 'IE-FT (inherit L1, explore CKA)'."""
     if row.get("role") == "teacher":
         return "Teacher"
     method, changed = row["method"], changes(row["variant"])
-    name = METHODS.get(method, method.upper())
+    name = method_name(method)
     if method.startswith("ie-"):
         name = _ie_label(name, row.get("inherit", "l1"), row.get("explore", "l1"))
         changed = {k: v for k, v in changed.items() if k not in ("inherit", "explore")}
@@ -69,17 +79,18 @@ def runs_of(frame: pd.DataFrame, config: RunConfig) -> pd.DataFrame:
 
 
 def scope(frame: pd.DataFrame, preset: str = "class", **setting: Any) -> pd.DataFrame:
-    """The runs that belong in one table: teacher, student alone, and all that was distilled from the one to the other.
+    """The runs that belong in one table: teacher, student alone, and all that was distilled from the one (or none) to the other.
 
     `setting` names dataset, teacher and student where they differ from the preset's; other fields select further.
     In this order, KD first and IE last. Adds the columns `role` ('teacher' or 'student'), `scope` (the table's pair)
     and `label`.
     """
     config = RunConfig.create(preset, **{**setting, "method": "kd"})
-    wanted = {**setting, "preset": preset, "dataset": config.dataset, "pair": config.pair}
-    distilled = frame
-    for name, value in wanted.items():
-        distilled = distilled[distilled[name] == value]
+    alone = (frame["pair"] == config.student) & (frame["method"] == "tf-kd")  # its teacher is virtual: the pair is the student
+    distilled = frame[alone | (frame["pair"] == config.pair)]
+    wanted = {**setting, "preset": preset, "dataset": config.dataset}
+    for name in wanted.keys() - {"teacher", "student"}:  # these two are the pair
+        distilled = distilled[distilled[name] == wanted[name]]
     distilled = distilled.sort_values("method", key=lambda names: names.map(_rank), kind="stable")
     parts = [
         runs_of(frame, config.teacher_run()).assign(role="teacher"),

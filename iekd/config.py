@@ -14,7 +14,20 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100"]
-MethodName = Literal["supervised", "factor-ae", "kd", "ft", "ie-ft"]
+MethodName = Literal[
+    "supervised",
+    "factor-ae",
+    "kd",
+    "ft",
+    "ie-ft",
+    "at",
+    "od",
+    "tf-kd",
+    "fitnet",
+    "ab",
+    "ie-at",
+    "ie-od",
+]  # fmt: skip
 Inherit = Literal["none", "l1", "l2", "cosine", "partial-l2"]
 Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka"]
 
@@ -25,11 +38,13 @@ PRESETS: dict[str, dict[str, Any]] = {
     "smoke": dict(
         dataset="digits", teacher="resnet14x0.5", student="resnet8x0.25", epochs=12, teacher_epochs=25, ae_epochs=10,
         batch_size=64, lr=0.1, schedule="onecycle", train_images=400, validation_images=200, augment="none",
+        init_epochs=2,
     ),
     # A 2-core laptop: real images, about a minute a run (the choices are justified in the book's appendix).
     "class": dict(
         dataset="cifar10", teacher="resnet20", student="resnet8", epochs=15, teacher_epochs=30, ae_epochs=10,
         batch_size=128, lr=0.1, schedule="onecycle", train_images=8000, validation_images=2000, image_size=16, evaluate_every=3,
+        init_epochs=2,
     ),
     # The recipe of the authors' code (FACTS: networks and recipe, C), all images, last epoch reported.
     "paper": dict(
@@ -46,13 +61,21 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 # The fields that only some methods read; the others do not belong to the identity of a run.
 _TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
 _FACTOR = ("factor_ratio", "ae_epochs", "ae_lr", "reconstruction", "decoder")
-_IE = ("inherit", "explore", "inherit_weight", "explore_weight", "split", "split_ratio", "explore_target", "explore_encoder")
+_SPLIT = ("explore_weight", "split", "split_ratio")
+_IE = ("inherit", "explore", "inherit_weight", *_SPLIT, "explore_target", "explore_encoder")
 METHOD_FIELDS: dict[str, tuple[str, ...]] = {
     "supervised": (),
     "factor-ae": (*_TEACHER, "factor_ratio", "reconstruction", "decoder"),  # its own epochs and lr
     "kd": (*_TEACHER, "kd_alpha", "kd_temperature"),
     "ft": (*_TEACHER, *_FACTOR, "ft_weight"),
     "ie-ft": (*_TEACHER, *_FACTOR, *_IE),
+    "at": (*_TEACHER, "at_weight"),
+    "od": (*_TEACHER, "od_weight"),
+    "tf-kd": ("tfkd_weight", "tfkd_temperature"),  # its teacher is virtual
+    "fitnet": (*_TEACHER, "fitnet_weight", "init_epochs"),
+    "ab": (*_TEACHER, "ab_weight", "init_epochs"),
+    "ie-at": (*_TEACHER, "at_weight", *_SPLIT),
+    "ie-od": (*_TEACHER, "od_weight", *_SPLIT),
 }  # fmt: skip
 
 
@@ -120,6 +143,13 @@ class RunConfig(BaseModel):
     explore_encoder: Literal["trained", "frozen"] = Field(
         "trained", description="IE: the encoder of the exploration half learns, or stays at its random weights"
     )
+    at_weight: float = Field(1000.0, ge=0, description="AT, IE-AT: weight of the mean squared difference of normalised attention maps")
+    od_weight: float = Field(1e-3, ge=0, description="OD, IE-OD: weight of the partial L2, summed over a sample")
+    tfkd_weight: float = Field(0.1, ge=0, le=1, description="Tf-KD: weight of the virtual teacher; the cross-entropy gets the rest")
+    tfkd_temperature: float = Field(20.0, gt=0, description="Tf-KD: temperature")
+    fitnet_weight: float = Field(100.0, ge=0, description="FitNet: weight of the mean squared error of the hint")
+    ab_weight: float = Field(3e-3, ge=0, description="AB: weight of the squared hinge at activation boundaries, summed over a sample")
+    init_epochs: int = Field(20, ge=0, description="FitNet, AB: epochs of the first stage, the initialisation; they are part of `epochs`")
 
     @model_validator(mode="after")
     def _networks_can_be_built(self) -> RunConfig:
@@ -128,7 +158,7 @@ class RunConfig(BaseModel):
         if 0 < self.image_size < 8:
             raise ValueError(f"image_size: {self.image_size} is not usable; the networks need 8 pixels, choose 0 (native) or from 8")
         for role in ("teacher", "student"):
-            name, needed = getattr(self, role), role == "student" or self.method != "supervised"
+            name, needed = getattr(self, role), role == "student" or self.has_teacher
             if name == "none":
                 if needed and not (role == "student" and self.method == "factor-ae"):
                     raise ValueError(f"method '{self.method}' needs a {role}: name a network, for example resnet20")
@@ -144,6 +174,15 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _first_stage_fits(self) -> RunConfig:
+        if "init_epochs" in METHOD_FIELDS[self.method] and self.init_epochs >= self.epochs:
+            raise ValueError(
+                f"init_epochs: {self.init_epochs} is not usable; the first stage is part of the {self.epochs} epochs, "
+                f"choose 0 to {self.epochs - 1}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _canonical(self) -> RunConfig:
         """Put back what the method does not read, so that one training has one identity. Its value was checked all the same."""
         for name in self._unread():
@@ -155,7 +194,8 @@ class RunConfig(BaseModel):
     def _unread(self) -> set[str]:
         """The fields that this run's method does not read."""
         unread = {f for fields in METHOD_FIELDS.values() for f in fields} - set(METHOD_FIELDS[self.method])
-        unread |= {"supervised": {"teacher"}, "factor-ae": {"student"}}.get(self.method, set())
+        unread |= set() if self.has_teacher else {"teacher"}
+        unread |= {"student"} if self.method == "factor-ae" else set()
         if self.method == "ie-ft":
             unread |= {f"{side}_weight" for side in ("inherit", "explore") if getattr(self, side) == "none"}
             unread |= {"explore_target", "explore_encoder"} if self.explore == "none" else set()
@@ -193,6 +233,11 @@ class RunConfig(BaseModel):
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
+    def has_teacher(self) -> bool:
+        """Whether the method learns from a trained teacher."""
+        return "teacher_epochs" in METHOD_FIELDS[self.method]
+
+    @property
     def pair(self) -> str:
         """'resnet56-resnet20', or the one network the run has."""
         return "-".join(n for n in (self.teacher, self.student) if n != "none")
@@ -227,7 +272,7 @@ class RunConfig(BaseModel):
 
     def parents(self) -> dict[str, RunConfig]:
         """The runs that must be finished before this one, by role ('teacher', 'autoencoder')."""
-        if self.method == "supervised":
+        if not self.has_teacher:
             return {}
         needs_factor = "ae_epochs" in METHOD_FIELDS[self.method]
         return {"teacher": self.teacher_run(), **({"autoencoder": self.autoencoder_run()} if needs_factor else {})}

@@ -70,6 +70,9 @@ def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.
     optimiser = torch.optim.SGD(
         learner.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0, fused=True
     )  # fmt: skip
+    if config.momentum:  # zeros from the start: fused SGD cannot mix parameters that have had a gradient with those that get their first
+        for parameter in learner.parameters():
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
     mean, std = (torch.tensor(v, device=device).view(1, -1, 1, 1) for v in (dataset.mean, dataset.std))
     splits = {name: _to(getattr(dataset, name), device) for name in ("train", "validation", "test")}
     return Run(learner, frozen, optimiser, dataset._replace(**splits), mean, std)
@@ -102,7 +105,7 @@ def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
     teacher = run.teacher(images) if run.teacher is not None else None
     student = run.learner["student"](images) if "student" in run.learner else None
     terms = run.learner["method"](batch, student, teacher)
-    run.optimiser.zero_grad()
+    run.optimiser.zero_grad()  # to None: what a method leaves out of its terms in this epoch does not move, not even by weight decay
     sum(terms.values()).backward()
     run.optimiser.step()
     wrong = {} if student is None else {"train_error": (student.logits.detach().argmax(1) != batch.labels).float().mean()}

@@ -35,7 +35,7 @@ DEAD = 1e-12
 
 def unit(x: Tensor) -> Tensor:
     """x^ = x / ||x||_2 per sample, (B, ...) -> (B, N). A zero sample stays zero and gets gradient zero."""
-    x = _divide_by_largest(_wide(x).flatten(1), dim=1)
+    x = divide_by_largest(_wide(x).flatten(1), dim=1)
     squares = x.square().sum(1, keepdim=True)
     dead = squares == 0
     # The inner `where` keeps the infinite slope of rsqrt at 0 out of the gradient, the outer one makes the gradient 0.
@@ -46,7 +46,7 @@ def _wide(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.half, torch.bfloat16) else x
 
 
-def _divide_by_largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+def divide_by_largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     """Largest absolute value 1, so that squares cannot overflow; all zero where the largest value is below `DEAD`.
 
     The divisor is detached. The gradient is exact all the same if what is computed next does not depend on scale.
@@ -129,7 +129,7 @@ def cka(student: Tensor, teacher: Tensor) -> Tensor:
 def _centred_gram(factor: Tensor) -> Tensor:
     """U-centred Gram matrix (B, B), zero on the diagonal, of the pooled factor, up to a positive number."""
     n = len(factor)
-    x = _divide_by_largest(_wide(factor).reshape(n, factor.shape[1], -1), dim=(0, 1, 2)).mean(2)
+    x = divide_by_largest(_wide(factor).reshape(n, factor.shape[1], -1), dim=(0, 1, 2)).mean(2)
     x = x - x.mean(0)  # U-centring makes this void, except for rounding
     with torch.autocast(x.device.type, enabled=False):
         gram = x @ x.T

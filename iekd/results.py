@@ -29,7 +29,7 @@ MARKERS = re.compile(r"(?<=<!-- headline:start -->\n).*?(?=<!-- headline:end -->
 
 def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
     """The finished runs of a grid of one pair as a `scope`: its teachers first, then its arms."""
-    distilled = next(c for c in configs if c.method != "supervised")
+    distilled = next(c for c in configs if c.has_teacher)
     preset, pair = distilled.preset, {k: getattr(distilled, k) for k in ("dataset", "teacher", "student")}
     runs = scope(frame, preset, **pair)
     return runs[(runs["role"] == "teacher") | runs["variant"].isin([c.variant for c in configs])].reset_index(drop=True)

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import pandas as pd
 
-from iekd.arms import ARM, anchor, changes, label, record_link
+from iekd.arms import ARM, anchor, changes, label, method_name, record_link
 from iekd.stats import holm, paired, summary
 
 METRICS = {
@@ -96,7 +96,7 @@ def paper_value(row: Mapping[str, Any]) -> float:
 def paper_name(row: Mapping[str, Any]) -> str:
     """What the paper's table calls the method of an arm of a `scope`."""
     own = "teacher" if row["role"] == "teacher" else "student"
-    return own if row["method"] == "supervised" else row["method"].upper()
+    return own if row["method"] == "supervised" else method_name(row["method"])
 
 
 # ---------------------------------------------------------------------- printing

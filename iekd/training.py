@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import nn
 from tqdm import tqdm
 
-from iekd import checkpoint, data, engine, records, store
+from iekd import checkpoint, engine, methods, records, store
 from iekd.config import RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
@@ -70,19 +70,14 @@ def load_run(config: RunConfig) -> Run:
 
 
 def check_pair(config: RunConfig) -> None:
-    """Refuse, before its teacher is trained, a pair whose features a factor method cannot compare. Raises `TrainingError`."""
-    if "autoencoder" not in config.parents():
-        return
-    images = data.load(config).train.images[:1].float()
-    with torch.device("meta"), torch.no_grad():  # shapes only
-        shapes = [
-            tuple(build_network(name, config).eval()(images.to("meta")).feature.shape[2:]) for name in (config.student, config.teacher)
-        ]
-    if shapes[0] != shapes[1]:
+    """Refuse, before its teacher is trained, a pair whose features the method cannot compare. Raises `TrainingError`."""
+    try:
+        methods.compared(config)
+    except methods.PairError as error:
         raise TrainingError(
-            f"{config.path}: {config.method} compares features of equal height and width, but {config.student} gives {shapes[0]} and "
-            f"{config.teacher} gives {shapes[1]}. Choose a pair with the same down-sampling."
-        )
+            f"{config.path}: {config.method} cannot compare {config.student} with {config.teacher}: {error}. "
+            "Choose a pair with the same down-sampling."
+        ) from None
 
 
 def make_run(config: RunConfig, device: torch.device | str = "cpu") -> Run:

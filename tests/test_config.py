@@ -89,6 +89,7 @@ OTHER = dict(
     teacher_epochs=7, teacher_lr=0.7, teachers=2, ae_epochs=7, ae_lr=0.7, factor_ratio=0.25, reconstruction="l1", decoder="conv",
     kd_alpha=0.3, kd_temperature=7, ft_weight=7, inherit="l2", explore="cka", inherit_weight=7, explore_weight=7, split="halves",
     split_ratio=0.25, explore_target="inherit", explore_encoder="frozen",
+    at_weight=7, od_weight=7, tfkd_weight=0.7, tfkd_temperature=7, fitnet_weight=7, ab_weight=7, init_epochs=7,
 )  # fmt: skip
 
 

@@ -255,7 +255,8 @@ def test_the_reconstruction_loss(teacher, reconstruction, power):
     ("method", "terms"),
     [
         ("supervised", ["task"]), ("kd", ["task", "kd"]), ("ft", ["task", "ft"]), ("ie-ft", ["task", "inherit", "explore"]),
-        ("factor-ae", ["reconstruction"]),
+        ("factor-ae", ["reconstruction"]), ("at", ["task", "at"]), ("od", ["task", "od"]), ("tf-kd", ["task", "kd"]),
+        ("fitnet", ["hint"]), ("ab", ["ab"]), ("ie-at", ["task", "inherit", "explore"]), ("ie-od", ["task", "inherit", "explore"]),
     ],
 )  # fmt: skip
 def test_every_method_builds_and_gives_finite_terms(method, terms):

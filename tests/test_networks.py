@@ -7,15 +7,16 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d, relu
 
-from iekd.networks import Output, build, check_name
+from iekd.networks import Output, build, check_name, feature_shapes
 
 BAD = [
     *("", "none", "ResNet20", "resnet", "resnet21", "resnet2", "resnet116", "resnet020", "resnet20 ", "resnet20\n"),
     *("resnet20x", "resnet20x0", "resnet20x1", "resnet20x1.0", "resnet20x.5", "resnet20x0.50", "resnet20x1.2.3"),
     *("resnet20x-1", "vgg16", "vgg13x2", "wrn16", "wrn17_1", "wrn4_1", "wrn16_0", "wrn16-2", "wrn16_02"),
+    *("mobilenet", "mobilenetv2", "mobilenetv2x1", "mobilenetv2x0.50"),
 ]
 
-SMALL = ["resnet8", "resnet8x0.25", "resnet14x0.5", "wrn10_1", "wrn16_2", "vgg13"]
+SMALL = ["resnet8", "resnet8x0.25", "resnet14x0.5", "wrn10_1", "wrn16_2", "vgg13", "mobilenetv2x0.5"]
 
 
 @pytest.fixture(autouse=True)
@@ -57,7 +58,7 @@ def test_wrn_has_the_published_size(name: str, count: int) -> None:
     assert size(name) == count
 
 
-@pytest.mark.parametrize("name, count", [("wrn16_2", 703_284), ("wrn40_2", 2_255_156), ("vgg13", 9_462_180)])
+@pytest.mark.parametrize("name, count", [("wrn16_2", 703_284), ("wrn40_2", 2_255_156), ("vgg13", 9_462_180), ("mobilenetv2x0.5", 812_836)])
 def test_size_at_100_classes_is_the_published_one(name: str, count: int) -> None:
     assert size(name, classes=100) == count
 
@@ -77,6 +78,17 @@ def test_vgg13_size_follows_the_formula() -> None:
     channels = [3, 64, 64, 128, 128, 256, 256, 512, 512, 512, 512]
     layers = sum(9 * a * b + 3 * b for a, b in zip(channels, channels[1:], strict=False))  # bias, BN scale, BN shift
     assert size("vgg13") == layers + 513 * 10
+
+
+def test_mobilenet_size_follows_the_formula() -> None:
+    """Per block with c channels in, e = c * expansion inside, d out: two 1x1, one depthwise 3x3, three BN; stem and last layer."""
+    total, c = 27 * 16 + 2 * 16, 16
+    for expansion, full, count in ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)):
+        for _ in range(count):
+            e, d = c * expansion, full // 2
+            total += c * e + 9 * e + e * d + 2 * (e + e + d)
+            c = d
+    assert size("mobilenetv2x0.5") == total + 1280 * c + 2 * 1280 + 1281 * 10
 
 
 @pytest.mark.parametrize("text, a", [("0.5", 8), ("0.25", 4), ("2", 32)])
@@ -109,6 +121,7 @@ def test_forward_backward_for_every_image_size(name: str, shape: tuple[int, int,
         ("resnet8", [(16, 32), (32, 16), (64, 8)]),
         ("wrn16_2", [(32, 32), (64, 16), (128, 8)]),
         ("vgg13", [(64, 32), (128, 16), (256, 8), (512, 4), (512, 4)]),
+        ("mobilenetv2x0.5", [(72, 16), (96, 8), (288, 4), (1280, 2)]),
     ],
 )
 def test_stage_features(name: str, shapes: list[tuple[int, int]]) -> None:
@@ -138,6 +151,37 @@ def test_wrn_is_the_textbook_network() -> None:
     torch.testing.assert_close(network(images).logits, expected)
 
 
+def test_mobilenet_is_the_textbook_network() -> None:
+    """The forward pass written once more, block by block as in its paper, on the same weights."""
+    network = build("mobilenetv2x0.5", 10).eval()
+    images = torch.randn(2, 3, 32, 32)
+    x, shapes = network.stem(images), []
+    for block in network.blocks:
+        y = block.depthwise(relu(block.expand(x)))
+        x = x + y if y.shape == x.shape else y
+        shapes.append(tuple(x.shape[1:]))
+    expected = network.head(relu(network.last(x)).mean((2, 3)))
+    torch.testing.assert_close(network(images).logits, expected)
+    assert [shapes[i] for i in (0, 2, 5, 9, 12, 15, 16)] == [
+        (8, 16, 16),
+        (12, 16, 16),
+        (16, 8, 8),
+        (32, 4, 4),
+        (48, 4, 4),
+        (80, 2, 2),
+        (160, 2, 2),
+    ]
+
+
+def test_shapes_of_features_are_known_without_computing_them() -> None:
+    for name in SMALL:
+        features = build(name, 10)(torch.randn(2, 3, 16, 16)).features
+        assert feature_shapes(name, (3, 16, 16)) == {k: tuple(v.shape[1:]) for k, v in features.items()}
+    state = torch.get_rng_state()
+    feature_shapes("resnet14", (3, 24, 24))
+    assert torch.equal(state, torch.get_rng_state())
+
+
 @pytest.mark.parametrize("name", SMALL)
 def test_one_forward_updates_every_statistic_once(name: str) -> None:
     network = build(name, 10)
@@ -147,11 +191,11 @@ def test_one_forward_updates_every_statistic_once(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_no_layer_is_idle(name: str) -> None:
-    """Every parameter moves the logits, except the biases that VGG's BN takes away again."""
+    """Every parameter moves the logits, except biases that the next BN takes away again: VGG's, and those of MobileNet's linear layers."""
     network = build(name, 10)
     (network(torch.randn(4, 3, 16, 16)).logits * torch.randn(4, 10)).sum().backward()
     dead = [n for n, p in network.named_parameters() if p.grad.abs().max() < 1e-5]
-    assert all(name == "vgg13" and n.endswith("bias") for n in dead)
+    assert all(n.endswith({"vgg13": "bias", "mobilenetv2x0.5": "depthwise.4.bias"}[name]) for n in dead)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -194,7 +238,7 @@ def test_the_seed_determines_the_weights() -> None:
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
 
 
-@pytest.mark.parametrize("name", [*SMALL, "resnet110", "wrn46_4", "resnet20x2", "resnet20x1.5"])
+@pytest.mark.parametrize("name", [*SMALL, "resnet110", "wrn46_4", "resnet20x2", "resnet20x1.5", "mobilenetv2x0.5"])
 def test_good_names(name: str) -> None:
     check_name(name)
 

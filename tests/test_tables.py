@@ -39,6 +39,20 @@ def test_labels(runs):
     assert set(tables.arms(runs)["label"]) >= {"Student alone", "KD", "FT", "IE-FT"}
 
 
+def test_labels_are_the_papers_names():
+    paper = set(tables.paper_table().index)
+    for method in ("kd", "at", "od", "tf-kd", "fitnet", "ab", "ie-at", "ie-od"):
+        row = arms.scope(frame("paper", ({"method": method}, {0: 7.0})), "paper").iloc[0]
+        assert row["label"] == tables.paper_name(row) and row["label"] in paper and tables.paper_value(row) > 0
+
+
+def test_scope_finds_tf_kd_though_it_has_no_teacher():
+    runs = frame("class", (KD, {0: 39.0}), ({"method": "tf-kd"}, {0: 39.5}), ({"method": "tf-kd", "tfkd_weight": 0.3}, {0: 38.0}))
+    other = frame("class", ({"method": "tf-kd"}, {0: 1.0}), student="resnet14")
+    rows = arms.scope(arms.pd.concat([runs, other]), "class", teacher="resnet20", student="resnet8")
+    assert list(rows["label"]) == ["KD", "Tf-KD", "Tf-KD, tfkd weight 0.3"] and set(rows["scope"]) == {"resnet20-resnet8"}
+
+
 def test_scope_finds_teacher_and_student_alone(runs):
     other = frame("paper", (KD, {0: 1.0}), teacher="wrn40_1")
     rows = arms.scope(arms.pd.concat([runs, other]), "paper")

@@ -2,26 +2,62 @@
 
 `forward(batch: Batch, student: Output, teacher: Output | None) -> dict[str, scalar Tensor]`; the loop minimises their sum and knows
 no method by name. The teacher's output is without gradient; its `features["factor"]` is there when the method has an auto-encoder.
+What `forward` does depends on the epoch at most (stages, a weight that falls), never on values: within an epoch every step is the
+same work. Parameters that a stage leaves out of its terms get no gradient at all (None), so the optimiser leaves them alone.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
+from iekd import data, networks
 from iekd.config import RunConfig
 from iekd.factor import FactorAutoEncoder
+from iekd.methods import pairs
+from iekd.methods.ab import AB
+from iekd.methods.at import AT
 from iekd.methods.batch import Batch
 from iekd.methods.factor_ae import FactorAE
+from iekd.methods.fitnet import FitNet
 from iekd.methods.ft import FT
 from iekd.methods.ie import IEFT
+from iekd.methods.ie_at import IEAT
+from iekd.methods.ie_od import IEOD
 from iekd.methods.kd import KD
+from iekd.methods.od import OD
+from iekd.methods.pairs import Pair, PairError
 from iekd.methods.supervised import Supervised
+from iekd.methods.tf_kd import TfKD
 
-__all__ = ["Batch", "build"]
+__all__ = ["Batch", "PairError", "build", "compared"]
+
+# The features that a method compares in height and width. One that is not here compares none, and takes any two networks.
+COMPARED: dict[str, Callable[[pairs.Shapes, pairs.Shapes], list[Pair]]] = {
+    "ft": pairs.last,
+    "ie-ft": pairs.last,
+    "at": pairs.stages,
+    "od": pairs.stages,
+    "fitnet": pairs.middle,
+    "ab": pairs.stages,
+    "ie-at": pairs.stages,
+    "ie-od": pairs.stages,
+}
+
+
+def compared(config: RunConfig) -> list[Pair]:
+    """The stages that the run's method compares, known before anything is trained. Raises `PairError` if the networks do not fit."""
+    if config.method not in COMPARED:
+        return []
+    image = data.image_shape(config)
+    shapes = (networks.feature_shapes(name, image) for name in (config.student, config.teacher))
+    return COMPARED[config.method](*shapes)
 
 
 def build(config: RunConfig, student: nn.Module | None, teacher: nn.Module | None, autoencoder: FactorAutoEncoder | None) -> nn.Module:
-    """The method a configuration names, with fresh parts for these networks."""
+    """The method a configuration names, with fresh parts for these networks. Raises `PairError` if it cannot compare them."""
+    stages = compared(config)
     match config.method:
         case "supervised":
             return Supervised()
@@ -37,4 +73,21 @@ def build(config: RunConfig, student: nn.Module | None, teacher: nn.Module | Non
                 inherit_weight=config.inherit_weight, explore_weight=config.explore_weight,
                 split=config.split, ratio=config.split_ratio, seed=config.seed,
                 explore_target=config.explore_target, explore_encoder=config.explore_encoder,
+            )  # fmt: skip
+        case "at":
+            return AT(stages, config.at_weight)
+        case "od":
+            return OD(stages, teacher.norms, config.od_weight)
+        case "tf-kd":
+            return TfKD(config.tfkd_weight, config.tfkd_temperature)
+        case "fitnet":
+            return FitNet(stages[0], config.fitnet_weight, config.init_epochs, config.epochs)
+        case "ab":
+            return AB(stages, config.ab_weight, config.init_epochs)
+        case "ie-at":
+            return IEAT(stages, config.at_weight, config.explore_weight, split=config.split, ratio=config.split_ratio, seed=config.seed)
+        case "ie-od":
+            return IEOD(
+                stages, teacher.norms, config.od_weight, config.explore_weight,
+                split=config.split, ratio=config.split_ratio, seed=config.seed,
             )  # fmt: skip

@@ -5,6 +5,7 @@ L = L_task + lambda_inh * L_inh(F_inh, F_T) + lambda_exp * L_exp(F_exp, F_T), ea
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,19 +15,29 @@ from torch.nn import functional as F
 from iekd import measures
 from iekd.factor import SLOPE, Encoder
 from iekd.methods.batch import Batch
+from iekd.methods.pairs import Pair
 from iekd.networks import Output
 
 
-def channel_split(channels: int, ratio: float, how: Literal["random", "halves"], seed: int) -> tuple[Tensor, Tensor]:
+def channel_split(channels: int, ratio: float, how: Literal["random", "halves"], seed: int, stage: int = 0) -> tuple[Tensor, Tensor]:
     """Indices of the inheriting and of the exploring channels: disjoint, together all of them, round(ratio * channels) inherit.
 
-    'random' is one permutation per seed, fixed for the run (described); 'halves' is first part, second part (authors' code).
+    'random' is one permutation per seed and stage, fixed for the run (described); 'halves' is first part, second part (authors' code).
     """
     order = torch.arange(channels)
     if how == "random":
-        order = order[torch.randperm(channels, generator=torch.Generator().manual_seed(seed))]
+        order = order[torch.randperm(channels, generator=torch.Generator().manual_seed(seed + 1_000_003 * stage))]
     count = round(ratio * channels)
     return order[:count].sort().values, order[count:].sort().values
+
+
+def split_stages(
+    pairs: Sequence[Pair], ratio: float, how: Literal["random", "halves"], seed: int
+) -> tuple[list[tuple[Pair, Tensor]], list[tuple[Pair, Tensor]]]:
+    """The stages with their inheriting, and with their exploring channels; a stage whose half has no channels is left out of it."""
+    splits = [(pair, channel_split(pair.student_channels, ratio, how, seed, stage)) for stage, pair in enumerate(pairs)]
+    inheriting, exploring = ([(pair, halves[side]) for pair, halves in splits if len(halves[side])] for side in (0, 1))
+    return inheriting, exploring
 
 
 class Half(nn.Module):

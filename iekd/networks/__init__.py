@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 
+import torch
 from torch import nn
 
 from iekd.networks.common import Output
+from iekd.networks.mobilenet import MobileNetV2
 from iekd.networks.resnet import ResNet
 from iekd.networks.vgg import VGG13
 from iekd.networks.wrn import WideResNet
 
-__all__ = ["Output", "build", "check_name"]
+__all__ = ["Output", "build", "check_name", "feature_shapes"]
 
 ALLOWED = (
     "resnet<d> with depth d = 6n + 2 from 8 to 110 (resnet20, resnet56); "
     "resnet<d>x<m> with its channels times m (resnet8x0.5); "
-    "wrn<d>_<k> with depth d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13"
+    "wrn<d>_<k> with depth d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13; mobilenetv2x0.5"
 )
 
 
@@ -35,9 +37,19 @@ def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
     return _constructor(name)(num_classes=num_classes, in_channels=in_channels)
 
 
+@cache
+def feature_shapes(name: str, image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
+    """(C, H, W) of every feature, (C,) of 'pooled', for images of shape (C, H, W). Nothing is computed: the tensors have no data."""
+    with torch.device("meta"), torch.no_grad():
+        output = build(name, 10, image[0]).eval()(torch.empty(1, *image))
+    return {feature: tuple(value.shape[1:]) for feature, value in output.features.items()}
+
+
 def _constructor(name: str) -> Callable[..., nn.Module]:
     if name == "vgg13":
         return VGG13
+    if name == "mobilenetv2x0.5":
+        return partial(MobileNetV2, 0.5)
     if match := re.fullmatch(r"resnet([1-9]\d*)(?:x([\d.]+))?", name):
         depth, width = int(match[1]), match[2]
         if 8 <= depth <= 110 and depth % 6 == 2 and (width is None or _is_multiplier(width)):

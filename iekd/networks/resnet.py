@@ -42,6 +42,11 @@ class ResNet(nn.Module):
         self.head = nn.Linear(channels[-1], num_classes)
         he_init(self)
 
+    @property
+    def norms(self) -> dict[str, nn.BatchNorm2d]:
+        """The normalisation whose output, plus the shortcut, is 'stage<k>_pre', by stage."""
+        return {f"stage{number}": blocks[-1].norm2 for number, blocks in enumerate(self.stages, 1)}
+
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
         x, features = relu(self.norm(self.conv(images))), {}

@@ -47,6 +47,11 @@ class WideResNet(nn.Module):
         self.head = nn.Linear(channels[-1], num_classes)
         he_init(self)
 
+    @property
+    def norms(self) -> dict[str, nn.BatchNorm2d]:
+        """The normalisation whose output is 'stage<k>_pre', by stage."""
+        return {"stage1": self.stages[1][0].norm1, "stage2": self.stages[2][0].norm1, "stage3": self.norm}
+
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
         x, features = self.conv(images), {}

@@ -1,0 +1,67 @@
+"""Which features of student and teacher a method compares, known from their shapes alone, before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from iekd.networks.common import he_init
+
+Shapes = dict[str, tuple[int, ...]]  # of the features of a network, see networks.feature_shapes
+
+
+class PairError(ValueError):
+    """Two networks whose features a method cannot compare."""
+
+
+class Pair(NamedTuple):
+    """A stage of the student and one of the teacher with equal height and width: the names in `Output.features`, and the channels."""
+
+    student: str
+    teacher: str
+    student_channels: int
+    teacher_channels: int
+
+
+def last(student: Shapes, teacher: Shapes) -> list[Pair]:
+    """The last stage of both, whose factors are compared. Raises `PairError` if their sizes differ."""
+    names = tuple([name for name in shapes if name.startswith("stage")][-1] for shapes in (student, teacher))
+    ours, theirs = student[names[0]][1:], teacher[names[1]][1:]
+    if ours != theirs:
+        raise PairError(f"the last features must have equal height and width, but the student gives {ours} and the teacher gives {theirs}")
+    return [Pair(*names, student[names[0]][0], teacher[names[1]][0])]
+
+
+def stages(student: Shapes, teacher: Shapes) -> list[Pair]:
+    """The last stage of every height and width that both have, in order: all three of two ResNets, the first three of VGG-13 with a
+    WRN. The papers compare networks of equal down-sampling only. Raises `PairError` if they share no size."""
+    ours, theirs = _ends(student), _ends(teacher)
+    shared = [size for size in ours if size in theirs]
+    if not shared:
+        raise PairError(f"no stage of both has the same height and width: the student has {[*ours]}, the teacher has {[*theirs]}")
+    return [Pair(ours[size], theirs[size], student[ours[size]][0], teacher[theirs[size]][0]) for size in shared]
+
+
+def middle(student: Shapes, teacher: Shapes) -> list[Pair]:
+    """The middle one of `stages`, the first of two: FitNet's guided layer and hint."""
+    shared = stages(student, teacher)
+    return [shared[(len(shared) - 1) // 2]]
+
+
+def _ends(shapes: Shapes) -> dict[tuple[int, ...], str]:
+    """The last stage of each height and width."""
+    return {shape[1:]: name for name, shape in shapes.items() if name.startswith("stage") and not name.endswith("_pre")}
+
+
+def connector(inputs: int, outputs: int) -> nn.Sequential:
+    """1x1 convolution and BN, from the student's channels to the teacher's."""
+    layers = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+    he_init(layers)
+    return layers
+
+
+def halved_backwards(stages: Sequence[Tensor]) -> Tensor:
+    """Sum over k = 1 .. n of 2^(k - n) times stage k: the last counts once, the one before it half, and so on."""
+    return sum(value / 2 ** (len(stages) - k) for k, value in enumerate(stages, 1))
