@@ -18,8 +18,8 @@ class FitNet(nn.Module):
     """Stage 1 (eq. 3): hint = weight * mean (r(v) - u)^2 of the middle stage v of the student and u of the teacher, after ReLU.
     Stage 2 (eq. 2): task = CE, kd = lambda * KL(teacher || student) at temperature 3, without T^2; batch mean, lambda from 4 to 1.
 
-    The first `init_epochs` of the run's `epochs` are stage 1, as in `AB`; student above the guided layer, and later the regressor r, stand still.
-    The regressor is a 1x1 conv with BN and ReLU. The paper's hint loss is half the *sum* of squares, under RMSProp; under our SGD it is
+    The first `init_epochs` of the run's `epochs` are stage 1, as in AB; there the student above the guided layer stands still, and later
+    the regressor r, a 1x1 conv with BN and ReLU. The paper's hint loss is half the *sum* of squares, under RMSProp; under our SGD it is
     a mean with weight 100, which RepDistiller publishes for CIFAR-100. RepDistiller has no stages: it adds that term to CE throughout.
     Temperature and lambda are those of the authors' code for CIFAR-10.
     """
