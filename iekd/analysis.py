@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from iekd import augment, measures, records, store, training
+from iekd import augment, measures, methods, records, store, training
 from iekd.config import METHOD_FIELDS, RunConfig
 from iekd.data import Split
 from iekd.engine import Run, Teacher
@@ -125,15 +125,20 @@ MEASURES = {
 def similarity(config: RunConfig, run: Run, teacher: Teacher) -> dict[str, float | None]:
     """CKA and distance of the factors on all test images; None where the method has no such part."""
     student, taught, factors, target = _outputs(run, teacher)
-    split = reference(config)
-    inherit, explore = channel_split(student.shape[1], split.split_ratio, split.split, split.seed)
-    halves = {"inherit": inherit, "explore": explore}
+    halves = halves_of(config, student.shape[1])
     return {
-        "cka_halves": cka(student[:, inherit], student[:, explore]),
+        "cka_halves": cka(*(student[:, channels] for channels in halves.values())),
         "cka_teacher": cka(student, taught),
         **{f"cka_{name}": cka(student[:, channels], taught) for name, channels in halves.items()},
         **{f"factor_{name}": _distance(config, run, name, factors, target) for name in halves},
     }
+
+
+def halves_of(config: RunConfig, channels: int) -> dict[str, Tensor]:
+    """Which channels of the student's last feature inherit and which explore."""
+    split = reference(config)
+    stage = len(methods.compared(config)) - 1 if split == config else 0  # IE-AT and IE-OD divide every stage they compare anew
+    return dict(zip(("inherit", "explore"), channel_split(channels, split.split_ratio, split.split, split.seed, stage), strict=True))
 
 
 @torch.no_grad()

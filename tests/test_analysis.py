@@ -14,7 +14,7 @@ from tiny import made_up, tiny
 from torch import nn
 
 from iekd import analysis, cli, measures, networks, records, store, training
-from iekd.analysis import DRAWS, SIGMA, SIGMAS, analyse, cka, distances, filter_noise, noise_of, reference, weight_noise
+from iekd.analysis import DRAWS, SIGMA, SIGMAS, analyse, cka, distances, filter_noise, halves_of, noise_of, reference, weight_noise
 from iekd.config import RunConfig
 from iekd.methods.ie import channel_split
 
@@ -211,6 +211,16 @@ def test_all_channels_in_one_half(runs):
     found = analyse(finished("ie-ft", split_ratio=1.0)).metrics
     assert found["cka_halves"] is None and found["cka_explore"] is None and found["factor_explore"] is None
     assert found["cka_inherit"] == found["cka_teacher"]
+
+
+@pytest.mark.parametrize("method", ["ie-at", "ie-od"])
+def test_methods_that_divide_every_stage_are_measured_on_their_last(runs, method):
+    config = finished(method, seed=1)
+    halves = training.load_run(config).learner["method"]
+    found = halves_of(config, 16)
+    assert torch.equal(found["inherit"], halves.inherit[-1].channels) and torch.equal(found["explore"], halves.explore[-1].channels)
+    metrics = analyse(config).metrics
+    assert metrics["cka_halves"] is not None and metrics["factor_inherit"] is None
 
 
 def test_arms_with_one_seed_share_teacher_and_split():
