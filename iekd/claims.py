@@ -16,7 +16,7 @@ import pandas as pd
 from iekd.arms import label, record_link, runs_of
 from iekd.config import PRESETS, ConfigError, RunConfig
 from iekd.stats import Paired, holm, paired, verdict
-from iekd.tables import framed, interval, number, p_text
+from iekd.tables import METRICS, framed, interval, number, p_text
 
 TRUST = {
     "T": "the paper's supplement",
@@ -29,7 +29,7 @@ CONFIRMATORY = 100  # the first confirmatory seed; smaller ones are the pilot, s
 PILOT = "pilot seeds only, seen before the protocol was fixed"
 # The smallest difference of interest, in percentage points (the book's protocol says why), by preset.
 SMALLEST = {"smoke": 0.5, "class": 0.5, "paper": 0.2}
-NO_RUNS, TOO_FEW = "no runs yet", "fewer than two common seeds"
+NO_RUNS, TOO_FEW, NO_ANALYSIS = "no runs yet", "fewer than two common seeds", "no analysed runs yet"
 Arm = tuple[dict[str, Any] | None, pd.Series, str]
 
 
@@ -38,7 +38,8 @@ class Claim:
     """The claim that arm `a` has a lower error than arm `b` (several: than every one of `b`).
 
     Arms name the fields that differ from the preset. `fields` hold for all arms; `swapped` exchanges teacher and
-    student of the preset. Without `a` there is nothing yet that could test the claim.
+    student of the preset. A claim about another quantity than the error names its column in `metric` (see
+    `iekd.analysis`). Without `a` there is nothing yet that could test the claim.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Claim:
     b: tuple[dict[str, Any], ...] = ()
     fields: dict[str, Any] = field(default_factory=dict)
     swapped: bool = False
+    metric: str = ""
 
 
 def _method(name: str) -> dict[str, Any]:
@@ -65,6 +67,8 @@ OTHER_MEASURES = (
 )
 OTHER_SPLITS = tuple(_ie(split_ratio=ratio) for ratio in (0.0, 0.25, 0.75, 1.0))
 OTHER_WEIGHTS = tuple(_ie(inherit_weight=w, explore_weight=w) for w in (1.0, 5.0, 10.0, 100.0, 500.0))
+# The sources do not say what IE was compared with. FT is its base; inheritance alone differs from it by nothing but exploration.
+WITHOUT_EXPLORATION = (_method("ft"), _ie(explore="none"))
 BOLD_PAIR = {"dataset": "cifar10", "teacher": "resnet56", "student": "resnet20"}
 
 CLAIMS = (
@@ -88,8 +92,10 @@ CLAIMS = (
     Claim("small-teacher-kd", "B", "Plain KD from a small teacher harms a large student.",
           _method("supervised"), (_method("kd"),), swapped=True),
     Claim("ie-dml", "A", "IE-DML ends with a lower error than DML.", _method("ie-dml"), (_method("dml"),)),
-    Claim("diversity", "A", "IE makes the features more diverse (lower CKA between them)."),
-    Claim("flatness", "A", "IE finds flatter minima (the loss grows less under Gaussian noise on the weights)."),
+    Claim("diversity", "A", "IE makes the features more diverse (lower CKA between them).",
+          _ie(), WITHOUT_EXPLORATION, metric="cka_halves"),
+    Claim("flatness", "A", "IE finds flatter minima (the loss grows less under Gaussian noise on the weights).",
+          _ie(), WITHOUT_EXPLORATION, metric="rise_train"),
     Claim("imagenet", "A", "On ImageNet, ResNet-34 to ResNet-18, IE-KD lowers top-1 error from 29.91 to 28.19 %."),
     Claim("voc", "A", "On PASCAL VOC detection, IE raises the mAP from 71.61 to 73.51."),
 )  # fmt: skip
@@ -109,26 +115,27 @@ class Tested(NamedTuple):
 def board(
     frame: pd.DataFrame, preset: str = "class", claims: tuple[Claim, ...] = CLAIMS, metric: str = "last", **setting: Any
 ) -> pd.DataFrame:
-    """One row per claim: id, sentence, source, verdict, effect (a - b, percentage points), low, high, n (pairs), p,
-    p_holm (corrected over the tested claims), rival, note, links. `setting` changes fields of the preset in every arm.
-    Confirmatory seeds decide; a claim without them is judged by the pilot's, and its note says so.
+    """One row per claim: id, sentence, source, verdict, metric ('' = test error), effect (a - b, percentage points or the unit
+    of that metric), low, high, n (pairs), p, p_holm (corrected over the tested claims), rival, note, links. `setting` changes
+    fields of the preset in every arm, `metric` the column that claims about errors look at. Confirmatory seeds decide; a claim
+    without them is judged by the pilot's, and its note says so.
 
     A claim against many is decided by one rival. If some rival has the lower mean error, it is the one with the
     smallest p, Holm-corrected within the claim: significant means "not reproduced". Otherwise it is the one with the
     largest p: "reproduced" only if a is significantly better than every one, and every one was run.
     """
-    tested = [_confirmed(frame, claim, preset, metric, setting) for claim in claims]
+    tested = [_confirmed(frame, claim, preset, claim.metric or metric, setting) for claim in claims]
     corrected = holm(t.p for t in tested)
     return pd.DataFrame([_row(c, t, p, SMALLEST[preset]) for c, t, p in zip(claims, tested, corrected, strict=True)])
 
 
 def _row(claim: Claim, tested: Tested, p_holm: float, smallest: float) -> dict[str, Any]:
     word, result, note = verdict(tested.result, -1, p_holm), tested.result, tested.note
-    if word == "not distinguishable" and max(-result.low, result.high) < smallest:
+    if word == "not distinguishable" and not claim.metric and max(-result.low, result.high) < smallest:
         note = "; ".join(filter(None, (f"no difference of interest (interval within ±{smallest:g})", note)))
     if word == "reproduced" and not tested.complete:  # better than those tried is not better than all
         word = "not tested"
-    about = {"id": claim.id, "sentence": claim.sentence, "source": claim.source, "verdict": word}
+    about = {"id": claim.id, "sentence": claim.sentence, "source": claim.source, "verdict": word, "metric": claim.metric}
     effect = {"effect": result.difference, "low": result.low, "high": result.high, "n": result.n}
     shown = {"rival": tested.rival, "note": note, "links": tested.links}
     return {**about, **effect, "p": tested.p, "p_holm": p_holm, **shown}
@@ -148,7 +155,8 @@ def _confirmed(frame: pd.DataFrame, claim: Claim, preset: str, metric: str, sett
 
 def _test(frame: pd.DataFrame, claim: Claim, preset: str, metric: str, setting: dict[str, Any]) -> Tested:
     """Compare the claim's arms and pick the rival that decides."""
-    nothing = Tested(Paired(0, *[np.nan] * 5), np.nan, "", NO_RUNS, False, ())
+    absent = NO_ANALYSIS if claim.metric else NO_RUNS
+    nothing = Tested(Paired(0, *[np.nan] * 5), np.nan, "", absent, False, ())
     if claim.a is None:
         return nothing
     common = {**setting, **_swap(preset, setting, claim.swapped), **claim.fields}
@@ -159,7 +167,7 @@ def _test(frame: pd.DataFrame, claim: Claim, preset: str, metric: str, setting: 
     results = [(paired(a, b), run, rival_link) for run, b, rival_link in rivals if run is not None]
     results = [r for r in results if r[0].n >= 2]
     if not results:
-        return nothing._replace(note=NO_RUNS if all(run is None for run, _, _ in rivals) else TOO_FEW)
+        return nothing._replace(note=absent if all(run is None for run, _, _ in rivals) else TOO_FEW)
     within = holm(r.p for r, _, _ in results)
     k = _decisive([r for r, _, _ in results], within)
     note = "" if len(claim.b) == 1 else f"compared with {len(results)} of {len(claim.b)}; shown: the one that decides"
@@ -196,7 +204,7 @@ def _errors(frame: pd.DataFrame, preset: str, fields: dict[str, Any], metric: st
     except ConfigError:  # a method or data set that this version does not have
         return none
     runs = runs_of(frame, config.teacher_run() if of_teacher else config) if len(frame) else frame
-    if runs.empty:
+    if runs.empty or metric not in runs or runs[metric].isna().all():  # no runs, or not analysed
         return none
     errors, first = runs.set_index("seed")[metric], runs.iloc[0].to_dict()
     if of_teacher:
@@ -219,8 +227,8 @@ def board_html(table: pd.DataFrame, caption: str) -> str:
         for row in table.to_dict("records")
     )
     note = (
-        "Effect: difference in test error in percentage points, paired by seed, with its 95 % interval; negative is in "
-        "favour of the claim. Reproduced or not: p below 0.05, Holm-corrected over the tested claims. Not "
+        "Effect: difference in test error in percentage points, or in the quantity that is named, paired by seed, with its "
+        "95 % interval; negative is in favour of the claim. Reproduced or not: p below 0.05, Holm-corrected over the tested claims. Not "
         "distinguishable is a result, but no proof of equality."
     )
     return framed(caption, note, f"<tr>{heads}</tr>", rows, "ie-board")
@@ -231,7 +239,8 @@ def _evidence(row: dict[str, Any]) -> str:
     if row["n"] < 2:
         return note
     ours, rival = row["links"]
-    effect = f"{number(row['effect'], signed=True)} {interval(row['low'], row['high'], signed=True)}"
+    digits, what = (3, f"{METRICS[row['metric']]}: ") if row["metric"] else (2, "")
+    effect = f"{what}{number(row['effect'], digits, signed=True)} {interval(row['low'], row['high'], True, digits)}"
     tested = f"{row['n']} pairs, {p_text(row['p_holm'])}"
     against = f'against <a href="{rival}">{escape(row["rival"])}</a>; {escape(tested)}'
     return f'<a href="{ours}">{effect}</a><small>{against}</small>{note}'

@@ -1,4 +1,4 @@
-"""The command line: run, sweep, bundle, merge, table, data, doctor. Every field of `RunConfig` is an option of `iekd run`."""
+"""The command line: run, sweep, bundle, merge, analyse, table, data, doctor. Every field of `RunConfig` is an option of `iekd run`."""
 
 from __future__ import annotations
 
@@ -77,6 +77,10 @@ def parser() -> argparse.ArgumentParser:
     merge = commands.add_parser("merge", help="take in an archive that another machine packed")
     merge.add_argument("file", type=Path)
     merge.set_defaults(do=_merge)
+
+    analyse = commands.add_parser("analyse", help="measure what the finished runs of a grid learned: similarity, flatness")
+    analyse.add_argument("grid", type=Path, help="a YAML file, for example runs/class.yaml")
+    analyse.set_defaults(do=_analyse)
 
     table = commands.add_parser("table", help="arms of the record store: n, mean, spread and interval")
     table.add_argument("--preset", default="class", choices=PRESETS)
@@ -185,6 +189,21 @@ def _merge(options: argparse.Namespace) -> int:
     return 1 if merged.conflicts else 0
 
 
+def _analyse(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    from iekd import analysis, grid
+
+    done, skipped = 0, []
+    for config in tqdm([c for c in grid.read(options.grid) if c.student != "none"], desc="analyses", unit="run"):
+        if reason := analysis.impossible(config):
+            skipped.append(f"skipped {config.path}: {reason}")
+        else:
+            analysis.analyse(config)
+            done += 1
+    print(*skipped, f"{done} runs analysed, {len(skipped)} skipped", sep="\n")
+
+
 def _table(options: argparse.Namespace) -> None:
     from iekd import records, results, tables
 
@@ -221,7 +240,7 @@ def _doctor(options: argparse.Namespace) -> None:
         except importlib.metadata.PackageNotFoundError:
             print(f"  {package} is missing: pip install -e '.[book]'")
     folder = store.records_folder()
-    print(f"records: {sum(1 for _ in folder.rglob('*.json'))} in {folder}")
+    print(f"records: {len(records.files(folder))} in {folder}")
     print("data sets:")
     for row in data.describe():
         print("  " + "  ".join(map(str, row)))

@@ -33,7 +33,11 @@ AXIS = {
     "val_selected": "Test error, validation-selected epoch (%)",
     "best_on_test": "Best test error over all epochs (%, biased)",
     "last_exact": "Test error, exact test images (%)",
+    # What iekd.analysis measures.
+    "cka_halves": "CKA between the two halves of the feature",
+    "rise_train": "Rise of the training loss under weight noise",
 }
+ERRORS = ("last", "val_selected", "best_on_test", "last_exact")
 OTHER = "#a3527f"  # the ablations share one colour; their labels tell them apart
 
 
@@ -53,8 +57,8 @@ def style() -> None:
 
 
 def colour(label: str) -> str:
-    """The colour of a method, by its label."""
-    return COLOURS.get(label, OTHER)
+    """The colour of a method, by its label; 'FT: something of it' has that of FT."""
+    return COLOURS.get(label.partition(": ")[0], OTHER)
 
 
 def seeds_plot(frame: pd.DataFrame, order: Sequence[str] | None = None, metric: str = "last", reference: str | None = None) -> Figure:
@@ -79,7 +83,7 @@ def seeds_plot(frame: pd.DataFrame, order: Sequence[str] | None = None, metric: 
 
 
 def paired_plot(frame: pd.DataFrame, baseline: str, order: Sequence[str] | None = None, metric: str = "last") -> Figure:
-    """Differences to the arm labelled `baseline`, seed by seed, with mean and 95 % interval; left of zero is better."""
+    """Differences to the arm labelled `baseline`, seed by seed, with mean and 95 % interval; for errors, left of zero is better."""
     errors = {name: runs.set_index("seed")[metric] for name, runs in frame.groupby("label")}
     order = [name for name in order or dict.fromkeys(frame["label"]) if name != baseline]
     fig, ax = _rows(order)
@@ -91,7 +95,11 @@ def paired_plot(frame: pd.DataFrame, baseline: str, order: Sequence[str] | None 
         values = (errors[name] - errors[baseline]).dropna().to_numpy()
         _row(ax, y, values, summary(values)._replace(low=result.low, high=result.high), colour(name))
     _mark(ax, 0.0, baseline)
-    ax.set_xlabel("Test error minus baseline, same seed (points)\nbelow 0 is better")
+    ax.set_xlabel(
+        "Test error minus baseline, same seed (points)\nbelow 0 is better"
+        if metric in ERRORS
+        else f"{AXIS[metric]}\nminus baseline, same seed"
+    )
     plt.close(fig)  # the notebook shows the figure that is returned, once
     return fig
 
@@ -128,20 +136,22 @@ def _mark(ax: Axes, x: float, text: str) -> None:
     ax.annotate(text, (x, 1.0), xycoords=place, xytext=(0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=9)
 
 
-def curves(histories: pd.DataFrame, metric: str = "test_error", ylabel: str = "Test error (%)") -> Figure:
-    """Mean over the seeds per epoch, with the range between the lowest and highest seed as a band.
+def curves(
+    histories: pd.DataFrame, metric: str = "test_error", ylabel: str = "Test error (%)", x: str = "epoch", xlabel: str = "Epoch"
+) -> Figure:
+    """Mean over the seeds per epoch (or other `x`), with the range between the lowest and highest seed as a band.
 
-    `histories`: long frame with columns label, seed, epoch and the metric; labels in the order of appearance.
+    `histories`: long frame with columns label, seed, `x` and the metric; labels in the order of appearance.
     """
     style()
     fig, ax = plt.subplots(figsize=(7.2, 3.8))
     styles = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))]
     for i, (name, runs) in enumerate(histories.dropna(subset=[metric]).groupby("label", sort=False)):
-        by_epoch = runs.groupby("epoch")[metric]
-        mean, shade = by_epoch.mean(), colour(str(name))
-        ax.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=shade, alpha=0.15, linewidth=0)
+        by_x = runs.groupby(x)[metric]
+        mean, shade = by_x.mean(), colour(str(name))
+        ax.fill_between(mean.index, by_x.min(), by_x.max(), color=shade, alpha=0.15, linewidth=0)
         ax.plot(mean.index, mean, color=shade, linewidth=1.8, linestyle=styles[i % len(styles)], label=str(name))
-    ax.set(xlabel="Epoch", ylabel=ylabel)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.margins(x=0.01)
     ax.legend(handlelength=3.2)
     plt.close(fig)  # the notebook shows the figure that is returned, once

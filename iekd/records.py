@@ -1,6 +1,8 @@
 """The evidence: one small JSON file per finished run, at a path that can be guessed from the configuration.
 
 `runs/records/<preset>/<dataset>/<teacher>-<student>/<method>[-<field>=<value>...]/seed<k>.json`
+
+What was measured on the trained weights afterwards (`iekd analyse`) lies beside it in `seed<k>.analysis.json`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from iekd import store
 from iekd.config import RunConfig
 
 SCHEMA = 1
+ANALYSIS = ".analysis.json"  # what an analysis is called where the record is '.json'
 
 
 class Metric(BaseModel):
@@ -58,12 +61,47 @@ class Record(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Plain data with the key `schema` first and histories rounded to seven significant digits."""
         data = self.model_dump()
-        data["history"] = {k: [None if v is None else float(f"{v:.7g}") for v in values] for k, values in self.history.items()}
+        data["history"] = {k: [_rounded(v) for v in values] for k, values in self.history.items()}
         return {"schema": data.pop("schema_version"), **data}
+
+
+class Analysis(BaseModel):
+    """What `iekd.analysis` measured on the weights of a finished run. Written atomically; made again when the weights change."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA
+    hash: str  # of the configuration
+    weights: str  # checksum of the weights it was computed from
+    parents: dict[str, str]  # role -> checksum of the weights that the run was compared with
+    git: dict[str, Any]
+    versions: dict[str, str]
+    metrics: dict[str, float | None]  # the columns it adds to the frame of records
+    noise: dict[str, list[float]]  # one list per column, one row per sigma and draw
+
+    def save(self, config: RunConfig) -> None:
+        data = self.model_dump()
+        data["metrics"] = {name: _rounded(value) for name, value in self.metrics.items()}
+        data["noise"] = {name: [_rounded(v) for v in values] for name, values in self.noise.items()}
+        content = json.dumps({"schema": data.pop("schema_version"), **data}, indent=1)
+        store.write_atomic(analysis_path(config), (content + "\n").encode())
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.7g}")
 
 
 def record_path(config: RunConfig) -> Path:
     return store.records_folder() / f"{config.path}.json"
+
+
+def analysis_path(config: RunConfig) -> Path:
+    return store.records_folder() / f"{config.path}{ANALYSIS}"
+
+
+def files(folder: Path) -> list[Path]:
+    """The records below a folder, sorted; the analyses beside them are none."""
+    return sorted(path for path in folder.rglob("*.json") if not path.name.endswith(ANALYSIS))
 
 
 def weights_paths(config: RunConfig) -> list[Path]:
@@ -71,18 +109,44 @@ def weights_paths(config: RunConfig) -> list[Path]:
     return [folder / f"{config.path}.safetensors" for folder in (store.records_folder(), store.cache_folder())]
 
 
+def weights_at_hand(config: RunConfig) -> Path | None:
+    """The weights file of a finished run. Only a file that the record vouches for counts."""
+    record = find(config)
+    known = [path for path in weights_paths(config) if record and path.exists() and store.stored_checksum(path) == record.weights]
+    return known[0] if known else None
+
+
+def _plain(path: Path) -> dict[str, Any]:
+    """The content of a JSON file of this schema, without the key `schema`."""
+    data = json.loads(path.read_text())
+    if data.pop("schema") != SCHEMA:
+        raise ValueError(f"schema is not {SCHEMA}: a different version of iekd wrote it")
+    return data
+
+
 def read(path: Path) -> Record:
     """A record from its file. Raises `StoreError` when the file is no valid record."""
     try:
-        data = json.loads(path.read_text())
-        if data.pop("schema") != SCHEMA:
-            raise ValueError(f"schema is not {SCHEMA}: a different version of iekd wrote it")
-        record = Record(**data)
+        record = Record(**_plain(path))
         if record.hash != record.config.hash:
             raise ValueError("its configuration does not match its hash: it was edited")
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise store.StoreError(f"{path} is not a valid record ({error}). Restore it from git, or delete it and run it again.") from error
     return record
+
+
+def read_analysis(path: Path, record: Record) -> Analysis | None:
+    """The analysis of a record from its file, None if there is none or the record has other weights by now.
+
+    Raises `StoreError` when the file is no valid analysis.
+    """
+    if not path.exists():
+        return None
+    try:
+        analysis = Analysis(**_plain(path))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise store.StoreError(f"{path} is not a valid analysis ({error}). Delete it and run `iekd analyse` again.") from error
+    return analysis if (analysis.hash, analysis.weights) == (record.hash, record.weights) else None
 
 
 def find(config: RunConfig) -> Record | None:
@@ -101,11 +165,16 @@ def load(folder: Path | None = None, **where: Any) -> pd.DataFrame:
 
     Columns: every field of the configuration, `hash`, `path`, `variant`, `pair`, `command`, `seconds`, `images_per_second`, `device`,
     `threads`, and per selection rule `last`, `val_selected`, `best_on_test` (test error, percent), with `<rule>_epoch` and `<rule>_exact`.
+    Where runs have been analysed, also the metrics of `iekd.analysis` (NaN for the others).
     Keyword arguments keep the rows whose column has that value (or is in that list). Raises `StoreError` for a file that is no valid
     record, and for a copy of a record at another place: it would count twice.
     """
     folder = folder or store.records_folder()
-    rows = [as_row(_read_at_its_place(path, folder)) for path in sorted(folder.rglob("*.json"))]
+    rows = []
+    for path in files(folder):
+        record = _read_at_its_place(path, folder)
+        analysis = read_analysis(path.with_suffix(ANALYSIS), record)
+        rows.append(as_row(record) | (analysis.metrics if analysis else {}))
     frame = pd.DataFrame(rows, columns=None if rows else list(_columns()))
     for column, value in where.items():
         frame = frame[frame[column].isin(value if isinstance(value, (list, tuple, set)) else [value])]

@@ -22,6 +22,8 @@ METRICS = {
     "val_selected": "Test error at the epoch selected on validation images",
     "best_on_test": "Best test error over all epochs (biased: selected on the test images)",
     "last_exact": "Test error after the last epoch, on test images that were not recompressed",
+    "cka_halves": "CKA between the two halves of the student's feature",
+    "rise_train": "Rise of the training loss under weight noise",
 }
 # Changes that leave the recipe what it is, so that the paper's value may stand beside ours.
 _SAME_RECIPE = {"teachers", "evaluate_every"}
@@ -107,9 +109,9 @@ def number(value: float, digits: int = 2, signed: bool = False) -> str:
     return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}".replace("-", "−")
 
 
-def interval(low: float, high: float, signed: bool = False) -> str:
+def interval(low: float, high: float, signed: bool = False, digits: int = 2) -> str:
     """'[6.90, 7.34]', or 'no interval'."""
-    return "no interval" if pd.isna(low) else f"[{number(low, signed=signed)}, {number(high, signed=signed)}]"
+    return "no interval" if pd.isna(low) else f"[{number(low, digits, signed)}, {number(high, digits, signed)}]"
 
 
 def p_text(p: float) -> str:

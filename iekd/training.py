@@ -204,14 +204,14 @@ def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
 
 
 def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Path:
-    """The weights file of a run, training the run if they are nowhere. Only a file that the record vouches for counts."""
-    record = train(config, progress=progress, wait=wait)
-    for _ in range(2):
-        for path in filter(Path.exists, records.weights_paths(config)):
-            if store.stored_checksum(path) == record.weights:
-                return path
-        tqdm.write(f"{config.path}: its weights are not at hand; training it again, which replaces its record")
-        record = train(config, progress=progress, again=True, wait=wait)
+    """The weights file of a run, training the run if they are nowhere."""
+    train(config, progress=progress, wait=wait)
+    if path := records.weights_at_hand(config):
+        return path
+    tqdm.write(f"{config.path}: its weights are not at hand; training it again, which replaces its record")
+    train(config, progress=progress, again=True, wait=wait)
+    if path := records.weights_at_hand(config):
+        return path
     raise TrainingError(f"{config.path}: its weights could not be stored")
 
 

@@ -11,12 +11,12 @@ from iekd.stats import LEVEL
 ALPHA = 0.05
 
 
-def compared(runs: pd.DataFrame, variant: str, baseline: str, metric: str = "last") -> str:
+def compared(runs: pd.DataFrame, variant: str, baseline: str, metric: str = "last", noun: str = "error") -> str:
     """How an arm stands to a baseline (both variants of a `scope`), in words and with the numbers behind them.
 
     'a lower error than FT (−0.52 points, 95 % interval [−0.90, −0.14], 5 pairs, p = 0.012)'; 'a higher error than ...';
     'an error not distinguishable from that of FT (...)'; 'no runs yet'. Lower and higher only for p below 0.05,
-    Holm-corrected over the arms of `runs`.
+    Holm-corrected over the arms of `runs`. For a metric that is no error, `noun` says what it is.
     """
     students = runs[runs["role"] == "student"] if len(runs) else runs
     if not len(students) or not {variant, baseline} <= set(students["variant"]):
@@ -27,9 +27,10 @@ def compared(runs: pd.DataFrame, variant: str, baseline: str, metric: str = "las
         return f"nothing to be compared with: it is {name} itself"
     if row["pairs"] < 2:
         return f"{TOO_FEW} with {name}"
-    difference = tables.number(row["difference"], signed=True)
-    limits = tables.interval(row["difference_low"], row["difference_high"], signed=True)
-    numbers = f"{difference} points, {100 * LEVEL:.0f} % interval {limits}, {row['pairs']} pairs, {tables.p_text(row['p_holm'])}"
+    digits, unit, article = (2, " points", "an") if noun == "error" else (3, "", "a")
+    difference = tables.number(row["difference"], digits, signed=True) + unit
+    limits = tables.interval(row["difference_low"], row["difference_high"], True, digits)
+    numbers = f"{difference}, {100 * LEVEL:.0f} % interval {limits}, {row['pairs']} pairs, {tables.p_text(row['p_holm'])}"
     if not row["p_holm"] < ALPHA:  # also NaN
-        return f"an error not distinguishable from that of {name} ({numbers})"
-    return f"a {'lower' if row['difference'] < 0 else 'higher'} error than {name} ({numbers})"
+        return f"{article} {noun} not distinguishable from that of {name} ({numbers})"
+    return f"a {'lower' if row['difference'] < 0 else 'higher'} {noun} than {name} ({numbers})"

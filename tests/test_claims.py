@@ -33,7 +33,7 @@ def test_every_verdict():
 
 def test_without_runs_nothing_is_tested():
     table = board(frame("class", arm(40.0)).iloc[:0], "class")
-    assert set(table["verdict"]) == {"not tested"} and set(table["note"]) == {"no runs yet"}
+    assert set(table["verdict"]) == {"not tested"} and set(table["note"]) == {"no runs yet", "no analysed runs yet"}
     assert len(table) == len(CLAIMS)
 
 
@@ -59,6 +59,37 @@ MEASURES += [dict(explore=m) for m in ("l2", "partial-l2", "orthogonal", "cka")]
 def measure(means: list[float]) -> dict:
     rivals = [arm(m, -1, **fields) for m, fields in zip(means, MEASURES, strict=False)]
     return board(frame("class", arm(40.0), *rivals), "class").set_index("id").loc["measure"].to_dict()
+
+
+def analysed(*means: float) -> dict:
+    """The board's row about diversity when IE-FT, FT and inheritance alone have these mean CKAs; the errors say the opposite."""
+    arms = [arm(40.0 - m, 1 if k else -1, **fields) for k, (m, fields) in enumerate(zip(means, CKA_ARMS, strict=False))]
+    table = frame("class", *arms)
+    table["cka_halves"] = 40.0 - table["last"]
+    return board(table, "class").set_index("id").loc["diversity"].to_dict()
+
+
+CKA_ARMS = [{}, {"method": "ft"}, {"explore": "none"}]
+
+
+def test_a_claim_about_another_metric_looks_at_that_metric():
+    row = analysed(0.4, 0.9, 0.8)
+    assert row["verdict"] == "reproduced" and row["metric"] == "cka_halves" and row["n"] == 5
+    assert row["effect"] == pytest.approx(-0.4) and row["rival"] == "inheritance only (L1)"  # the closer rival decides
+    assert analysed(0.4, 0.9, 0.1)["verdict"] == "not reproduced"
+    close = analysed(0.4, 0.9, 0.401)
+    assert close["verdict"] == "not distinguishable" and "no difference of interest" not in close["note"]  # that bound is for errors
+    assert "not reproduced" in verdicts(arm(40.0), arm(39.0, -1, method="ft")).values()
+    unmeasured = board(frame("class", arm(40.0), arm(39.0, -1, method="ft")), "class").set_index("id").loc["diversity"]
+    assert unmeasured["verdict"] == "not tested" and unmeasured["note"] == "no analysed runs yet"
+
+
+def test_the_board_names_the_metric():
+    table = frame("class", arm(40.0), arm(41.0, -1, method="ft"), arm(42.0, -1, explore="none"))
+    table["cka_halves"] = table["last"] / 1000
+    tree = ElementTree.fromstring(board_html(board(table, "class"), "Claims"))
+    row = next(row for row in tree.iter("tr") if row.get("id") == "claim-diversity")
+    assert "CKA between the two halves of the student's feature: −0.001 [−0.001, −0.001]" in "".join(row.itertext())
 
 
 def test_best_of_many():

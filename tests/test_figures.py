@@ -48,6 +48,16 @@ def test_methods_keep_their_colour():
     assert len(set(shades)) == len(LABELS)
 
 
+def test_other_quantities_than_errors_say_what_they_are():
+    table = runs().rename(columns={"last": "cka_halves"})
+    fig = figures.paired_plot(table, "FT", metric="cka_halves")
+    assert fig.axes[0].get_xlabel() == "CKA between the two halves of the feature\nminus baseline, same seed"
+    by_sigma = histories().rename(columns={"epoch": "sigma"})
+    fig = figures.curves(by_sigma, "test_error", "Loss", x="sigma", xlabel="Size of the noise")
+    assert fig.axes[0].get_xlabel() == "Size of the noise" and list(fig.axes[0].lines[0].get_xdata()) == list(range(1, 61))
+    assert figures.colour("FT: whole factor") == figures.colour("FT") != figures.OTHER
+
+
 def test_paired_plot_shows_common_seeds_only():
     fig = figures.paired_plot(runs(), "Student alone", ["KD"])
     assert len(fig.axes[0].lines[0].get_xdata()) == 4

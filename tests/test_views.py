@@ -92,7 +92,7 @@ def test_a_method_reads_what_it_says_and_all_of_it(method):
     training_teacher = run.teacher
     for epoch in range(config.epochs):
         engine.train_epoch(config, run._replace(teacher=teacher), epoch)
-    assert read <= {*methods.needs(config)} and (read or method in ("kd", "factor-ae"))  # an auto-encoder asks for `Output.feature`
+    assert read <= {*methods.needs(config)} and (read or method in ("kd", "sp", "factor-ae"))  # these ask for `Output.feature`
 
 
 def test_nothing_is_computed_twice(monkeypatch):

@@ -27,5 +27,15 @@ def test_compared(ie, start):
     assert words.compared(runs(ie), "ie-ft", "ft").startswith(start)
 
 
+def test_other_quantities_than_errors_have_a_name_and_no_points():
+    found = runs({0: 9.0, 1: 10.01, 2: 11.02})
+    found["cka_halves"] = found["last"] / 10
+    said = words.compared(found, "ie-ft", "ft", "cka_halves", "CKA between the halves")
+    assert said.startswith("a lower CKA between the halves than FT (−0.099, 95 % interval [")
+    found.loc[found["method"] == "ie-ft", "cka_halves"] = [0.9, 1.2, 1.2]
+    said = words.compared(found, "ie-ft", "ft", "cka_halves", "CKA between the halves")
+    assert said.startswith("a CKA between the halves not distinguishable from that of FT (+0.000, ")
+
+
 def test_unknown_baseline():
     assert words.compared(runs({0: 9.0}), "ie-ft", "kd") == "no runs yet"
