@@ -48,7 +48,7 @@ class Teacher(nn.Module):
             output = self.network(images)
             if self.encoder is not None:
                 output.features["factor"] = self.encoder(output.feature)
-        return precision.widen(output)
+        return precision.widen(output) if self.bf16 else output
 
 
 class Run(NamedTuple):
