@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test torture serve check clean distclean
+.PHONY: help setup book test torture bench serve check clean distclean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -42,6 +42,9 @@ test: $(READY) ## run the tests
 
 torture: $(READY) ## kill sweeps at random and see that nothing is lost (MINUTES=5)
 	$(BIN)/python tests/torture.py --minutes $(MINUTES)
+
+bench: $(READY) ## measure the engine beside the usual loop, on this machine (10 minutes)
+	$(BIN)/iekd bench
 
 serve: $(READY) ## serve the built book on http://localhost:8000 (PORT=...)
 	@test -f _build/html/index.html || { echo "There is no book yet: make book" >&2; exit 1; }

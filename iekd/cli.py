@@ -1,4 +1,7 @@
-"""The command line: run, sweep, bundle, merge, analyse, table, data, doctor. Every field of `RunConfig` is an option of `iekd run`."""
+"""The command line: run, sweep, bundle, merge, analyse, table, bench, data, doctor.
+
+Every field of `RunConfig` is an option of `iekd run`.
+"""
 
 from __future__ import annotations
 
@@ -88,6 +91,11 @@ def parser() -> argparse.ArgumentParser:
     table.add_argument("--format", default="markdown", choices=["markdown", "csv"])
     table.add_argument("--readme", action="store_true", help="write the headline table into README.md instead")
     table.set_defaults(do=_table)
+
+    bench = commands.add_parser("bench", help="measure the engine beside the usual training loop, and a step of every method")
+    bench.add_argument("--rounds", type=_count, default=5, help="medians are over so many (default 5)")
+    bench.add_argument("--images", type=_count, nargs=2, default=(2560, 640), metavar=("CLASS", "PAPER"), help="images of an epoch")
+    bench.set_defaults(do=_bench)
 
     data = commands.add_parser("data", help="list data sets, or pack one into the compact form that travels on a stick")
     actions = data.add_subparsers(required=True, metavar="ACTION")
@@ -212,6 +220,17 @@ def _table(options: argparse.Namespace) -> None:
         return
     arms = tables.arms(records.load(preset=options.preset), metric=options.rule)
     print(tables.markdown(arms) if options.format == "markdown" else arms.to_csv(index=False))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import pandas as pd
+
+    from iekd import bench
+
+    measured = bench.bench(dict(zip(("class", "paper"), options.images, strict=True)), options.rounds)
+    for part in ("loops", "methods", "profile"):
+        print(pd.DataFrame(measured[part]).to_string(index=False), end="\n\n")
+    print(f"kept in {bench.save(measured)}")
 
 
 def _data_list(options: argparse.Namespace) -> None:

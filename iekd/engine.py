@@ -63,12 +63,12 @@ class Run(NamedTuple):
     stored: views.Stored | None = None  # the teacher's outputs for finite views; then the teacher need not compute
 
 
-def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.device) -> Run:
+def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.device, dataset: data.DataSet | None = None) -> Run:
     """Networks, method and optimiser of a configuration at their initial values. Every method starts from the same student weights.
 
-    `parents` are the trained networks by role: 'teacher', 'autoencoder'.
+    `parents` are the trained networks by role: 'teacher', 'autoencoder'. `dataset` stands for the one that the configuration names.
     """
-    dataset = data.load(config)
+    dataset = dataset or data.load(config)
     teacher, autoencoder = parents.get("teacher"), parents.get("autoencoder")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -42,18 +42,20 @@ class Images(Dataset):
 class PlainRun:
     """`train_epoch()` is one pass over the training images. `teacher_grad` leaves the frozen teacher under autograd, as happens easily."""
 
-    def __init__(self, config: RunConfig, parents: Mapping[str, nn.Module], device: torch.device, teacher_grad: bool = False):
+    def __init__(
+        self, config: RunConfig, parents: Mapping[str, nn.Module], device: torch.device, dataset: data.DataSet, teacher_grad: bool = False
+    ):  # fmt: skip
         self.device, self.teacher_grad = device, teacher_grad
         self.student = build_network(config.student, config).to(device)
         self.teacher = parents["teacher"].to(device).eval() if parents else None
         self.autoencoder = parents["autoencoder"].to(device).eval() if "autoencoder" in parents else None
-        self.method = methods.build(config, self.student, self.teacher, self.autoencoder).to(device)
+        self.method = methods.build(config, self.student, self.teacher, self.autoencoder, dataset.train.labels).to(device)
         for parent in parents.values():
             parent.requires_grad_(teacher_grad)
         parameters = [*self.student.parameters(), *self.method.parameters()]
         self.optimiser = torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=True)
         self.loader = DataLoader(
-            Images(data.load(config)), config.batch_size, shuffle=True, num_workers=min(8, os.cpu_count() or 1),
+            Images(dataset), config.batch_size, shuffle=True, num_workers=min(8, os.cpu_count() or 1),
             pin_memory=device.type == "cuda", persistent_workers=True,
         )  # fmt: skip
 

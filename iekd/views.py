@@ -81,7 +81,7 @@ def stored_outputs(config: RunConfig, run: engine.Run) -> Stored:
         found = {name: _load(folder / f"{name}.safetensors", shape) for name, shape in kept.items()}
         missing = {name: kept[name] for name, tensor in found.items() if tensor is None}
         if missing:
-            found |= _compute(config, run, missing)
+            found |= compute(config, run, missing)
         for name in missing:
             store.save_tensors(folder / f"{name}.safetensors", {name: found[name]})
     return Stored({name: tensor.to(run.mean.device) for name, tensor in found.items()})
@@ -133,7 +133,8 @@ def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
 
 
 @torch.no_grad()
-def _compute(config: RunConfig, run: engine.Run, missing: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def compute(config: RunConfig, run: engine.Run, missing: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The teacher's outputs for all views, by name, float16; `missing` are their shapes. Raises `ConfigError` beyond float16."""
     made = {name: torch.empty(shape, dtype=torch.half) for name, shape in missing.items()}
     for places in torch.arange(config.views * len(run.dataset.train.labels)).split(BATCH):
         output = run.teacher(_images(config, run, places))

@@ -100,7 +100,7 @@ def test_nothing_is_computed_twice(monkeypatch):
     assert [path.name for path in files()] == ["logits.safetensors"]
     run_of(finite("ft"))
     assert len(files()) == 3  # the encoder is part of the teacher that FT sees
-    monkeypatch.setattr(views, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(views, "compute", lambda *_: pytest.fail("computed again"))
     for again in (finite("kd", kd_alpha=0.5), finite("ft"), finite("ie-ft"), finite("kd", seed=5)):  # 5 teachers: seed 5 has teacher 0
         run_of(again)
     with pytest.raises(pytest.fail.Exception):
@@ -147,14 +147,14 @@ def test_a_damaged_file_is_made_again(spoil, capsys):
 
 
 def count_computations(config, notes):
-    compute = views._compute
+    compute = views.compute
 
     def noting(*arguments):
         with open(notes, "a") as file:
             file.write("x")
         return compute(*arguments)
 
-    views._compute = noting
+    views.compute = noting
     run_of(config)
     return 0
 
@@ -179,5 +179,5 @@ def test_a_run_with_finite_views_is_another_run_with_the_same_parents():
 
 def test_the_same_run_twice_is_the_same_record_also_from_the_file(monkeypatch):
     one = content(train(finite("ie-ft")))
-    monkeypatch.setattr(views, "_compute", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(views, "compute", lambda *_: pytest.fail("computed again"))
     assert content(train(finite("ie-ft"), again=True)) == one

@@ -1,0 +1,198 @@
+"""`iekd bench`: the engine beside the loop as it is usually written (iekd.plain), and the cost of a step of every method.
+
+Both sides train the same networks on the same number of images in one process, in turns; a ratio is taken within a round, so that a
+busy machine slows both. Images are random bytes of CIFAR's shape and teachers have random weights: the time does not depend on them,
+and nobody has to download anything. What is measured is written, with the machine, to `runs/bench/<device>-<cores>.json`.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from tqdm import tqdm
+
+from iekd import data, engine, records, store, views
+from iekd.config import MethodName, RunConfig
+from iekd.engine import Run, build_network
+from iekd.factor import FactorAutoEncoder
+from iekd.plain import PlainRun
+
+SCHEMA = 1
+VIEWS = 2  # of the option with finite views: their number does not change the time of a step
+COMPARED = ("supervised", "kd", "ft", "ie-ft")
+METHODS = tuple(name for name in get_args(MethodName) if name != "factor-ae")
+ENGINE, FINITE, PLAIN, CARELESS = "engine", "engine, finite views", "plain loop", "plain loop, gradient through the teacher"
+
+
+def bench(images: Mapping[str, int], rounds: int) -> dict[str, Any]:
+    """All measurements, as they are stored: 'loops', 'methods' and 'profile' are lists of rows, beside machine and versions.
+
+    `images`: training images of an epoch by preset ('class', 'paper'). Times are medians over `rounds`.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    loops = [row for preset in images for method in COMPARED for row in compare(preset, method, images[preset], rounds, device)]
+    provenance = records.provenance()
+    return {
+        "schema": SCHEMA, "started": datetime.now(UTC).isoformat(timespec="seconds"), **provenance, "cores": os.cpu_count(),
+        "rounds": rounds, "loops": loops, "methods": methods_cost(images["class"], rounds, device),
+        "profile": [row for preset in images for row in step_profile(preset, "ie-ft", images[preset], device)],
+    }  # fmt: skip
+
+
+def path(measured: Mapping[str, Any]) -> Path:
+    """Where measurements are kept: one file for a kind of machine, the latest stays."""
+    kind = measured["device"]["name"] if measured["device"]["type"] == "cuda" else f"cpu-{measured['cores']}-cores"
+    return store.runs_folder() / "bench" / f"{kind.lower().replace(' ', '-')}.json"
+
+
+def save(measured: Mapping[str, Any]) -> Path:
+    store.write_atomic(path(measured), (json.dumps(measured, indent=1) + "\n").encode())
+    return path(measured)
+
+
+def load(folder: Path | None = None) -> list[dict[str, Any]]:
+    """The measurements of all machines, the graphics cards last."""
+    found = [json.loads(file.read_text()) for file in sorted((folder or store.runs_folder() / "bench").glob("*.json"))]
+    return sorted(found, key=lambda measured: measured["device"]["type"] == "cuda")
+
+
+# ---------------------------------------------------------------------- what is measured
+
+
+def compare(preset: str, method: str, images: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row per side: images per second (median), and how many times the plain loop's (median, smallest and largest of the rounds)."""
+    config, dataset = _config(preset, method), random_images(preset, images)
+    parents = _parents(config)
+    plain = PlainRun(config, copy.deepcopy(parents), device, dataset)
+    sides: dict[str, Callable[[], Any]] = {
+        PLAIN: plain.train_epoch,
+        ENGINE: partial(engine.train_epoch, config, engine.make_run(config, parents, device, dataset), 0),
+    }
+    if config.has_teacher:
+        sides[CARELESS] = PlainRun(config, copy.deepcopy(parents), device, dataset, teacher_grad=True).train_epoch
+        sides[FINITE] = _with_views(config, engine.make_run(config, parents, device, dataset))
+    times = in_turns(sides, rounds, device, f"{config.pair} {method}")
+    return [
+        {
+            "preset": preset, "pair": config.pair, "method": method, "side": side, "images": images,
+            "images_per_second": round(images / statistics.median(seconds), 1), **ratios(times[PLAIN], seconds),
+        }
+        for side, seconds in times.items()
+    ]  # fmt: skip
+
+
+def methods_cost(images: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row per method on the class pair: time of an epoch relative to plain training, and the parameters that only training needs.
+
+    A method with a first stage is measured in both, and counts as the mean over a run.
+    """
+    dataset, work, extra, shares = random_images("class", images), {}, {}, {}
+    for method in METHODS:
+        config = _config("class", method)
+        run = engine.make_run(config, _parents(config), device, dataset)
+        extra[method] = sum(p.numel() for p in run.learner["method"].parameters() if p.requires_grad)
+        first = config.init_epochs / config.epochs if method in ("fitnet", "ab") else 0.0
+        shares[method] = {config.epochs - 1: 1 - first} | ({0: first} if first else {})
+        work |= {(method, epoch): partial(engine.train_epoch, config, run, epoch) for epoch in shares[method]}
+    times = in_turns(work, rounds, device, "methods")
+
+    def mean(method: str) -> list[float]:
+        parts = [[share * t for t in times[method, epoch]] for epoch, share in shares[method].items()]
+        return [sum(values) for values in zip(*parts, strict=True)]
+
+    plain = mean("supervised")
+    rows = []
+    for method in METHODS:
+        cost = ratios(mean(method), plain)  # the other way round: how many times slower
+        rows.append({"method": method, "cost": cost["ratio"], "low": cost["low"], "high": cost["high"], "parameters": extra[method]})
+    return rows
+
+
+def step_profile(preset: str, method: str, images: int, device: torch.device, most: int = 8) -> list[dict[str, Any]]:
+    """Where the time of the engine's step goes: the operators with the largest share of it, and the rest."""
+    config = _config(preset, method)
+    run = engine.make_run(config, _parents(config), device, random_images(preset, images))
+    engine.train_epoch(config, run, 0)
+    kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
+    with profile(activities=kinds) as taken:
+        engine.train_epoch(config, run, 1)
+    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
+    spent = sorted(((getattr(event, own), event.key) for event in taken.key_averages()), reverse=True)
+    total = sum(t for t, _ in spent)
+    rows = [(name, t / total) for t, name in spent[:most]]
+    rows.append(("all others", 1 - sum(share for _, share in rows)))
+    return [{"preset": preset, "pair": config.pair, "method": method, "operator": name, "share": round(share, 4)} for name, share in rows]
+
+
+# ---------------------------------------------------------------------- how
+
+
+def in_turns(work: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device, title: str) -> dict[Any, list[float]]:
+    """Seconds of every piece of work in every round, after one that does not count; every other round goes backwards."""
+    times: dict[Any, list[float]] = {name: [] for name in work}
+    for number in tqdm(range(rounds + 1), desc=title, unit="round"):
+        for name in list(work) if number % 2 else reversed(list(work)):
+            began = _now(device)
+            work[name]()
+            times[name].append(_now(device) - began)
+    return {name: seconds[1:] for name, seconds in times.items()}
+
+
+def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
+    """How many times as long the first took, within each round: median, smallest, largest."""
+    each = [a / b for a, b in zip(slow, fast, strict=True)]
+    return {"ratio": round(statistics.median(each), 3), "low": round(min(each), 3), "high": round(max(each), 3)}
+
+
+def random_images(preset: str, images: int) -> data.DataSet:
+    """A data set of the preset's size and classes that shows nothing."""
+    config = RunConfig.create(preset, student="resnet8", method="supervised")
+    facts, shape = data.FACTS[config.dataset], data.image_shape(config)
+    generator = torch.Generator().manual_seed(0)
+    train = data.Split(
+        torch.randint(256, (images, *shape), dtype=torch.uint8, generator=generator),
+        torch.randint(facts.num_classes, (images,), generator=generator),
+    )
+    none = data.Split(train.images[:0], train.labels[:0])
+    return data.DataSet("random", facts.num_classes, train, none, none, "random", facts.mean, facts.std, facts.flip, shape[-1] // 8)
+
+
+def _config(preset: str, method: str) -> RunConfig:
+    return RunConfig.create(preset, method=method)
+
+
+def _parents(config: RunConfig) -> dict[str, nn.Module]:
+    """Untrained networks in the roles of the parents."""
+    parents = config.parents()
+    networks: dict[str, nn.Module] = {}
+    if "teacher" in parents:
+        networks["teacher"] = build_network(config.teacher, config)
+    if "autoencoder" in parents:
+        networks["autoencoder"] = FactorAutoEncoder(networks["teacher"].feature_channels, config.factor_ratio, config.decoder)
+    return {role: network.eval().requires_grad_(False) for role, network in networks.items()}
+
+
+def _with_views(config: RunConfig, run: Run) -> Callable[[], Any]:
+    """An epoch on finite views whose teacher has been asked before (which is not part of the time)."""
+    finite = config.replace(views=VIEWS)
+    kept = views.shapes(finite, len(run.dataset.train.labels))
+    tensors = {name: tensor.to(run.mean.device) for name, tensor in views.compute(finite, run, kept).items()}
+    return partial(engine.train_epoch, finite, run._replace(stored=views.Stored(tensors)), 0)
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,66 @@
+"""The benchmark measures both sides on the same work; how fast they are is no matter of a test."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from iekd import augment, bench, engine
+from iekd.config import RunConfig
+from iekd.methods import Batch
+
+CPU = torch.device("cpu")
+
+
+def test_both_loops_train_and_a_ratio_is_taken_within_a_round():
+    rows = bench.compare("class", "ie-ft", 130, 1, CPU)
+    assert [row["side"] for row in rows] == [bench.PLAIN, bench.ENGINE, bench.CARELESS, bench.FINITE]
+    assert rows[0]["ratio"] == 1 and all(row["images_per_second"] > 0 for row in rows)
+    assert bench.ratios([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == {"ratio": 2.0, "low": 1.0, "high": 3.0}
+
+
+def test_the_first_round_does_not_count_and_directions_alternate():
+    done = []
+    times = bench.in_turns({name: lambda name=name: done.append(name) for name in "ab"}, 2, CPU, "")
+    assert done == list("baabba") and {name: len(seconds) for name, seconds in times.items()} == {"a": 2, "b": 2}
+
+
+@pytest.mark.parametrize("method", ["supervised", "kd", "ft"])
+def test_plain_loop_and_engine_make_the_same_update(method):
+    config = RunConfig.create("class", method=method, batch_size=64, lr=0.05)
+    dataset, parents = bench.random_images("class", 64), bench._parents(config)
+    run, plain = engine.make_run(config, parents, CPU, dataset), bench.PlainRun(config, copy.deepcopy(parents), CPU, dataset)
+    before = {name: tensor.clone() for name, tensor in run.learner["student"].state_dict().items()}
+    plain.student.load_state_dict(before)
+    plain.method.load_state_dict(run.learner["method"].state_dict())
+    plain.loader.dataset.transform.transforms[:2] = []  # neither crop nor flip
+    run.optimiser.param_groups[0]["lr"] = 0.05
+    index = torch.arange(64)
+    engine.step(run, augment.normalise(dataset.train.images, run.mean, run.std), Batch(dataset.train.labels, index))
+    plain.train_epoch()
+    ours, theirs = run.learner["student"].state_dict(), plain.student.state_dict()
+    for name, _ in run.learner["student"].named_parameters():
+        update = (theirs[name] - before[name]).norm()
+        assert update > 0 and (ours[name] - theirs[name]).norm() < 3e-2 * update, name  # rounding, where a ReLU tips over
+
+
+def test_the_cost_of_every_method_is_measured(monkeypatch):
+    monkeypatch.setattr(bench, "METHODS", ("supervised", "fitnet", "crd"))
+    rows = {row["method"]: row for row in bench.methods_cost(130, 1, CPU)}
+    assert rows["supervised"]["cost"] == 1 and rows["supervised"]["parameters"] == 0
+    assert rows["crd"]["parameters"] > 0 and rows["fitnet"]["low"] > 0
+
+
+def test_what_was_measured_is_kept_by_machine(tmp_path, monkeypatch):
+    monkeypatch.setenv("IEKD_RUNS", str(tmp_path))
+    card = {"device": {"name": "NVIDIA H100", "type": "cuda"}, "cores": 16}
+    laptop = {"device": {"name": "Some CPU", "type": "cpu"}, "cores": 2}
+    assert [bench.save(m).name for m in (card, laptop)] == ["nvidia-h100.json", "cpu-2-cores.json"]
+    assert bench.load() == [laptop, card]
+
+
+def test_a_profile_has_all_of_the_time():
+    rows = bench.step_profile("class", "kd", 130, CPU)
+    assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-3)
