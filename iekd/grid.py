@@ -78,12 +78,12 @@ def cost(config: RunConfig) -> float:
     images = config.train_images or len(raw.train_labels) - config.validation_images
     side = config.image_size or raw.train_images.shape[-1]
     shares = [(config.student, 3), (config.teacher, 1)]
-    image = sum(share * _flops(name, config.dataset, side) for name, share in shares if name != "none")
+    image = sum(share * flops(name, config.dataset, side) for name, share in shares if name != "none")
     return float(config.epochs * images * image)
 
 
 @functools.cache
-def _flops(network: str, dataset: str, side: int) -> int:
+def flops(network: str, dataset: str, side: int) -> int:
     """Floating-point operations of one image's forward pass."""
     facts = data.FACTS[dataset]
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:  # shapes only

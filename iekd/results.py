@@ -28,11 +28,13 @@ MARKERS = re.compile(r"(?<=<!-- headline:start -->\n).*?(?=<!-- headline:end -->
 
 
 def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
-    """The finished runs of a grid of one pair as a `scope`: its teachers first, then its arms."""
-    distilled = next(c for c in configs if c.has_teacher)
-    preset, pair = distilled.preset, {k: getattr(distilled, k) for k in ("dataset", "teacher", "student")}
+    """The finished runs of a grid of one pair as a `scope`: its teachers first, if an arm has one, then its arms."""
+    paired_up = next(c for c in configs if c.has_teacher or c.is_mutual)
+    preset, pair = paired_up.preset, {k: getattr(paired_up, k) for k in ("dataset", "teacher", "student")}
     runs = scope(frame, preset, **pair)
-    return runs[(runs["role"] == "teacher") | runs["variant"].isin([c.variant for c in configs])].reset_index(drop=True)
+    taught = any(c.has_teacher for c in configs)
+    of_an_arm = runs["variant"].isin([c.variant for c in configs])
+    return runs[of_an_arm.where(runs["role"] == "student", taught)].reset_index(drop=True)
 
 
 def grid_html(
@@ -45,6 +47,7 @@ def grid_html(
     compared = {b: _by_arm(tables.comparison(runs, b, metric)) for b in present}
     named = {("student", c.variant): label({"role": "student", "variant": c.variant, **c.model_dump()}) for c in configs}
     teachers = {key: "Teacher" for key in ours if key[0] == "teacher"} or {("teacher", ""): "Teacher"}
+    teachers = teachers if any(c.has_teacher for c in configs) else {}
     body = "".join(
         f'<tr><th scope="row">{escape(name)}</th>{_ours_cell(ours.get(key))}'
         + "".join(_difference_cell(compared.get(b, {}).get(key)) for b in baselines)

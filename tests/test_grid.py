@@ -94,14 +94,14 @@ def test_parents_come_first_and_once():
 
 def test_flops_are_counted_as_the_literature_does():
     """ResNet-20 on 32 x 32: 40.8 million multiply-adds (He et al. 2016 count them as FLOPs), so twice that in operations."""
-    assert grid._flops("resnet20", "cifar10", 32) == pytest.approx(2 * 40.8e6, rel=0.01)
-    assert grid._flops("resnet20", "cifar10", 16) == pytest.approx(2 * 40.8e6 / 4, rel=0.01)
+    assert grid.flops("resnet20", "cifar10", 32) == pytest.approx(2 * 40.8e6, rel=0.01)
+    assert grid.flops("resnet20", "cifar10", 16) == pytest.approx(2 * 40.8e6 / 4, rel=0.01)
 
 
 def test_the_cost_follows_epochs_images_and_networks():
     config, double = tiny("kd"), tiny("kd", epochs=6)
     assert grid.cost(double) == 2 * grid.cost(config)
     assert grid.cost(tiny("kd", train_images=100)) == grid.cost(config) / 2
-    student, teacher = (grid._flops(name, "digits", 8) for name in (config.student, config.teacher))
+    student, teacher = (grid.flops(name, "digits", 8) for name in (config.student, config.teacher))
     assert grid.cost(config) == 3 * 200 * (3 * student + teacher) and grid.cost(tiny()) == 3 * 200 * 3 * student
     assert grid.cost(tiny(train_images=0)) > grid.cost(tiny(train_images=1000))  # 0 = all images

@@ -1,0 +1,74 @@
+"""All methods in one table, read from the code itself: what a method does and where it comes from are the docstrings of its module."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from html import escape
+from types import ModuleType
+from typing import Any, get_args
+
+from torch import nn
+
+from iekd import tables
+from iekd.arms import method_name
+from iekd.config import MethodName, RunConfig
+from iekd.tuning import weights
+
+METHODS = tuple(name for name in get_args(MethodName) if name not in ("supervised", "factor-ae"))
+
+
+def module_of(method: str) -> ModuleType:
+    """The module that a method's file is."""
+    return importlib.import_module("iekd.methods." + {"ie-ft": "ie"}.get(method, method.replace("-", "_")))
+
+
+def class_of(method: str) -> type[nn.Module]:
+    """The class that is the method: named as the method is, but for case and hyphens."""
+    wanted = method.replace("-", "")
+    return next(c for name, c in inspect.getmembers(module_of(method), inspect.isclass) if name.lower() == wanted)
+
+
+def rows(names: Iterable[str] = METHODS, preset: str = "paper") -> list[dict[str, Any]]:
+    """One row per method: method, label, idea and source (one text), loss, weights (as published) and file."""
+    return [
+        {
+            "method": name, "label": method_name(name), "idea": _first_paragraph(module_of(name)).partition(": ")[2],
+            "loss": _first_paragraph(class_of(name)), "weights": weights(RunConfig.create(preset, method=name)),
+            "file": f"iekd/methods/{module_of(name).__name__.rpartition('.')[2]}.py",
+        }
+        for name in names
+    ]  # fmt: skip
+
+
+def html(measured: Mapping[str, Any] | None, caption: str) -> str:
+    """The table of all methods; `measured` is one entry of `iekd.bench.load()`, None if nothing was measured."""
+    costs = {row["method"]: row for row in measured["methods"]} if measured else {}
+    body = "".join(_row(row, costs.get(row["method"])) for row in rows())
+    head = f"<tr>{tables.heads_html('method', 'idea and source', 'loss', 'weights', 'extra parameters', 'time of a step')}</tr>"
+    note = (
+        "Weights: as published, see the file for where. Extra parameters: trained beside the student and thrown away afterwards "
+        "(for two networks that teach each other: without the other network). Time of a step: relative to plain training of the same "
+        "student, median and range over rounds."
+    )
+    return tables.framed(caption, note, head, body)
+
+
+def _row(row: Mapping[str, Any], cost: Mapping[str, Any] | None) -> str:
+    weighed = "<br>".join(f"{escape(name.removesuffix('_weight').removeprefix('kd_'))}&nbsp;{v:g}" for name, v in row["weights"].items())
+    return (
+        f'<tr><th scope="row">{escape(row["label"])}<small>{escape(row["file"])}</small></th>'
+        f'<td class="text">{escape(row["idea"])}</td><td class="text">{escape(row["loss"])}</td><td>{weighed}</td>{_cost(cost)}</tr>\n'
+    )
+
+
+def _cost(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "<td>—</td><td>not measured</td>"
+    limits = f"{tables.number(row['low'])} to {tables.number(row['high'])}"
+    return f"<td>{row['parameters']:,}</td><td>{tables.number(row['cost'])}<small>{limits}</small></td>"
+
+
+def _first_paragraph(thing: Any) -> str:
+    return " ".join(inspect.getdoc(thing).split("\n\n")[0].split())

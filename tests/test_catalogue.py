@@ -1,0 +1,31 @@
+"""The table of methods is read from the code: each has its text, and the text names its source."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from iekd import bench, catalogue
+from iekd.config import METHOD_FIELDS
+
+ROWS = {row["method"]: row for row in catalogue.rows()}
+
+
+def test_no_method_is_missing():
+    assert set(ROWS) == set(METHOD_FIELDS) - {"supervised", "factor-ae"}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_method_says_what_it_does_where_it_is_from_and_what_it_weighs(name):
+    row = ROWS[name]
+    assert len(row["loss"]) > 30 and row["weights"] and (catalogue.module_of(name).__file__).endswith(row["file"].removeprefix("iekd/"))
+    assert name.startswith("ie-") or re.search(r"(19|20)\d\d|arXiv", row["idea"]), "no year of a source"
+
+
+def test_what_was_measured_stands_in_the_table():
+    cost = {"method": "kd", "cost": 1.5, "low": 1.25, "high": 1.75, "parameters": 1234}
+    page = catalogue.html({"methods": [cost]}, "All")
+    assert "1,234" in page and "1.50<small>1.25 to 1.75" in page and page.count("not measured") == len(ROWS) - 1
+    assert catalogue.html(None, "All").count("not measured") == len(ROWS)
+    assert {"supervised", *ROWS} == set(bench.METHODS)
