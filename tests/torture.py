@@ -182,7 +182,7 @@ def torture(folder: Path, calm: dict, until: float, chance: random.Random) -> Co
         sweeps = [sweep for sweep in sweeps if sweep.poll() is None]
         while len(sweeps) < 2:
             sweeps.append(start(folder))
-        time.sleep(chance.uniform(0.5, 8))
+        time.sleep(chance.uniform(0.2, 5))
         found = results(folder)
         if lost := [path for path, content in known.items() if found.get(path) != content]:
             raise SystemExit(f"FAILED: {lost} changed or vanished")
@@ -203,10 +203,19 @@ def torture(folder: Path, calm: dict, until: float, chance: random.Random) -> Co
     return done
 
 
+def keep(path: Path, facts: dict[str, Any]) -> None:
+    """Only a torture that lost nothing gets here: a loss ends it before."""
+    from iekd.records import provenance
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**facts, "losses": 0, **provenance()}, indent=1, sort_keys=True) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="kill sweeps at random and see whether anything is lost")
     parser.add_argument("--minutes", type=float, default=5.0, help="for the rounds; the calm sweeps before and after come on top")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1000), help="of the choices, not of the moments")
+    parser.add_argument("--out", type=Path, help="write what was done, with the machine, to this JSON file (the book shows runs/torture/)")
     options = parser.parse_args()
     chance, done, rounds = random.Random(options.seed), Counter(), 0
     folder = Path(tempfile.mkdtemp(prefix="iekd-torture-"))
@@ -227,6 +236,8 @@ def main() -> None:
     for what, count in sorted(done.items()):
         print(f"{count:6} {what}")
     print(f"{sum(done.values())} attacks in {rounds} rounds, 0 losses")
+    if options.out:
+        keep(options.out, {"seed": options.seed, "minutes": options.minutes, "rounds": rounds, "records": len(calm), "attacks": dict(done)})
     shutil.rmtree(folder)
 
 
