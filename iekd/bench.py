@@ -33,7 +33,9 @@ SCHEMA = 1
 VIEWS = 2  # of the option with finite views: their number does not change the time of a step
 COMPARED = ("supervised", "kd", "ft", "ie-ft")
 METHODS = tuple(name for name in get_args(MethodName) if name != "factor-ae")
-ENGINE, FINITE, PLAIN, CARELESS = "engine", "engine, finite views", "plain loop", "plain loop, gradient through the teacher"
+PLAIN, CARELESS = "plain loop", "plain loop, gradient through the teacher"
+ENGINE, BF16 = "engine", "engine, bfloat16"
+FINITE, FINITE_BF16 = "engine, finite views", "engine, finite views, bfloat16"
 
 
 def bench(images: Mapping[str, int], rounds: int) -> dict[str, Any]:
@@ -76,13 +78,15 @@ def compare(preset: str, method: str, images: int, rounds: int, device: torch.de
     config, dataset = _config(preset, method), random_images(preset, images)
     parents = _parents(config)
     plain = PlainRun(config, copy.deepcopy(parents), device, dataset)
-    sides: dict[str, Callable[[], Any]] = {
-        PLAIN: plain.train_epoch,
-        ENGINE: partial(engine.train_epoch, config, engine.make_run(config, parents, device, dataset), 0),
-    }
+    half = config.replace(precision="bf16")
+    sides: dict[str, Callable[[], Any]] = {PLAIN: plain.train_epoch}
     if config.has_teacher:
         sides[CARELESS] = PlainRun(config, copy.deepcopy(parents), device, dataset, teacher_grad=True).train_epoch
-        sides[FINITE] = _with_views(config, engine.make_run(config, parents, device, dataset))
+    for side, variant in {ENGINE: config, BF16: half}.items():
+        sides[side] = partial(engine.train_epoch, variant, engine.make_run(variant, parents, device, dataset), 0)
+    if config.has_teacher:
+        for side, variant in {FINITE: config, FINITE_BF16: half}.items():
+            sides[side] = _with_views(variant, engine.make_run(variant, parents, device, dataset))
     times = in_turns(sides, rounds, device, f"{config.pair} {method}")
     return [
         {
@@ -181,7 +185,19 @@ def _parents(config: RunConfig) -> dict[str, nn.Module]:
         networks["teacher"] = build_network(config.teacher, config)
     if "autoencoder" in parents:
         networks["autoencoder"] = FactorAutoEncoder(networks["teacher"].feature_channels, config.factor_ratio, config.decoder)
+    _settle(networks.get("teacher"), networks.get("autoencoder"), data.image_shape(config))
     return {role: network.eval().requires_grad_(False) for role, network in networks.items()}
+
+
+@torch.no_grad()
+def _settle(teacher: nn.Module | None, autoencoder: nn.Module | None, shape: tuple[int, ...]) -> None:
+    """Give the batch normalisation of untrained networks the statistics of a batch; without, the features of a deep one overflow."""
+    passed: Any = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
+    for network in filter(None, (teacher, autoencoder)):
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+        passed = getattr(network.train()(passed), "feature", None)  # of the teacher: what the auto-encoder sees
 
 
 def _with_views(config: RunConfig, run: Run) -> Callable[[], Any]:

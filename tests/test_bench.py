@@ -16,7 +16,7 @@ CPU = torch.device("cpu")
 
 def test_both_loops_train_and_a_ratio_is_taken_within_a_round():
     rows = bench.compare("class", "ie-ft", 130, 1, CPU)
-    assert [row["side"] for row in rows] == [bench.PLAIN, bench.ENGINE, bench.CARELESS, bench.FINITE]
+    assert [row["side"] for row in rows] == [bench.PLAIN, bench.CARELESS, bench.ENGINE, bench.BF16, bench.FINITE, bench.FINITE_BF16]
     assert rows[0]["ratio"] == 1 and all(row["images_per_second"] > 0 for row in rows)
     assert bench.ratios([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == {"ratio": 2.0, "low": 1.0, "high": 3.0}
 
