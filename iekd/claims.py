@@ -6,6 +6,7 @@ unreviewed summary of the paper (second-hand), X our own reading.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, NamedTuple
@@ -99,6 +100,24 @@ CLAIMS = (
     Claim("imagenet", "A", "On ImageNet, ResNet-34 to ResNet-18, IE-KD lowers top-1 error from 29.91 to 28.19 %."),
     Claim("voc", "A", "On PASCAL VOC detection, IE raises the mAP from 71.61 to 73.51."),
 )  # fmt: skip
+
+
+def decisive(runs: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
+    """Of some arms' runs those on confirmatory seeds, if every arm has at least two; else those on the pilot's seeds."""
+    of_an_arm = runs[runs["variant"].isin([c.variant for c in configs])]
+    late = of_an_arm[of_an_arm["seed"] >= CONFIRMATORY]
+    counts = late.groupby("variant")["seed"].nunique()
+    enough = all(counts.get(c.variant, 0) >= 2 for c in configs)
+    return (late if enough else of_an_arm[of_an_arm["seed"] < CONFIRMATORY]).reset_index(drop=True)
+
+
+def phase(runs: pd.DataFrame) -> str:
+    """Which seeds these runs have, as a sentence."""
+    if runs.empty:
+        return f"There are {NO_RUNS}."
+    numbers = f"seeds {runs['seed'].min()} to {runs['seed'].max()}"
+    kind = "confirmatory runs" if runs["seed"].min() >= CONFIRMATORY else "runs of the pilot, seen before the protocol was fixed"
+    return f"These are {len(runs)} {kind} ({numbers})."
 
 
 class Tested(NamedTuple):

@@ -3,7 +3,9 @@ from xml.etree import ElementTree
 import pytest
 from frames import frame
 
+from iekd import claims
 from iekd.claims import CLAIMS, board, board_html
+from iekd.config import RunConfig
 
 TEACHER, IE, FT = {"role": "teacher"}, {"method": "ie-ft"}, {"method": "ft"}
 NOISE = (0.0, 0.3, -0.2, 0.1, -0.1)
@@ -115,3 +117,16 @@ def test_board_html():
     words = ["".join(td.itertext()) for td in tree.iter("td") if "verdict" in td.get("class", "")]
     assert words[0] == "✔ reproduced" and words[1] == "○ not tested" and len(words) == len(CLAIMS)
     assert all(th.get("scope") for th in tree.iter("th"))
+
+
+def test_confirmatory_seeds_decide_as_soon_as_every_arm_has_two():
+    configs = [RunConfig.create("class", method=m) for m in ("kd", "ft")]
+    early = [({"method": m}, {0: 30.0, 1: 31.0, 100: 32.0, 101: 33.0}) for m in ("kd",)]
+    partly = frame("class", *early, ({"method": "ft"}, {0: 30.0, 1: 31.0, 100: 32.0}))
+    assert set(claims.decisive(partly, configs)["seed"]) == {0, 1}
+    enough = frame("class", *early, ({"method": "ft"}, {0: 30.0, 100: 32.0, 101: 31.0}), ({"method": "at"}, {100: 1.0}))
+    decisive = claims.decisive(enough, configs)
+    assert set(decisive["seed"]) == {100, 101} and set(decisive["method"]) == {"kd", "ft"}
+    assert "4 confirmatory runs (seeds 100 to 101)" in claims.phase(decisive)
+    assert "pilot" in claims.phase(claims.decisive(partly, configs))
+    assert claims.phase(partly.iloc[:0]) == "There are no runs yet."
