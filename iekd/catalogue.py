@@ -46,20 +46,20 @@ def html(measured: Mapping[str, Any] | None, caption: str) -> str:
     """The table of all methods; `measured` is one entry of `iekd.bench.load()`, None if nothing was measured."""
     costs = {row["method"]: row for row in measured["methods"]} if measured else {}
     body = "".join(_row(row, costs.get(row["method"])) for row in rows())
-    head = f"<tr>{tables.heads_html('method', 'idea and source', 'loss', 'weights', 'extra parameters', 'time of a step')}</tr>"
+    head = f"<tr>{tables.heads_html('method', 'idea and source; loss', 'weights', 'extra parameters', 'time of a step')}</tr>"
     note = (
         "Weights: as published, see the file for where. Extra parameters: trained beside the student and thrown away afterwards "
         "(for two networks that teach each other: without the other network). Time of a step: relative to plain training of the same "
         "student, median and range over rounds."
     )
-    return tables.framed(caption, note, head, body)
+    return tables.framed(caption, note, head, body, "ie-wrap ie-methods")
 
 
 def _row(row: Mapping[str, Any], cost: Mapping[str, Any] | None) -> str:
     weighed = "<br>".join(f"{escape(name.removesuffix('_weight').removeprefix('kd_'))}&nbsp;{v:g}" for name, v in row["weights"].items())
     return (
         f'<tr><th scope="row">{escape(row["label"])}<small>{escape(row["file"])}</small></th>'
-        f'<td class="text">{escape(row["idea"])}</td><td class="text">{escape(row["loss"])}</td><td>{weighed}</td>{_cost(cost)}</tr>\n'
+        f"<td>{escape(row['idea'])}<small>{escape(row['loss'])}</small></td><td>{weighed}</td>{_cost(cost)}</tr>\n"
     )
 
 
