@@ -205,6 +205,7 @@ def torture(folder: Path, calm: dict, until: float, chance: random.Random) -> Co
 
 def keep(path: Path, facts: dict[str, Any]) -> None:
     """Only a torture that lost nothing gets here: a loss ends it before."""
+    sys.path.insert(0, str(ROOT))  # as for the processes that were tortured
     from iekd.records import provenance
 
     path.parent.mkdir(parents=True, exist_ok=True)
