@@ -168,8 +168,8 @@ def _confirmed(frame: pd.DataFrame, claim: Claim, preset: str, metric: str, sett
     tested = _test(late, claim, preset, metric, setting)
     if tested.result.n >= 2:
         return tested
-    tested = _test(frame[frame["seed"] < CONFIRMATORY], claim, preset, metric, setting)
-    return tested._replace(note="; ".join(filter(None, (tested.note, PILOT)))) if tested.result.n >= 2 else tested
+    pilot = _test(frame[frame["seed"] < CONFIRMATORY], claim, preset, metric, setting)
+    return pilot._replace(note="; ".join(filter(None, (pilot.note, PILOT)))) if pilot.result.n >= 2 else tested
 
 
 def _test(frame: pd.DataFrame, claim: Claim, preset: str, metric: str, setting: dict[str, Any]) -> Tested:
