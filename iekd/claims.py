@@ -169,7 +169,9 @@ def _confirmed(frame: pd.DataFrame, claim: Claim, preset: str, metric: str, sett
     if tested.result.n >= 2:
         return tested
     pilot = _test(frame[frame["seed"] < CONFIRMATORY], claim, preset, metric, setting)
-    return pilot._replace(note="; ".join(filter(None, (pilot.note, PILOT)))) if pilot.result.n >= 2 else tested
+    if pilot.result.n >= 2:
+        return pilot._replace(note="; ".join(filter(None, (pilot.note, PILOT))))
+    return tested if tested.note == TOO_FEW else pilot  # of two that say nothing, the one that says more
 
 
 def _test(frame: pd.DataFrame, claim: Claim, preset: str, metric: str, setting: dict[str, Any]) -> Tested:
