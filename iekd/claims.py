@@ -210,8 +210,11 @@ def _decisive(results: list[Paired], within: np.ndarray) -> int:
 
 
 def _swap(preset: str, setting: dict[str, Any], swapped: bool) -> dict[str, Any]:
+    """The pair; swapped, its small teacher is trained no longer than the large student, or it might be the better of the two."""
     pair = {k: setting.get(k, PRESETS[preset][k]) for k in ("teacher", "student")}
-    return {"teacher": pair["student"], "student": pair["teacher"]} if swapped else pair
+    if not swapped:
+        return pair
+    return {"teacher": pair["student"], "student": pair["teacher"], "teacher_epochs": PRESETS[preset]["epochs"]}
 
 
 def _errors(frame: pd.DataFrame, preset: str, fields: dict[str, Any], metric: str, of_teacher: bool = False) -> Arm:
