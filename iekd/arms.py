@@ -49,6 +49,11 @@ def label(row: Mapping[str, Any]) -> str:
     return ", ".join([name, *(f"{k.replace('_', ' ')} {v}" for k, v in changed.items())])
 
 
+def label_of(config: RunConfig) -> str:
+    """`label` of the student's arm that a configuration belongs to."""
+    return label({"variant": config.variant, **config.model_dump()})
+
+
 def _ie_label(name: str, inherit: str, explore: str) -> str:
     prefix = "" if name == "IE-FT" else f"{name}, "
     match inherit, explore:

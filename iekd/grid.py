@@ -49,6 +49,12 @@ def read(path: Path) -> list[RunConfig]:
     return sorted(configs.values(), key=lambda config: config.seed)
 
 
+def find(name: str) -> Path:
+    """A grid by its path, or by the name of a file in `runs/` of the checkout (wherever $IEKD_RUNS keeps the records)."""
+    path = Path(name)
+    return path if path.exists() else Path(__file__).parents[1] / "runs" / name
+
+
 def notebook(path: Path) -> str:
     """The notebook that makes one run of a grid with papermill."""
     return yaml.safe_load(path.read_text()).get("notebook", "book/run.ipynb")

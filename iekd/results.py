@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from iekd import tables
-from iekd.arms import label, scope
+from iekd.arms import label_of, scope
 from iekd.claims import NO_RUNS
 from iekd.config import RunConfig
 from iekd.stats import LEVEL
@@ -45,7 +45,7 @@ def grid_html(
     ours = _by_arm(tables.arms(runs, metric))
     present = [b for b in baselines if b in set(runs.loc[runs["role"] == "student", "variant"])]
     compared = {b: _by_arm(tables.comparison(runs, b, metric)) for b in present}
-    named = {("student", c.variant): label({"role": "student", "variant": c.variant, **c.model_dump()}) for c in configs}
+    named = {("student", c.variant): label_of(c) for c in configs}
     teachers = {key: "Teacher" for key in ours if key[0] == "teacher"} or {("teacher", ""): "Teacher"}
     teachers = teachers if any(c.has_teacher for c in configs) else {}
     body = "".join(

@@ -1,5 +1,5 @@
 """IE-DML: two networks from scratch, each the other's teacher by inheritance and exploration: deep mutual learning whose divergence is
-replaced by two opposite IE-KD processes (named in the paper's supplement and in its authors' code; the order of steps is our choice)."""
+replaced by two opposite IE-KD processes (our sources name it and its four steps, whose list is lost: their order is our choice)."""
 
 from __future__ import annotations
 
