@@ -29,12 +29,14 @@ MARKERS = re.compile(r"(?<=<!-- headline:start -->\n).*?(?=<!-- headline:end -->
 
 def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
     """The finished runs of a grid of one pair as a `scope`: its teachers first, if an arm has one, then its arms."""
-    paired_up = next(c for c in configs if c.has_teacher or c.is_mutual)
-    preset, pair = paired_up.preset, {k: getattr(paired_up, k) for k in ("dataset", "teacher", "student")}
-    runs = scope(frame, preset, **pair)
-    taught = any(c.has_teacher for c in configs)
-    of_an_arm = runs["variant"].isin([c.variant for c in configs])
-    return runs[of_an_arm.where(runs["role"] == "student", taught)].reset_index(drop=True)
+    config = next((c for c in configs if c.has_teacher), None) or next(c for c in configs if c.is_mutual)
+    pair = {k: getattr(config, k) for k in ("dataset", "teacher", "student")}
+    students = scope(frame, config.preset, **pair)
+    parts = [students[(students["role"] == "student") & students["variant"].isin([c.variant for c in configs])]]
+    if config.has_teacher:  # trained as this grid says, which need not be as the preset does
+        taught = scope(frame, config.preset, **pair, teacher_epochs=config.teacher_epochs, teacher_lr=config.teacher_lr)
+        parts.insert(0, taught[taught["role"] == "teacher"])
+    return pd.concat(parts, ignore_index=True)
 
 
 def grid_html(
