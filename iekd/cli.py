@@ -9,8 +9,10 @@ import argparse
 import collections
 import functools
 import importlib.metadata
+import itertools
 import math
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -64,8 +66,8 @@ def parser() -> argparse.ArgumentParser:
         run.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{field.description}{choices}".replace("%", "%%"))
     run.set_defaults(do=_run)
 
-    sweep = commands.add_parser("sweep", help="finish all runs of a grid file")
-    sweep.add_argument("grid", type=Path, help="a YAML file, for example runs/class.yaml")
+    sweep = commands.add_parser("sweep", help="finish all runs of grid files, one file after the other")
+    sweep.add_argument("grids", type=Path, nargs="+", metavar="GRID", help="a YAML file, for example runs/class.yaml")
     sweep.add_argument("--jobs", type=_count, default=1, help="processes at a time; the cores are shared out (default 1)")
     sweep.add_argument("--time-limit", type=_seconds, default=math.inf, metavar="SECONDS", help="then write checkpoints and leave")
     sweep.add_argument("--bundle", type=Path, metavar="FILE", help="at the end pack what there is into one archive, for iekd merge")
@@ -163,12 +165,15 @@ def _sweep(options: argparse.Namespace) -> int:
     from iekd import bundle, grid, records
     from iekd.sweep import sweep
 
-    configs = grid.read(options.grid)
+    grids = [grid.read(path) for path in options.grids]  # all of them, before anything runs
+    configs = list(itertools.chain(*grids))
     if options.dry_run:
         for path, config in grid.with_parents(configs).items():
             print("done   " if records.find(config) else "pending", path)
         return 0
-    outcomes = sweep(configs, options.jobs, options.time_limit)
+    end = time.monotonic() + options.time_limit
+    outcomes = [o for part in grids for o in sweep(part, options.jobs, end - time.monotonic())]
+    outcomes = list({o.config.path: o for o in outcomes}.values())
     for outcome in outcomes:
         record = records.find(outcome.config) if outcome.finished else None
         error = record.metrics["last"].test_error if record else None

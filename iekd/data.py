@@ -50,16 +50,17 @@ class Facts(NamedTuple):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     side: int  # pixels
+    train_images: int
     flip: bool
 
 
 FACTS = {
     # Mean and deviation of our training split's pixels (a test computes them again).
-    "digits": Facts(10, 1, (0.3056,), (0.3765,), 8, flip=False),
-    "fashion-mnist": Facts(10, 1, (0.2860,), (0.3530,), 28, flip=True),
+    "digits": Facts(10, 1, (0.3056,), (0.3765,), 8, 1200, flip=False),
+    "fashion-mnist": Facts(10, 1, (0.2860,), (0.3530,), 28, 60_000, flip=True),
     # The authors' constants (FACTS.md: networks and recipe, C), in 0..255 there.
-    "cifar10": Facts(10, 3, (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255), 32, flip=True),
-    "cifar100": Facts(100, 3, (129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255), 32, flip=True),
+    "cifar10": Facts(10, 3, (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255), 32, 50_000, flip=True),
+    "cifar100": Facts(100, 3, (129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255), 32, 50_000, flip=True),
 }
 
 

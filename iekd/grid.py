@@ -78,12 +78,14 @@ def with_parents(configs: list[RunConfig]) -> dict[str, RunConfig]:
 def cost(config: RunConfig) -> float:
     """About how many floating-point operations the training takes: to order runs and to guess the time left, not to report.
 
-    The gradient costs twice the forward pass; a teacher has only the latter. Raises `DataError` if the data are nowhere.
+    The gradient costs twice the forward pass; a teacher has only the latter. The second of two networks that are trained together
+    costs nothing more.
     """
-    raw = data.load_raw(config.dataset)
-    images = config.train_images or len(raw.train_labels) - config.validation_images
-    side = config.image_size or raw.train_images.shape[-1]
-    shares = [(config.student, 3), (config.teacher, 1)]
+    if "first" in config.parents():
+        return 0.0
+    facts = data.FACTS[config.dataset]
+    images, side = config.train_images or facts.train_images - config.validation_images, config.image_size or facts.side
+    shares = [(config.student, 3), (config.teacher, 3 if config.is_mutual else 1)]
     image = sum(share * flops(name, config.dataset, side) for name, share in shares if name != "none")
     return float(config.epochs * images * image)
 
