@@ -27,6 +27,7 @@ from iekd import data, engine, records, store, views
 from iekd.config import MethodName, RunConfig
 from iekd.engine import Run, build_network
 from iekd.factor import FactorAutoEncoder
+from iekd.graphs import Graphed
 from iekd.plain import PlainRun
 
 SCHEMA = 1
@@ -34,6 +35,7 @@ VIEWS = 2  # of the option with finite views: their number does not change the t
 COMPARED = ("supervised", "kd", "ft", "ie-ft")
 METHODS = tuple(name for name in get_args(MethodName) if name != "factor-ae")
 PLAIN, CARELESS = "plain loop", "plain loop, gradient through the teacher"
+PACKED = ("supervised", "kd", "ft", "ie-ft"), (0, 1)  # methods and seeds of the runs that are packed
 ENGINE, BF16 = "engine", "engine, bfloat16"
 FINITE, FINITE_BF16 = "engine, finite views", "engine, finite views, bfloat16"
 
@@ -41,7 +43,8 @@ FINITE, FINITE_BF16 = "engine, finite views", "engine, finite views, bfloat16"
 def bench(images: Mapping[str, int], rounds: int) -> dict[str, Any]:
     """All measurements, as they are stored: 'loops', 'methods' and 'profile' are lists of rows, beside machine and versions.
 
-    `images`: training images of an epoch by preset ('class', 'paper'). Times are medians over `rounds`.
+    `images`: training images of an epoch by preset ('class', 'paper'). Times are medians over `rounds`. 'packing' came later: old
+    measurements are without.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loops = [row for preset in images for method in COMPARED for row in compare(preset, method, images[preset], rounds, device)]
@@ -49,6 +52,7 @@ def bench(images: Mapping[str, int], rounds: int) -> dict[str, Any]:
     return {
         "schema": SCHEMA, "started": datetime.now(UTC).isoformat(timespec="seconds"), **provenance, "cores": os.cpu_count(),
         "rounds": rounds, "loops": loops, "methods": methods_cost(images["class"], rounds, device),
+        "packing": [row for preset in images for row in packing(preset, images[preset], rounds, device)],
         "profile": [row for preset in images for row in step_profile(preset, "ie-ft", images[preset], device)],
     }  # fmt: skip
 
@@ -122,6 +126,40 @@ def methods_cost(images: int, rounds: int, device: torch.device) -> list[dict[st
         cost = ratios(mean(method), plain)  # the other way round: how many times slower
         rows.append({"method": method, "cost": cost["ratio"], "low": cost["low"], "high": cost["high"], "parameters": extra[method]})
     return rows
+
+
+def packing(preset: str, images: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
+    """One row per way to make eight runs (four methods, two seeds): images per second over all of them, and how many times as many as
+    one run after the other. On a GPU also with CUDA graphs."""
+    dataset, (methods, seeds) = random_images(preset, images), PACKED
+    configs = [_config(preset, method).replace(seed=seed) for seed in seeds for method in methods]
+    parents = max((_parents(config) for config in configs), key=len)  # one teacher for all, as the seeds of a teacher have
+
+    def fresh() -> list[Run]:
+        return [engine.make_run(c, {role: parents[role] for role in c.parents()}, device, dataset) for c in configs]
+
+    alone, together = fresh(), fresh()
+    engine.share_teachers(together)
+    members = list(zip(configs, together, strict=True))
+    sides: dict[str, Callable[[], Any]] = {
+        "one after the other": lambda: [engine.train_epoch(config, run, 0) for config, run in zip(configs, alone, strict=True)],
+        "packed": lambda: engine.train_epochs(members, 0),
+    }
+    if device.type == "cuda":
+        steps, graph = [Graphed() for _ in configs], Graphed()
+        sides["one after the other, CUDA graphs"] = lambda: [
+            engine.train_epochs([(config, run)], 0, step) for config, run, step in zip(configs, alone, steps, strict=True)
+        ]
+        sides["packed, one CUDA graph"] = lambda: engine.train_epochs(members, 0, graph)
+    times = in_turns(sides, rounds, device, f"{configs[-1].pair} packed")
+    total, first = images * len(configs), next(iter(sides))
+    return [
+        {
+            "preset": preset, "pair": configs[-1].pair, "runs": len(configs), "side": side,
+            "images_per_second": round(total / statistics.median(seconds), 1), **ratios(times[first], seconds),
+        }
+        for side, seconds in times.items()
+    ]  # fmt: skip
 
 
 def step_profile(preset: str, method: str, images: int, device: torch.device, most: int = 8) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""The command line: run, sweep, bundle, merge, analyse, table, bench, data, doctor.
+"""The command line: run, pack, sweep, bundle, merge, analyse, table, bench, data, doctor.
 
 Every field of `RunConfig` is an option of `iekd run`.
 """
@@ -11,6 +11,7 @@ import functools
 import importlib.metadata
 import itertools
 import math
+import shlex
 import sys
 import time
 from pathlib import Path
@@ -66,9 +67,14 @@ def parser() -> argparse.ArgumentParser:
         run.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{field.description}{choices}".replace("%", "%%"))
     run.set_defaults(do=_run)
 
+    pack = commands.add_parser("pack", help="several runs in one process, in lock step: what `iekd sweep --pack` starts")
+    pack.add_argument("commands", nargs="+", metavar="COMMAND", help="each as one word: 'iekd run --method kd --seed 1'")
+    pack.set_defaults(do=_pack)
+
     sweep = commands.add_parser("sweep", help="finish all runs of grid files, one file after the other")
     sweep.add_argument("grids", type=Path, nargs="+", metavar="GRID", help="a YAML file, for example runs/class.yaml")
     sweep.add_argument("--jobs", type=_count, default=1, help="processes at a time; the cores are shared out (default 1)")
+    sweep.add_argument("--pack", type=_count, default=1, metavar="N", help="up to N runs in a process, in lock step (default 1); for a GPU")
     sweep.add_argument("--time-limit", type=_seconds, default=math.inf, metavar="SECONDS", help="then write checkpoints and leave")
     sweep.add_argument("--bundle", type=Path, metavar="FILE", help="at the end pack what there is into one archive, for iekd merge")
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and whether they are done")
@@ -161,6 +167,17 @@ def _run(options: argparse.Namespace) -> None:
     print(f"{'record':>13}: {records.record_path(config)}  [{record.seconds:.0f} s, {record.images_per_second:.0f} images/s]")
 
 
+def _pack(options: argparse.Namespace) -> int:
+    from iekd.training import Busy, TrainingError, train_pack
+
+    given = [parser().parse_args(shlex.split(command)[1:]) for command in options.commands]
+    outcomes = train_pack([configuration(each) for each in given])
+    errors = [outcome for outcome in outcomes if isinstance(outcome, TrainingError)]
+    for error in errors:
+        print(f"iekd: {error}", file=sys.stderr)
+    return 0 if not errors else LATER if all(isinstance(error, Busy) for error in errors) else 1
+
+
 def _sweep(options: argparse.Namespace) -> int:
     from iekd import bundle, grid, records
     from iekd.sweep import sweep
@@ -172,7 +189,7 @@ def _sweep(options: argparse.Namespace) -> int:
             print("done   " if records.find(config) else "pending", path)
         return 0
     end = time.monotonic() + options.time_limit
-    outcomes = [o for part in grids for o in sweep(part, options.jobs, end - time.monotonic())]
+    outcomes = [o for part in grids for o in sweep(part, options.jobs, end - time.monotonic(), options.pack)]
     outcomes = list({o.config.path: o for o in outcomes}.values())
     for outcome in outcomes:
         record = records.find(outcome.config) if outcome.finished else None
@@ -233,7 +250,7 @@ def _bench(options: argparse.Namespace) -> None:
     from iekd import bench
 
     measured = bench.bench(dict(zip(("class", "paper"), options.images, strict=True)), options.rounds)
-    for part in ("loops", "methods", "profile"):
+    for part in ("loops", "methods", "packing", "profile"):
         print(pd.DataFrame(measured[part]).to_string(index=False), end="\n\n")
     print(f"kept in {bench.save(measured)}")
 

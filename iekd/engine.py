@@ -1,21 +1,22 @@
 """One update, one epoch, one evaluation: what happens on the device.
 
-`make_run` puts the moving parts together, `train_epoch` and `step` move them. Order and augmentation of an epoch are functions of
-(seed, epoch) alone, drawn on the CPU, so a resumed run and a run on another device see the same batches. Within an epoch nothing
-waits for the device: losses go to a tensor that is read once at its end.
+`make_run` puts the moving parts together, `train_epochs`, `lock_step` and `step` move them: any number of runs, one step of each after
+the other. Order and augmentation of an epoch are functions of (seed, epoch) alone, drawn on the CPU, so a resumed run and a run on
+another device see the same batches, and runs with one seed share them. Within an epoch nothing waits for the device: losses go to a
+tensor that is read once at its end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import nullcontext
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from iekd import augment, data, methods, networks, precision, views
+from iekd import augment, data, methods, networks, precision, store, views
 from iekd.config import RunConfig
 from iekd.fold import fold
 from iekd.methods import Batch
@@ -32,11 +33,13 @@ class Teacher(nn.Module):
     """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval mode, never with gradient.
 
     Copies with their BN folded (iekd.fold): the same features by the same names, up to float32 rounding, or bfloat16 (iekd.precision).
+    Runs with the same teacher share what it makes of a batch by a common `seen` (see `share_teachers` and `look`).
     """
 
     def __init__(self, network: nn.Module, encoder: nn.Module | None, bf16: bool = False):
         super().__init__()
         self.network, self.encoder = fold(network), fold(encoder) if encoder is not None else None
+        self.seen: dict[int, tuple[Tensor, Output]] | None = None  # by the identity of the batch, which is kept beside its output
         self.bf16 = bf16
         if bf16:
             precision.freeze_in_bf16(self)
@@ -44,11 +47,27 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> Output:
-        with precision.autocast(images.device) if self.bf16 else nullcontext():
-            output = self.network(images)
+        with self._arithmetic(images.device):
+            output = self._known(images) or self.network(images)
             if self.encoder is not None:
                 output.features["factor"] = self.encoder(output.feature)
         return precision.widen(output) if self.bf16 else output
+
+    @torch.no_grad()
+    def look(self, images: Tensor) -> None:
+        """Compute the network's output for all runs that share it; until `seen` is emptied, `forward` need not."""
+        if id(images) not in self.seen:
+            with self._arithmetic(images.device):
+                self.seen[id(images)] = images, self.network(images)
+
+    def _known(self, images: Tensor) -> Output | None:
+        if not self.seen or id(images) not in self.seen:
+            return None
+        output = self.seen[id(images)][1]
+        return Output(output.logits, dict(output.features))  # each reader adds features of its own
+
+    def _arithmetic(self, device: torch.device) -> AbstractContextManager:
+        return precision.autocast(device) if self.bf16 else nullcontext()
 
 
 class Run(NamedTuple):
@@ -81,8 +100,9 @@ def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.
     if teacher is not None:
         frozen = Teacher(teacher, autoencoder.encoder if autoencoder else None, config.precision == "bf16")
         frozen.to(device, memory_format=torch.channels_last)
+    rate = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr  # a CUDA graph reads it from the device
     optimiser = torch.optim.SGD(
-        learner.parameters(), config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0, fused=True
+        learner.parameters(), rate, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0, fused=True
     )  # fmt: skip
     if config.momentum:  # zeros from the start: fused SGD cannot mix parameters that have had a gradient with those that get their first
         for parameter in learner.parameters():
@@ -92,39 +112,125 @@ def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.
     return Run(learner, frozen, optimiser, dataset._replace(**splits), mean, std)
 
 
+Member = tuple[RunConfig, Run]
+
+
+class Branches(Protocol):
+    """Where the steps of a pack are made: `branch(k)` encloses that of run k, `join` comes after all of them."""
+
+    def branch(self, k: int) -> AbstractContextManager: ...
+
+    def join(self) -> None: ...
+
+
+# One step of every member on part (K, 5, B) of the K plans of an epoch -> the names of each member's log, and all values in one row.
+Step = Callable[[Sequence[Member], Tensor, int], tuple[list[list[str]], Tensor]]
+
+
+def share_teachers(runs: Sequence[Run]) -> None:
+    """From now on runs with the same teacher compute its output once for a batch that they share."""
+    groups: dict[str, list[Teacher]] = {}
+    for run in runs:
+        if isinstance(run.teacher, Teacher):
+            groups.setdefault(store.checksum(run.teacher.network.state_dict()), []).append(run.teacher)
+    for teachers in groups.values():
+        seen = {} if len(teachers) > 1 else None
+        for teacher in teachers:
+            teacher.seen = seen
+
+
 def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
-    """One pass over the training images; returns the epoch's mean loss, its terms, and the error in percent on the augmented batches."""
-    plan = draw_epoch(config, run.dataset, epoch).to(run.mean.device)
-    steps = math.ceil(plan.shape[1] / config.batch_size)
-    run.learner.train()
-    log, names = [], []
-    for i, part in enumerate(plan.split(config.batch_size, dim=1)):
-        for group in run.optimiser.param_groups:
-            group["lr"] = learning_rate(config, epoch + i / steps)
-        terms = planned_step(config, run, part, epoch)
-        names = list(terms)
-        log.append(torch.stack([*terms.values()]))
-    return _read_log(config, epoch, names, torch.stack(log), plan.shape[1])
+    """One pass over the training images; returns the epoch's mean loss, its terms, and the error in percent on the augmented batches.
+
+    Raises `TrainingError` if a loss is no longer finite.
+    """
+    (row,) = train_epochs([(config, run)], epoch)
+    if isinstance(row, TrainingError):
+        raise row
+    return row
 
 
-def planned_step(config: RunConfig, run: Run, plan: Tensor, epoch: int) -> dict[str, Tensor]:
-    """One step on the images that a part of the epoch's plan (5, B) names; see `draw_epoch` and `step`."""
-    index, place, dy, dx, flip = plan
-    images, labels, *_ = run.dataset.train
-    pixels = images[index]
+def train_epochs(members: Sequence[Member], epoch: int, step_all: Step | None = None) -> list[dict[str, float] | TrainingError]:
+    """`train_epoch` of several runs in lock step, each exactly as alone; an error instead of a row for a run that failed.
+
+    They must agree in `in_step`. `step_all` stands for `lock_step` (see iekd.graphs).
+    """
+    plans: dict[tuple, Tensor] = {}
+    for config, run in members:
+        run.learner.train()
+        if (key := batches(config)) not in plans:
+            plans[key] = draw_epoch(config, run.dataset, epoch)
+    config, run = members[0]
+    plan = torch.stack([*plans.values()]).to(run.mean.device)
+    images = plan.shape[-1]
+    steps = math.ceil(images / config.batch_size)
+    names, log = [], []
+    for i, part in enumerate(plan.split(config.batch_size, dim=-1)):
+        for c, r in members:
+            set_rate(r.optimiser, learning_rate(c, epoch + i / steps))
+        names, row = (step_all or lock_step)(members, part, epoch)
+        log.append(row)
+    values = torch.stack(log).double().cpu().split([len(n) for n in names], dim=1)  # the only moment that waits for the device
+    return [_read_log(c, epoch, n, v, images) for (c, _), n, v in zip(members, names, values, strict=True)]
+
+
+def in_step(config: RunConfig) -> tuple:
+    """What runs must have in common to go in lock step: as many steps an epoch, and batches of one shape."""
+    return config.dataset, config.train_images, config.validation_images, config.image_size, config.batch_size, config.precision
+
+
+def batches(config: RunConfig) -> tuple:
+    """Runs that are equal in this see the same batches."""
+    return *in_step(config), config.seed, config.augment, config.views
+
+
+def lock_step(members: Sequence[Member], part: Tensor, epoch: int, branches: Branches | None = None) -> tuple[list[list[str]], Tensor]:
+    """One step of every run on part (K, 5, B) of the K different plans of an epoch; see `draw_epoch` and `step`.
+
+    Runs with the same batches share their images, and a teacher's output if they share it. `branches`: see iekd.graphs.
+    """
+    order = list(dict.fromkeys(batches(config) for config, _ in members))
+    first = {batches(config): (config, run) for config, run in reversed(members)}
+    images = {key: prepare(*first[key], plan) for key, plan in zip(order, part, strict=True)}
+    _look_ahead([(run, images[batches(config)]) for config, run in members])
+    logs = []
+    for k, (config, run) in enumerate(members):
+        key = batches(config)
+        index, place, *_ = part[order.index(key)]
+        with branches.branch(k) if branches else nullcontext():
+            if run.stored is not None:
+                output = run.stored.at(place)
+                run = run._replace(teacher=lambda _, output=output: output)
+            logs.append(step(run, images[key], Batch(run.dataset.train.labels[index], index, epoch)))
+    if branches:
+        branches.join()
+    return [list(log) for log in logs], torch.stack([value for log in logs for value in log.values()])
+
+
+def _look_ahead(seeing: Sequence[tuple[Run, Tensor]]) -> None:
+    """What runs share of their teachers is computed before the first of them makes its step."""
+    sharing = [(run.teacher, images) for run, images in seeing if run.stored is None and getattr(run.teacher, "seen", None) is not None]
+    for teacher, _ in sharing:
+        teacher.seen.clear()
+    for teacher, images in sharing:
+        teacher.look(images)
+
+
+def prepare(config: RunConfig, run: Run, plan: Tensor) -> Tensor:
+    """The normalised images (B, C, H, W) that a part of an epoch's plan (5, B) names."""
+    index, _, dy, dx, flip = plan
+    pixels = run.dataset.train.images[index]
     if config.augment == "standard":
         pixels = augment.crop_and_flip(pixels, augment.Draws(dy, dx, flip.bool()), run.dataset.pad)
-    if run.stored is not None:
-        output = run.stored.at(place)
-        run = run._replace(teacher=lambda _: output)
-    return step(run, augment.normalise(pixels, run.mean, run.std), Batch(labels[index], index, epoch))
+    return augment.normalise(pixels, run.mean, run.std).contiguous(memory_format=torch.channels_last)
 
 
 def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
     """The update, or updates, of a normalised batch (B, C, H, W). Returns detached loss terms and `train_error` (wrong answers / B), on
     the device; the names of a peer's end in '_peer'."""
     log = {}
-    for whose, output, terms in _updates(run, images.contiguous(memory_format=torch.channels_last), batch):
+    images = images.contiguous(memory_format=torch.channels_last)  # itself, if it is so already
+    for whose, output, terms in _updates(run, images, batch):
         run.optimiser.zero_grad()  # to None: the optimiser leaves alone what this update does not reach
         sum(terms.values()).backward()
         run.optimiser.step()
@@ -170,6 +276,14 @@ def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
     return errors
 
 
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)  # without waiting for the device
+        else:
+            group["lr"] = rate
+
+
 def learning_rate(config: RunConfig, epoch: float) -> float:
     """The rate at a point of the run, in epochs from its start; see `RunConfig.schedule`."""
     progress = epoch / config.epochs
@@ -195,12 +309,11 @@ def draw_epoch(config: RunConfig, dataset: data.DataSet, epoch: int) -> Tensor:
     return torch.stack([order, place, *draws])
 
 
-def _read_log(config: RunConfig, epoch: int, names: list[str], log: Tensor, images: int) -> dict[str, float]:
-    """The epoch's means from the per-step values (steps, terms): the only moment that waits for the device."""
-    log = log.double().cpu()
+def _read_log(config: RunConfig, epoch: int, names: list[str], log: Tensor, images: int) -> dict[str, float] | TrainingError:
+    """The epoch's means from the per-step values (steps, terms), or what is wrong with them."""
     if not log.isfinite().all():
         at, term = (~log.isfinite()).nonzero()[0].tolist()
-        raise TrainingError(
+        return TrainingError(
             f"{config.path}: the loss term '{names[term]}' became {log[at, term].item()} in step {at + 1} of epoch {epoch + 1}. "
             "Nothing was recorded; the last checkpoint is kept. Lower lr or the weight of that term (that is another run)."
         )

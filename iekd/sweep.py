@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from iekd import data, grid, records, stopping, store, training
 from iekd.config import ConfigError, RunConfig
+from iekd.engine import in_step
 
 POLL_SECONDS = 0.1
 LOOK_AGAIN_SECONDS = 2.0  # until a run that another process trains is looked at again
@@ -37,15 +38,16 @@ class Outcome(NamedTuple):
         return self.state in ("loaded", "done")
 
 
-def sweep(configs: list[RunConfig], jobs: int = 1, time_limit: float = math.inf) -> list[Outcome]:
-    """Finish all runs and their parents, `jobs` at a time, each in a process of its own with an equal share of the cores.
+def sweep(configs: list[RunConfig], jobs: int = 1, time_limit: float = math.inf, pack: int = 1) -> list[Outcome]:
+    """Finish all runs and their parents, `jobs` processes at a time with an equal share of the cores, up to `pack` runs in each.
 
-    A failed run is reported and does not stop the others; those that need it are reported as failed too. A run that another process
-    trains is left to it. After `time_limit` seconds, or when a signal asks to stop (`stopping.asked`), running runs write a
-    checkpoint and leave, which takes `stopping.GRACE` seconds at most.
+    Runs are packed if they can go in lock step (`engine.in_step`) and can start at that moment. A failed run is reported and does not
+    stop the others; those that need it are reported as failed too. A run that another process trains is left to it. After `time_limit`
+    seconds, or when a signal asks to stop (`stopping.asked`), running runs write a checkpoint and leave, which takes `stopping.GRACE`
+    seconds at most.
     Raises `StoreError` for a damaged record before anything runs.
     """
-    work = _Sweep(configs, jobs)
+    work = _Sweep(configs, jobs, pack)
     end = time.monotonic() + time_limit
     with work.bar, stopping.deferred(stopping.GRACE + 10):
         try:
@@ -77,35 +79,39 @@ def in_order(needed: dict[str, RunConfig]) -> list[RunConfig]:
 
 
 class _Child(NamedTuple):
-    """A run in its process."""
+    """A process with its run, or with several; the first gives the log its name."""
 
-    config: RunConfig
+    configs: list[RunConfig]
     process: subprocess.Popen
     began: float
     said: int  # bytes of the log that were there before
 
-    def outcome(self) -> Outcome | None:
-        """How it ended; None if another process trains this run."""
+    def outcome(self, config: RunConfig) -> Outcome | None:
+        """How one of its runs ended; None if another process trains this run."""
         code = self.process.returncode
-        if code == 0:
-            return Outcome(self.config, "done", f"{time.monotonic() - self.began:.0f} s")
+        if code == 0 or (len(self.configs) > 1 and records.find(config)):
+            packed = f", in a pack of {len(self.configs)}" if len(self.configs) > 1 else ""
+            return Outcome(config, "done", f"{time.monotonic() - self.began:.0f} s{packed}")
         if code == stopping.LATER:
             return None
         if code in [status for number in stopping.SIGNALS for status in (128 + number, -number)]:
-            return Outcome(self.config, "stopped", "goes on from its checkpoint")
+            return Outcome(config, "stopped", "goes on from its checkpoint")
         if code < 0:
-            return Outcome(self.config, "failed", f"killed by {signal.Signals(-code).name}")
-        with log_path(self.config).open("rb") as log:
+            return Outcome(config, "failed", f"killed by {signal.Signals(-code).name}")
+        with log_path(self.configs[0]).open("rb") as log:
             log.seek(self.said)
             lines = log.read().decode(errors="replace").strip().splitlines()
-        return Outcome(self.config, "failed", lines[-1] if lines else f"exit status {code}")
+        about = [line for line in lines if config.path in line] if len(self.configs) > 1 else []
+        if about and about[-1].endswith(training.BUSY):
+            return None
+        return Outcome(config, "failed", (about or lines or [f"exit status {code}"])[-1])
 
 
 class _Sweep:
     """What is known of the runs, what runs, what is still to be started."""
 
-    def __init__(self, configs: list[RunConfig], jobs: int):
-        self.jobs = jobs
+    def __init__(self, configs: list[RunConfig], jobs: int, pack: int):
+        self.jobs, self.pack = jobs, pack
         self.outcomes = {config.path: Outcome(config, "loaded") for config in configs if records.find(config)}
         todo = [config for config in configs if config.path not in self.outcomes]  # a finished run needs no parents
         missing = {name: _no_data(name) for name in {config.dataset for config in todo}}
@@ -117,7 +123,7 @@ class _Sweep:
         self.outcomes |= {config.path: Outcome(config, "pending") for config in pending}
         self.pending = {config.path: config for config in pending}
         self.parents = {config.path: [parent.path for parent in config.parents().values()] for config in pending}
-        self.running: dict[str, _Child] = {}
+        self.running: list[_Child] = []
         self.look_again: dict[str, float] = {}  # runs that another process trains
         self.bar = tqdm(
             total=sum(map(grid.cost, pending)), smoothing=0, bar_format="{percentage:3.0f} %|{bar}| {elapsed}, {remaining} left{postfix}"
@@ -129,63 +135,87 @@ class _Sweep:
     def start(self) -> None:
         """Start what can start; settle what cannot, or is done elsewhere."""
         for path, config in list(self.pending.items()):
-            parents = [self.outcomes[parent] for parent in self.parents[path]]
-            if bad := [parent.state for parent in parents if parent.state in ("failed", "stopped")]:
+            bad = [self.outcomes[parent].state for parent in self.parents[path] if self.outcomes[parent].state in ("failed", "stopped")]
+            if bad:
                 self.settle(Outcome(config, "failed", f"a parent {bad[0]}"))
-            elif len(self.running) < self.jobs and all(p.finished for p in parents) and time.monotonic() >= self.look_again.get(path, 0):
-                self.start_one(config)
+        for config in list(self.pending.values()):
+            if len(self.running) < self.jobs and config.path in self.pending and self.can_start(config):
+                self.start_with_others(config)
 
-    def start_one(self, config: RunConfig) -> None:
+    def can_start(self, config: RunConfig) -> bool:
+        """Whether nothing keeps a run from being started. One that another process has made, or that cannot be claimed, is settled."""
+        parents = [self.outcomes[parent] for parent in self.parents[config.path]]
+        if not all(p.finished for p in parents) or time.monotonic() < self.look_again.get(config.path, 0):
+            return False
         try:
             if records.find(config):
                 self.settle(Outcome(config, "loaded", "another process made it"))
-            elif _is_busy(config):
+                return False
+            if _is_busy(config):
                 self.look_again[config.path] = time.monotonic() + LOOK_AGAIN_SECONDS
-            else:
-                self.running[config.path] = _start_process(config, self.jobs)
-                del self.pending[config.path]
-                self.show()
-        except (OSError, store.StoreError) as error:  # the disk is full, or no process can be started
+                return False
+        except (OSError, store.StoreError) as error:
             self.settle(Outcome(config, "failed", f"cannot start: {error}"))
+            return False
+        return True
+
+    def start_with_others(self, config: RunConfig) -> None:
+        """Start a process for this run, and for those after it that can go in step with it, up to `pack`."""
+        chosen = [config]
+        for other in list(self.pending.values()) if self.pack > 1 else ():
+            if len(chosen) < self.pack and other not in chosen and in_step(other) == in_step(config) and self.can_start(other):
+                chosen.append(other)
+        try:
+            self.running.append(_start_process(chosen, self.jobs))
+        except OSError as error:  # the disk is full, or no process can be started
+            for each in chosen:
+                self.settle(Outcome(each, "failed", f"cannot start: {error}"))
+            return
+        for each in chosen:
+            del self.pending[each.path]
+        self.show()
 
     def collect(self) -> None:
         """Settle the runs whose process has ended."""
-        for path, child in list(self.running.items()):
-            if child.process.poll() is None:
-                continue
-            del self.running[path]
-            if outcome := child.outcome():
-                self.settle(outcome)
-            else:
-                self.pending[path] = child.config
-                self.look_again[path] = time.monotonic() + LOOK_AGAIN_SECONDS
+        ended = [child for child in self.running if child.process.poll() is not None]
+        self.running = [child for child in self.running if child not in ended]
+        for child in ended:
+            for config in child.configs:
+                self.settle_or_wait(config, child)
 
-    def settle(self, outcome: Outcome) -> None:
+    def settle_or_wait(self, config: RunConfig, child: _Child) -> None:
+        if outcome := child.outcome(config):
+            self.settle(outcome, log_path(child.configs[0]))
+        else:
+            self.pending[config.path] = config
+            self.look_again[config.path] = time.monotonic() + LOOK_AGAIN_SECONDS
+
+    def settle(self, outcome: Outcome, log: Path | None = None) -> None:
         self.outcomes[outcome.config.path] = outcome
         self.pending.pop(outcome.config.path, None)
         if outcome.state == "failed":
-            tqdm.write(f"failed: {outcome.config.path}: {outcome.reason} (log: {log_path(outcome.config)})")
+            tqdm.write(f"failed: {outcome.config.path}: {outcome.reason} (log: {log or log_path(outcome.config)})")
         self.bar.update(grid.cost(outcome.config))
         self.show()
 
     def show(self) -> None:
         settled = sum(outcome.state != "pending" for outcome in self.outcomes.values())
-        running = ", ".join(f"{child.config.variant} seed {child.config.seed}" for child in self.running.values())
+        running = ", ".join(f"{config.variant} seed {config.seed}" for child in self.running for config in child.configs)
         self.bar.set_postfix_str(f"{settled}/{len(self.outcomes)} runs; now {running or 'none'}")
 
     def stop(self) -> None:
         """Ask what runs to leave, and see to it. After a second Ctrl-C, or when asking did not help, it is killed: its last checkpoint
         stands."""
-        for child in self.running.values():
+        for child in self.running:
             child.process.terminate()
         patience = time.monotonic() + stopping.GRACE + 5
         try:
-            for child in self.running.values():
+            for child in self.running:
                 child.process.wait(max(0, patience - time.monotonic()))
         except subprocess.TimeoutExpired:
             pass
         finally:
-            for child in self.running.values():
+            for child in self.running:
                 child.process.kill()
                 child.process.wait()
             self.collect()
@@ -217,16 +247,19 @@ def _is_busy(config: RunConfig) -> bool:
         return True
 
 
-def _start_process(config: RunConfig, jobs: int) -> _Child:
-    """The command that the record names, in a process of its own; output goes to its log in the cache."""
-    log = log_path(config)
+def _start_process(configs: list[RunConfig], jobs: int) -> _Child:
+    """A process for a run, by the command that its record names, or for a pack; output goes to the log of the first, in the cache."""
+    log = log_path(configs[0])
     log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "iekd", *shlex.split(config.command())[1:], "--no-wait"]
+    if len(configs) == 1:
+        command = [sys.executable, "-m", "iekd", *shlex.split(configs[0].command())[1:], "--no-wait"]
+    else:
+        command = [sys.executable, "-m", "iekd", "pack", *(config.command() for config in configs)]
     environment = {"OMP_NUM_THREADS": str(max(1, cores() // jobs)), **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     with log.open("ab") as output:
         began, said = time.monotonic(), output.tell()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment)
-    return _Child(config, process, began, said)
+    return _Child(configs, process, began, said)
 
 
 def cores() -> int:

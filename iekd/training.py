@@ -1,15 +1,16 @@
 """`train(config)`: load the finished record, or resume the checkpoint, or train. The one primitive of the book.
 
-Read top to bottom: `train` finds out what is left to do, `_fit` runs the epochs (each is `engine.train_epoch`), `_finish` stores
-what came out.
+Read top to bottom: `train` finds out what is left to do, `_fit` runs the epochs (each is `engine.train_epochs`), `_finish` stores
+what came out. `train_pack` does the same for several runs in lock step, each of which ends as it would alone.
 """
 
 from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -19,11 +20,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from iekd import checkpoint, data, engine, methods, mutual, records, stopping, store, views
-from iekd.config import RunConfig
+from iekd.config import ConfigError, RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
+from iekd.graphs import Graphed
 from iekd.records import Metric, Record
 
+BUSY = "another process trains this run"
 CHECKPOINT_SECONDS = 2.0  # least time between two checkpoints, which are written at the end of an epoch
 
 
@@ -51,7 +54,38 @@ def train(config: RunConfig, *, progress: bool = True, again: bool = False, wait
         record = records.find(config)
         if record and record != before:  # another process finished it while this one waited
             return record
-        return _fit(config, progress)
+        (outcome,) = _fit([config], progress)
+    if isinstance(outcome, TrainingError):
+        raise outcome
+    return outcome
+
+
+def train_pack(configs: Sequence[RunConfig], *, progress: bool = True) -> list[Record | TrainingError]:
+    """`train` for several runs at once, in lock step: runs with one seed share their images, and with one teacher its forward pass.
+
+    They must agree in `engine.in_step` and their parents be finished, or these are trained first, one by one. In their place in the list,
+    `Busy` stands for a run that another process trains, another `TrainingError` for one that failed; the others go on.
+    """
+    outcomes: dict[str, Record | TrainingError] = {}
+    with ExitStack() as claims:
+        for config in configs:
+            try:
+                if "first" in config.parents():
+                    outcomes[config.path] = train(config, progress=progress, wait=False)
+                    continue
+                check_pair(config)
+                for parent in config.parents().values():
+                    _weights(parent, progress, wait=False)
+                claims.enter_context(claim(config, wait=False))
+                if record := records.find(config):
+                    outcomes[config.path] = record
+            except TrainingError as error:
+                outcomes[config.path] = error
+        todo = [config for config in configs if config.path not in outcomes]
+        if len({engine.in_step(config) for config in todo}) > 1:
+            raise ConfigError("these runs cannot be packed: they differ in data set, number of images, their size, batch size or precision")
+        outcomes |= {config.path: outcome for config, outcome in zip(todo, _fit(todo, progress) if todo else [], strict=True)}
+    return [outcomes[config.path] for config in configs]
 
 
 def load_network(config: RunConfig) -> nn.Module:
@@ -90,47 +124,115 @@ def check_pair(config: RunConfig) -> None:
         views.shapes(config, len(data.load(config).train.labels))
 
 
-def make_run(config: RunConfig, device: torch.device | str = "cpu") -> Run:
+def make_run(config: RunConfig, device: torch.device | str = "cpu", dataset: data.DataSet | None = None) -> Run:
     """The moving parts of a run at their initial values, its parents loaded (or trained first)."""
-    return engine.make_run(config, {role: load_network(parent) for role, parent in config.parents().items()}, torch.device(device))
+    parents = {role: load_network(parent) for role, parent in config.parents().items()}
+    return engine.make_run(config, parents, torch.device(device), dataset)
 
 
-def _fit(config: RunConfig, progress: bool) -> Record:
+@dataclass
+class _Member:
+    """One of the runs that are trained together, and how far it has come."""
+
+    config: RunConfig
+    parents: dict[str, str]  # role -> checksum
+    run: Run
+    started: str
+    provenance: dict
+    history: list[dict] = field(default_factory=list)
+    seconds: float = 0.0  # its share of the time: a moment that n runs share counts 1/n for each
+    saved: float = field(default_factory=time.monotonic)
+
+    @property
+    def checkpoint(self) -> Path:
+        return store.cache_folder() / f"{self.config.path}.checkpoint.safetensors"
+
+    def resume(self) -> None:
+        self.history, self.seconds = checkpoint.resume(self.checkpoint, self.config, self.parents, self.run)
+
+    def evaluate(self) -> dict[str, float]:
+        epoch = len(self.history) + 1
+        if epoch % self.config.evaluate_every and epoch < self.config.epochs:
+            return {}
+        return {f"{part}_{name}": value for part in ("validation", "test") for name, value in engine.evaluate(self.run, part).items()}
+
+    def keep(self) -> None:
+        """Write a checkpoint if it is time; it costs milliseconds."""
+        if stopping.asked() or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+            checkpoint.save(self.checkpoint, self.config, self.parents, self.run, self.history, self.seconds)
+            self.saved = time.monotonic()
+
+
+def _fit(configs: Sequence[RunConfig], progress: bool) -> list[Record | TrainingError]:
+    """Train runs to their end, or to the error that ends them. A run that resumes further on waits until the others have come as far."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     _keep_memory()
-    provenance = records.provenance()  # what the code was when the run began
-    started, began = datetime.now(UTC).isoformat(timespec="seconds"), time.monotonic()
-    parents = {role: records.find(parent).weights for role, parent in config.parents().items()}
-    run = make_run(config, device)
-    if config.views and run.teacher is not None:
-        run = run._replace(stored=views.stored_outputs(config, run))
-    saved_at = store.cache_folder() / f"{config.path}.checkpoint.safetensors"
-    history, spent = checkpoint.resume(saved_at, config, parents, run)
-    saved, first = began, len(history)
-    bar = tqdm(
-        total=config.epochs, initial=first, desc=f"{config.pair} {config.variant} seed {config.seed}", unit="epoch", disable=not progress
-    )
+    clock = time.monotonic()
+    members = _begin(configs, device)
+    step_all = Graphed() if device.type == "cuda" else None
+    outcomes: dict[str, Record | TrainingError] = {}
+    title = f"{configs[0].pair} {configs[0].variant} seed {configs[0].seed}" if len(configs) == 1 else f"{len(configs)} runs"
+    done = sum(len(m.history) for m in members)
+    bar = tqdm(total=sum(c.epochs for c in configs), initial=done, desc=title, unit="epoch", disable=not progress)
     with bar, stopping.deferred():
-        for epoch in range(first, config.epochs):
+        while active := [m for m in members if m.config.path not in outcomes]:
             stopping.check()
-            row = engine.train_epoch(config, run, epoch)
-            if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.epochs:
-                row |= {f"{part}_{name}": value for part in ("validation", "test") for name, value in engine.evaluate(run, part).items()}
-            history.append(row)
-            elapsed = time.monotonic() - began
-            due = stopping.asked() or time.monotonic() - saved > CHECKPOINT_SECONDS  # a checkpoint costs milliseconds
-            if due and epoch + 1 < config.epochs:
-                checkpoint.save(saved_at, config, parents, run, history, spent + elapsed)
-                saved = time.monotonic()
-            rate = (epoch + 1 - first) * len(run.dataset.train.labels) / elapsed
-            bar.set_postfix(
-                {k: f"{v:.3g}" for k, v in row.items() if k in ("loss", "train_error", "test_error")} | {"img/s": f"{rate:.0f}"}
-            )
-            bar.update()
-    spent += time.monotonic() - began
-    record = _finish(config, parents, run, history, spent, started, provenance)
-    saved_at.unlink(missing_ok=True)
+            epoch = min(len(m.history) for m in active)
+            together = [m for m in active if len(m.history) == epoch]
+            rows = engine.train_epochs([(m.config, m.run) for m in together], epoch, step_all)
+            for member, row in zip(together, rows, strict=True):
+                if isinstance(row, TrainingError):
+                    outcomes[member.config.path] = row
+                else:
+                    member.history.append(row | member.evaluate())
+            spent, clock = time.monotonic() - clock, time.monotonic()
+            for member in together:
+                member.seconds += spent / len(together)
+            for member in (m for m in together if m.config.path not in outcomes):
+                if epoch + 1 < member.config.epochs:
+                    member.keep()
+                else:
+                    outcomes[member.config.path] = _end(member)
+            _show(bar, together, spent)
+    return [outcomes[config.path] for config in configs]
+
+
+def _begin(configs: Sequence[RunConfig], device: torch.device) -> list[_Member]:
+    """The runs with all their parts on the device, at their last checkpoint; what they can share, they share."""
+    clock = time.monotonic()
+    provenance = records.provenance()  # what the code was when the runs began
+    if len(configs) > 1:
+        provenance = {**provenance, "device": {**provenance["device"], "packed": len(configs)}}
+    members: list[_Member] = []
+    for config in configs:
+        parents = {role: records.find(parent).weights for role, parent in config.parents().items()}
+        run = make_run(config, device, members[0].run.dataset if members else None)
+        if config.views and run.teacher is not None:
+            run = run._replace(stored=views.stored_outputs(config, run))
+        members.append(_Member(config, parents, run, datetime.now(UTC).isoformat(timespec="seconds"), provenance))
+        members[-1].resume()
+    engine.share_teachers([member.run for member in members])
+    for member in members:
+        member.seconds += (time.monotonic() - clock) / len(members)
+    return members
+
+
+def _end(member: _Member) -> Record | TrainingError:
+    try:
+        record = _finish(member.config, member.parents, member.run, member.history, member.seconds, member.started, member.provenance)
+    except TrainingError as error:
+        return error
+    member.checkpoint.unlink(missing_ok=True)
     return record
+
+
+def _show(bar: tqdm, together: list[_Member], seconds: float) -> None:
+    """Move the bar; a run alone shows its loss and errors."""
+    images = sum(len(m.run.dataset.train.labels) for m in together)
+    known = (together[0].history or [{}])[-1] if len(together) == 1 else {}
+    shown = {k: f"{v:.3g}" for k, v in known.items() if k in ("loss", "train_error", "test_error")}
+    bar.set_postfix(shown | {"img/s": f"{images / seconds:.0f}"})
+    bar.update(len(together))
 
 
 def _finish(
@@ -193,8 +295,8 @@ def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             if not wait:
-                raise Busy(f"{config.path}: another process trains this run") from None
-            tqdm.write(f"{config.path}: another process trains this run; waiting for its record")
+                raise Busy(f"{config.path}: {BUSY}") from None
+            tqdm.write(f"{config.path}: {BUSY}; waiting for its record")
             lock.acquire()
     except OSError as error:
         raise store.StoreError(f"cannot write {path}: {error.strerror}. Set IEKD_RUNS to a folder that can be written.") from error

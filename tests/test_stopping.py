@@ -62,14 +62,14 @@ def test_what_the_parent_process_switched_off_stays_off():
 
 
 def test_a_run_stopped_in_every_epoch_ends_as_one_that_never_was(monkeypatch, tmp_path):
-    calm, epoch, stops = content(train(CONFIG, progress=False)), engine.train_epoch, []
+    calm, epoch, stops = content(train(CONFIG, progress=False)), engine.train_epochs, []
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "stopped"))
 
-    def train_epoch(*arguments):
+    def train_epochs(*arguments):
         signal.raise_signal(signal.SIGTERM)
         return epoch(*arguments)
 
-    monkeypatch.setattr(engine, "train_epoch", train_epoch)
+    monkeypatch.setattr(engine, "train_epochs", train_epochs)
     while not records.find(CONFIG):
         try:
             with stopping.on_signals():

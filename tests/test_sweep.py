@@ -62,14 +62,15 @@ def started(monkeypatch):
     """The runs that a sweep starts, in order; a run with weight decay 9 fails."""
     order = []
 
-    def run(config: RunConfig, jobs: int) -> sweep._Child:
+    def run(configs: list[RunConfig], jobs: int) -> sweep._Child:
+        (config,) = configs
         order.append(config)
         assert all(records.find(parent) for parent in config.parents().values()), "started before its parents were done"
         sweep.log_path(config).parent.mkdir(parents=True, exist_ok=True)
         sweep.log_path(config).write_text("some words\nmade to fail\n")
         if config.weight_decay != 9:
             made_up(config).save()
-        return sweep._Child(config, Ended(config.weight_decay == 9), time.monotonic(), 0)
+        return sweep._Child([config], Ended(config.weight_decay == 9), time.monotonic(), 0)
 
     monkeypatch.setattr(sweep, "_start_process", run)
     return order
@@ -188,7 +189,7 @@ def test_the_cores_that_may_be_used_are_shared_out_unless_the_user_says_otherwis
         monkeypatch.setenv("OMP_NUM_THREADS", wish)
     seen = {}
     monkeypatch.setattr(subprocess, "Popen", lambda words, **how: seen.update(how) or Ended(0))
-    sweep._start_process(tiny(), jobs)
+    sweep._start_process([tiny()], jobs)
     assert seen["env"]["OMP_NUM_THREADS"] == threads
 
 

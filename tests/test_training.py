@@ -13,7 +13,7 @@ from tiny import content, start, tiny
 
 from iekd import augment, checkpoint, data, engine, records, store, training
 from iekd.config import RunConfig
-from iekd.engine import evaluate, learning_rate, step, train_epoch
+from iekd.engine import evaluate, learning_rate, step, train_epoch, train_epochs
 from iekd.methods import Batch
 from iekd.store import StoreError
 from iekd.training import TrainingError, load_network, load_run, make_run
@@ -171,15 +171,15 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_record(folder):
 def stopping(monkeypatch, epoch: int):
     """Ctrl-C in the middle of an epoch (counted from 0)."""
 
-    def train_until(config, run, at):
+    def train_until(members, at, step_all):
         if at == epoch:
             with monkeypatch.context() as inner:
                 inner.setattr(engine, "_read_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-                return train_epoch(config, run, at)
-        return train_epoch(config, run, at)
+                return train_epochs(members, at, step_all)
+        return train_epochs(members, at, step_all)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_epoch", train_until)
+        patch.setattr(engine, "train_epochs", train_until)
         with pytest.raises(KeyboardInterrupt):
             yield
 
@@ -519,10 +519,10 @@ def test_a_folder_that_cannot_be_written(runs):
 def train_and_note(config: RunConfig, notes: str) -> int:
     fit = training._fit
 
-    def noting(config, progress):
+    def noting(configs, progress):
         with open(notes, "a") as file:
-            file.write(f"{config.path}\n")
-        return fit(config, progress)
+            file.writelines(f"{config.path}\n" for config in configs)
+        return fit(configs, progress)
 
     training._fit = noting
     train(config)

@@ -33,6 +33,8 @@ class AB(nn.Module):
     widths differ. Stage 2 is the paper's plain one (it also shows KD), so that the method is what makes the difference.
     """
 
+    staged = True  # what a step does depends on the epoch
+
     def __init__(self, pairs: Sequence[Pair], weight: float, init_epochs: int):
         super().__init__()
         self.pairs, self.weight, self.init_epochs = pairs, weight, init_epochs

@@ -24,6 +24,8 @@ class FitNet(nn.Module):
     Temperature and lambda are those of the authors' code for CIFAR-10.
     """
 
+    staged = True  # what a step does depends on the epoch
+
     def __init__(self, pair: Pair, weight: float, init_epochs: int, epochs: int):
         super().__init__()
         self.pair, self.weight, self.init_epochs, self.epochs = pair, weight, init_epochs, epochs

@@ -38,7 +38,7 @@ class IEDML(nn.Module):
         self.losses = nn.ModuleDict(
             {whose: IEFT(size, self._encoder(others[whose]), **weights) for whose, size in sizes.items()}
         )  # fmt: skip
-        self.turns = turns
+        self.turns, self.staged = turns, turns == "epoch"  # staged: what a step does depends on the epoch
 
     def _encoder(self, whose: str) -> nn.Module:
         return self.autoencoders[whose].autoencoder.encoder

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # On a machine with a GPU, without a network: as many pending paper-scale runs as fit into the seconds given. Start it again next time.
 #
-#   runs/gpu/drive.sh SECONDS OUT [sweep options, for example --pack 8]
+#   runs/gpu/drive.sh SECONDS OUT [sweep options; default: --pack 8]
 #
 # Brings along: .gpu/ (see prepare.sh) and, from earlier times, .gpu/results-*.tar. Leaves in OUT pieces of at most 15 MB; at home
 #
@@ -10,6 +10,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 seconds=$1 out=$2
 shift 2
+[ $# -gt 0 ] || set -- --pack 8
 start=$(date +%s)
 left() { echo $((seconds - $(date +%s) + start)); }
 
