@@ -21,6 +21,12 @@ def test_both_loops_train_and_a_ratio_is_taken_within_a_round():
     assert bench.ratios([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == {"ratio": 2.0, "low": 1.0, "high": 3.0}
 
 
+def test_packed_runs_are_compared_with_the_same_runs_one_after_the_other():
+    rows = bench.packing("class", 130, 1, CPU)
+    assert [row["side"] for row in rows] == ["one after the other", "packed"] and {row["runs"] for row in rows} == {8}
+    assert rows[0]["ratio"] == 1 and all(row["images_per_second"] > 0 for row in rows)
+
+
 def test_the_first_round_does_not_count_and_directions_alternate():
     done = []
     times = bench.in_turns({name: lambda name=name: done.append(name) for name in "ab"}, 2, CPU, "")
