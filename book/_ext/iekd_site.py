@@ -2,8 +2,9 @@
 
 1. Outputs depend on the library and the records, not only on the notebook: the execution cache is named after a digest.
 2. The site works without network: MathJax comes from the package `sphinx-mathjax-offline`.
-3. The records lie in the site under `records/`, so that every table can link to them.
-4. The build fails on a page that loads from a foreign host, links to a missing record, or is larger than 1 MB.
+3. So does the explorer: the script that draws it comes from the package `vl-convert-python`.
+4. The records lie in the site under `records/`, so that every table can link to them.
+5. The build fails on a page that loads from a foreign host, links to a missing record, or is larger than 1 MB.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from importlib.metadata import distribution, distributions
 from pathlib import Path
 from urllib.parse import unquote
 
+import vl_convert
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
@@ -36,7 +38,8 @@ def inputs_digest() -> str:
 
     Smoke records are left out: the notebooks' live cells write them during the build.
     """
-    found = [*(ROOT / "iekd").rglob("*.py"), *(ROOT / "runs").glob("*.yaml"), *RECORDS.rglob("*.json")]
+    runs = [path for path in (ROOT / "runs").rglob("*") if path.suffix in (".yaml", ".json") and "cache" not in path.parts]
+    found = [*(ROOT / "iekd").rglob("*.py"), *runs]
     files = sorted(f for f in found if not f.is_relative_to(RECORDS / "smoke"))
     packages = sorted(f"{d.name}=={d.version}" for d in distributions())
     digest = hashlib.sha256("\n".join([sys.version, *packages]).encode())
@@ -64,6 +67,11 @@ def copy_mathjax(static: Path) -> None:
         target = static / "mathjax" / file.relative_to(package)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, target)
+
+
+def write_vega(static: Path) -> None:
+    """Write Vega, Vega-Lite and vega-embed as one script that leaves `vegaEmbed` behind, and nothing else that could be in the way."""
+    (static / "vega.js").write_text(f"(() => {{{vl_convert.javascript_bundle()}}})();", encoding="utf-8")
 
 
 def copy_records(target: Path) -> None:
@@ -94,6 +102,7 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
         return
     site = Path(app.outdir)
     copy_mathjax(site / "_static")
+    write_vega(site / "_static")
     copy_records(site / "records")
     if found := problems(site, app.env.found_docs):
         raise ExtensionError("The site breaks its promises:\n" + "\n".join(found))
