@@ -97,8 +97,9 @@ def scope(frame: pd.DataFrame, preset: str = "class", **setting: Any) -> pd.Data
     for name in wanted.keys() - {"teacher", "student"}:  # these two are the pair
         distilled = distilled[distilled[name] == wanted[name]]
     distilled = distilled.sort_values("method", key=lambda names: names.map(_rank), kind="stable")
+    like_teachers = runs_of(frame, config.teacher_run())  # of these only the seeds that teach
     parts = [
-        runs_of(frame, config.teacher_run()).assign(role="teacher"),
+        like_teachers[like_teachers["seed"] < config.teachers].assign(role="teacher"),
         runs_of(frame, config.replace(method="supervised")).assign(role="student"),
         distilled.assign(role="student"),
     ]

@@ -75,3 +75,12 @@ def test_update_readme_changes_only_what_lies_between_the_markers(tmp_path, runs
     results.update_readme(readme, runs)
     results.update_readme(readme, runs)
     assert readme.read_text() == f"before\n<!-- headline:start -->\n{results.readme(runs)}<!-- headline:end -->\nafter\n"
+
+
+def test_a_teacher_row_counts_the_runs_that_teach_and_no_other_of_that_network(runs):
+    reversed_pair = RunConfig.create("class", method="kd", teacher="resnet8", student="resnet20", teacher_epochs=15)
+    alone = reversed_pair.teacher_run()  # as the student of the pair the other way round, it has more seeds
+    for config in (reversed_pair, *(alone.replace(seed=seed) for seed in (0, 1, 100, 101))):
+        made_up(config).save()
+    found = results.grid_runs(records.load(), [reversed_pair])
+    assert sorted(found.loc[found["role"] == "teacher", "seed"]) == [0, 1]
