@@ -2,8 +2,9 @@ from xml.etree import ElementTree
 
 import pytest
 from frames import frame
+from tiny import made_up
 
-from iekd import results
+from iekd import records, results
 from iekd.config import RunConfig
 
 TEACHER, ALONE, KD, FT, IE = {"role": "teacher"}, {"method": "supervised"}, {"method": "kd"}, {"method": "ft"}, {"method": "ie-ft"}
@@ -77,7 +78,8 @@ def test_update_readme_changes_only_what_lies_between_the_markers(tmp_path, runs
     assert readme.read_text() == f"before\n<!-- headline:start -->\n{results.readme(runs)}<!-- headline:end -->\nafter\n"
 
 
-def test_a_teacher_row_counts_the_runs_that_teach_and_no_other_of_that_network(runs):
+def test_a_teacher_row_counts_the_runs_that_teach_and_no_other_of_that_network(tmp_path, monkeypatch):
+    monkeypatch.setenv("IEKD_RUNS", str(tmp_path))
     reversed_pair = RunConfig.create("class", method="kd", teacher="resnet8", student="resnet20", teacher_epochs=15)
     alone = reversed_pair.teacher_run()  # as the student of the pair the other way round, it has more seeds
     for config in (reversed_pair, *(alone.replace(seed=seed) for seed in (0, 1, 100, 101))):
