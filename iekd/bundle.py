@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from iekd import grid, records, store
 from iekd.config import RunConfig
-from iekd.records import Record
+from iekd.records import ANALYSIS, Record
 
 MANIFEST = "MANIFEST.json"
 CHECKPOINT = ".checkpoint.safetensors"
@@ -26,24 +26,29 @@ MEMBER = re.compile(r"records(/\w[\w=.+-]*)+\.json|cache(/\w[\w=.+-]*)+\.safeten
 RESULT = ("parents", "weights", "data", "history", "metrics")  # what two trainings of one run must agree in: not time and machine
 
 
-def pack(file: Path, configs: list[RunConfig] | None = None) -> str:
+def pack(file: Path, configs: list[RunConfig] | None = None, only_parents: bool = False) -> str:
     """Write one archive of the given runs and their parents (None = all that the store has), as far as they have come; says what is in it.
 
-    Of a finished run the record, and its weights if they are at hand; of a begun one the checkpoint. A sweep may run meanwhile.
+    Of a finished run the record, its analysis if there is one, and its weights if they are at hand; of a begun one the checkpoint.
+    `only_parents`: only the weights that other runs need, of teachers and auto-encoders. A sweep may run meanwhile.
     Raises `StoreError` if a record is damaged or the archive cannot be written.
     """
     paths = list(grid.with_parents(configs)) if configs is not None else _all_paths()
+    dropped = _without_children(paths, configs or []) if only_parents else set()
     digests = {}
     with store.atomic(file) as output, tarfile.open(fileobj=output, mode="w") as archive:
         for path in paths:
             for name, source in _sources(path):
+                if name in dropped:
+                    continue
                 content = source.read_bytes()
                 digests[name] = hashlib.sha256(content).hexdigest()
                 _add(archive, name, content)
         _add(archive, MANIFEST, json.dumps({"files": digests}, indent=1).encode())
     begun = sum(name.endswith(CHECKPOINT) for name in digests)
-    finished = sum(name.startswith("records/") for name in digests)
-    return f"{file}: {finished} records, {len(digests) - finished - begun} weights, {begun} checkpoints"
+    finished = sum(name.startswith("records/") and not name.endswith(ANALYSIS) for name in digests)
+    weights = sum(name.startswith("cache/") for name in digests) - begun
+    return f"{file}: {finished} records, {weights} weights, {begun} checkpoints"
 
 
 class Merged(NamedTuple):
@@ -79,12 +84,22 @@ def _all_paths() -> list[str]:
     return sorted({str(p.relative_to(folder)).removesuffix(end) for folder, end in found for p in folder.rglob(f"*{end}")})
 
 
+def _without_children(paths: list[str], configs: list[RunConfig]) -> set[str]:
+    """The names of the weights that none of these runs needs."""
+    finished = [record for path in paths if (record := store.records_folder() / f"{path}.json").exists()]
+    known = [*grid.with_parents(configs).values(), *(records.read(record).config for record in finished)]
+    needed = {parent.path for config in known for parent in config.parents().values()}
+    return {f"cache/{path}.safetensors" for path in paths if path not in needed}
+
+
 def _sources(path: str) -> Iterator[tuple[str, Path]]:
     """Member names and files of one run."""
     record, checkpoint = store.records_folder() / f"{path}.json", store.cache_folder() / f"{path}{CHECKPOINT}"
     if record.exists():
         yield f"records/{path}.json", record
         found = records.read(record)
+        if (analysis := record.with_suffix(ANALYSIS)).exists() and records.read_analysis(analysis, found):
+            yield f"records/{path}{ANALYSIS}", analysis
         for weights in records.weights_paths(found.config):
             if _metadata(weights).get("checksum") == found.weights:
                 yield f"cache/{path}.safetensors", weights
@@ -142,7 +157,8 @@ def _take_in(folder: Path) -> Merged:
         if conflict := _conflict(found[path]):
             conflicts.append(conflict)
         else:
-            taken += _take_weights(folder, found[path]) + _take_record(folder, found[path])  # a record always has its weights
+            taken += _take_weights(folder, found[path]) + _take_record(folder, found[path])  # weights first: no record without
+            taken += _take_analysis(folder, found[path])
     taken += sum(_take_checkpoint(path, folder) for path in sorted(folder.glob(f"cache/**/*{CHECKPOINT}")))
     return Merged(taken, files - taken, conflicts)
 
@@ -150,7 +166,7 @@ def _take_in(folder: Path) -> Merged:
 def _records(folder: Path) -> dict[str, Record]:
     """The records of an archive by path, each at its place."""
     found = {}
-    for path in sorted(folder.glob("records/**/*.json")):
+    for path in records.files(folder / "records"):
         record = records.read(path)
         if path != folder / "records" / f"{record.config.path}.json":
             raise store.StoreError(
@@ -187,6 +203,14 @@ def _take_record(folder: Path, record: Record) -> bool:
         return False
     target = records.record_path(record.config)
     store.write_atomic(target, (folder / "records" / f"{record.config.path}.json").read_bytes())
+    return True
+
+
+def _take_analysis(folder: Path, record: Record) -> bool:
+    source, target = folder / "records" / f"{record.config.path}{ANALYSIS}", records.analysis_path(record.config)
+    if not source.exists() or target.exists() or not records.read_analysis(source, record):
+        return False
+    store.write_atomic(target, source.read_bytes())
     return True
 
 

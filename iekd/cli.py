@@ -82,7 +82,8 @@ def parser() -> argparse.ArgumentParser:
 
     bundle = commands.add_parser("bundle", help="pack records, weights and checkpoints into one archive")
     bundle.add_argument("file", type=Path, help="the archive to write, for example results.tar")
-    bundle.add_argument("grid", type=Path, nargs="?", help="only the runs of this grid file (default: all)")
+    bundle.add_argument("grids", type=Path, nargs="*", metavar="GRID", help="only the runs of these grid files (default: all)")
+    bundle.add_argument("--only-parents", action="store_true", help="of the weights only those that other runs need")
     bundle.set_defaults(do=_bundle)
 
     merge = commands.add_parser("merge", help="take in an archive that another machine packed")
@@ -208,7 +209,8 @@ def _sweep(options: argparse.Namespace) -> int:
 def _bundle(options: argparse.Namespace) -> None:
     from iekd import bundle, grid
 
-    print(bundle.pack(options.file, grid.read(options.grid) if options.grid else None))
+    configs = [config for path in options.grids for config in grid.read(path)]
+    print(bundle.pack(options.file, configs or None, options.only_parents))
 
 
 def _merge(options: argparse.Namespace) -> int:

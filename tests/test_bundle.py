@@ -234,3 +234,18 @@ def forge(file: Path, members: dict[str, bytes]) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
+
+
+def test_only_the_weights_that_others_need_may_travel_and_analyses_do(runs, away, tmp_path):
+    from iekd import analysis
+
+    training.train(tiny("ft"), progress=False)
+    analysis.analyse(tiny("ft"))
+    said = bundle.pack(tmp_path / "b.tar", [tiny("ft")], only_parents=True)
+    assert said.endswith("3 records, 2 weights, 0 checkpoints")
+    measured = records.analysis_path(tiny("ft")).read_bytes()
+    away("home")
+    assert bundle.merge(tmp_path / "b.tar") == (6, 0, [])
+    assert records.analysis_path(tiny("ft")).read_bytes() == measured and not records.weights_at_hand(tiny("ft"))
+    assert all(records.weights_at_hand(parent) for parent in tiny("ft").parents().values())
+    assert bundle.merge(tmp_path / "b.tar") == (0, 6, [])

@@ -9,6 +9,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 seconds=$1 out=$2
+read -ra grids <<<"${GRIDS:-$(echo runs/paper/*.yaml)}" # GRIDS="a.yaml b.yaml": others, for a trial
 shift 2
 [ $# -gt 0 ] || set -- --pack 8
 start=$(date +%s)
@@ -34,8 +35,8 @@ fi
 
 reserve=60 # seconds to leave, pack and split
 if (($(left) > reserve)); then
-  python3 -m iekd sweep runs/paper/*.yaml --time-limit $(($(left) - reserve)) "$@" 2>&1 | tee "$out/sweep.txt" || true
+  python3 -m iekd sweep "${grids[@]}" --time-limit $(($(left) - reserve)) "$@" 2>&1 | tee "$out/sweep.txt" || true
 fi
-python3 -m iekd bundle "$work/results.tar" runs/paper/*.yaml --weights parents
+python3 -m iekd bundle "$work/results.tar" "${grids[@]}" --only-parents
 split -b 15m "$work/results.tar" "$out/results.tar."
 [ ! -e "$IEKD_RUNS/bench" ] || cp -r "$IEKD_RUNS/bench/." "$out/"

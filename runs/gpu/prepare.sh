@@ -5,15 +5,15 @@
 #   runs/gpu/prepare.sh [MEGABYTES_A_PIECE] [PYTHON_VERSION_THERE]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
-piece=${1:-45} python=${2:-3.12}
+piece=${1:-45} there=${2:-3.12} python=${PYTHON:-python3}
 
 rm -rf .gpu
 mkdir -p .gpu/packages .gpu/all
 # The one dependency that such machines tend to lack.
-python3 -m pip download --quiet --only-binary=:all: --python-version "$python" --implementation cp \
+"$python" -m pip download --quiet --only-binary=:all: --python-version "$there" --implementation cp \
   --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d .gpu/packages "pydantic>=2.7"
 for name in cifar10 cifar100; do
-  python3 -m iekd data pack "$name" .gpu/all
+  "$python" -m iekd data pack "$name" .gpu/all
 done
 # Whole files into pieces, in the order of their names.
 n=0 size=$((piece * 1000000)) full=$((piece * 1000000))
