@@ -2,8 +2,9 @@
 # The Snakefile on a real SLURM of one node, made in a temporary folder and removed at the end: a small grid, one of whose jobs is
 # killed in the middle. Needs root, and once: apt-get install munge slurmctld slurmd slurm-client; pip install -e ".[sweeps]".
 #
-#   sudo env PATH="$PATH" runs/slurm/try.sh
+#   sudo env PATH="$PATH" runs/slurm/try.sh [REPORT.json]
 set -euo pipefail
+report=${1:+$(realpath "$1")}
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 [ "$(id -u)" = 0 ] || { echo "root is needed to start slurmd" >&2; exit 1; }
@@ -88,7 +89,7 @@ wait $snakemake
 # ---------------------------------------------------------------------- what came out
 echo "== the same grid again: nothing to do"
 sweep
-python - "$victim" <<'PYTHON'
+python - "$victim" "${report:-}" <<'PYTHON'
 """The second job went on in the middle, and its result is that of a run never stopped."""
 import json, os, pathlib, re, subprocess, sys
 
@@ -103,5 +104,10 @@ for path, record in found.items():
     other = json.loads((calm / path).read_text())
     assert all(record[name] == other[name] for name in same), path
 assert first > 0, "the killed job started anew"
+if report := sys.argv[2]:
+    slurm = subprocess.run(["slurmd", "-V"], capture_output=True, text=True, check=True).stdout.split()[-1]
+    from importlib.metadata import version
+    facts = {"slurm": slurm, "snakemake": version("snakemake"), "records": len(found), "resumed_at": first, "epochs": 500}
+    pathlib.Path(report).write_text(json.dumps(facts, indent=1) + "\n")
 print(f"== {len(found)} records equal those of a calm sweep; the killed run went on from epoch {first} of 500")
 PYTHON
