@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from iekd import augment, data, methods, networks, precision, store, views
 from iekd.config import RunConfig
 from iekd.fold import fold
+from iekd.fuse import fuse
 from iekd.methods import Batch
 from iekd.networks import Output
 
@@ -40,31 +41,39 @@ class Teacher(nn.Module):
         super().__init__()
         self.network, self.encoder = fold(network), fold(encoder) if encoder is not None else None
         self.seen: dict[int, tuple[Tensor, Output]] | None = None  # by the identity of the batch, which is kept beside its output
+        self.code = "factor"  # what the factor is called in there; equal for equal encoders
         self.bf16 = bf16
         if bf16:
             precision.freeze_in_bf16(self)
         self.eval()
 
+    def place(self, device: torch.device) -> Teacher:
+        """On this device, in the form that is fastest there."""
+        self.to(device, memory_format=torch.channels_last)
+        if device.type == "cpu" and not self.bf16:
+            self.network, self.encoder = fuse(self.network), fuse(self.encoder) if self.encoder is not None else None
+        return self
+
     @torch.no_grad()
     def forward(self, images: Tensor) -> Output:
-        with self._arithmetic(images.device):
-            output = self._known(images) or self.network(images)
-            if self.encoder is not None:
-                output.features["factor"] = self.encoder(output.feature)
+        known = self.seen[id(images)][1] if self.seen and id(images) in self.seen else self._compute(images, None)
+        output = Output(known.logits, {name: value for name, value in known.features.items() if not name.startswith("factor")})
+        if self.encoder is not None:
+            output.features["factor"] = known.features[self.code]
         return precision.widen(output) if self.bf16 else output
 
     @torch.no_grad()
     def look(self, images: Tensor) -> None:
-        """Compute the network's output for all runs that share it; until `seen` is emptied, `forward` need not."""
-        if id(images) not in self.seen:
-            with self._arithmetic(images.device):
-                self.seen[id(images)] = images, self.network(images)
+        """Compute the output for all runs that share it; until `seen` is emptied, `forward` need not."""
+        self.seen[id(images)] = images, self._compute(images, self.seen.get(id(images), (images, None))[1])
 
-    def _known(self, images: Tensor) -> Output | None:
-        if not self.seen or id(images) not in self.seen:
-            return None
-        output = self.seen[id(images)][1]
-        return Output(output.logits, dict(output.features))  # each reader adds features of its own
+    def _compute(self, images: Tensor, output: Output | None) -> Output:
+        """The network's output, and this teacher's factor under its `code`; what is there already is not computed again."""
+        with self._arithmetic(images.device):
+            output = self.network(images) if output is None else output
+            if self.encoder is not None and self.code not in output.features:
+                output.features[self.code] = self.encoder(output.feature)
+        return output
 
     def _arithmetic(self, device: torch.device) -> AbstractContextManager:
         return precision.autocast(device) if self.bf16 else nullcontext()
@@ -98,8 +107,7 @@ def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.
     learner.to(device, memory_format=torch.channels_last)
     frozen = None
     if teacher is not None:
-        frozen = Teacher(teacher, autoencoder.encoder if autoencoder else None, config.precision == "bf16")
-        frozen.to(device, memory_format=torch.channels_last)
+        frozen = Teacher(teacher, autoencoder.encoder if autoencoder else None, config.precision == "bf16").place(device)
     rate = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr  # a CUDA graph reads it from the device
     optimiser = torch.optim.SGD(
         learner.parameters(), rate, config.momentum, weight_decay=config.weight_decay, nesterov=config.momentum > 0, fused=True
@@ -128,11 +136,14 @@ Step = Callable[[Sequence[Member], Tensor, int], tuple[list[list[str]], Tensor]]
 
 
 def share_teachers(runs: Sequence[Run]) -> None:
-    """From now on runs with the same teacher compute its output once for a batch that they share."""
+    """From now on runs with the same teacher compute its output once for a batch that they share, and so do those with the same encoder
+    with its factor."""
     groups: dict[str, list[Teacher]] = {}
     for run in runs:
         if isinstance(run.teacher, Teacher):
             groups.setdefault(store.checksum(run.teacher.network.state_dict()), []).append(run.teacher)
+            if run.teacher.encoder is not None:
+                run.teacher.code = f"factor of {store.checksum(run.teacher.encoder.state_dict())}"
     for teachers in groups.values():
         seen = {} if len(teachers) > 1 else None
         for teacher in teachers:

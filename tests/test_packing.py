@@ -63,6 +63,19 @@ def test_a_teacher_looks_at_a_batch_once_for_all_runs_that_share_it():
     assert all(run.teacher.seen is not None for _, run in members)
 
 
+def test_an_encoder_sees_a_batch_once_for_all_runs_that_share_it_and_others_keep_theirs():
+    configs = [tiny("ft"), tiny("ie-ft"), tiny("kd"), tiny("ie-ft", reconstruction="l1")]
+    runs = [training.make_run(config) for config in configs]
+    engine.share_teachers(runs)
+    codes = []
+    for run in runs:
+        if run.teacher.encoder is not None:
+            run.teacher.encoder.register_forward_hook(lambda *_: codes.append(1))
+    engine.train_epochs(list(zip(configs, runs, strict=True)), 0)
+    steps = -(-configs[0].train_images // configs[0].batch_size)
+    assert len(codes) == 2 * steps  # the two auto-encoders; a test above says that the errors are those of runs alone
+
+
 def test_a_run_alone_keeps_nothing_of_its_teacher():
     run = training.make_run(tiny("kd"))
     engine.share_teachers([run])
