@@ -50,7 +50,7 @@ def fuse(network: nn.Module) -> nn.Module:
             _fuse_one(traced, node, module)
     traced.graph.lint()
     traced.recompile()
-    return traced
+    return traced.eval()  # the new modules too
 
 
 def _drop_identities(traced: fx.GraphModule) -> None:
