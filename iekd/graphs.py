@@ -5,7 +5,7 @@ Every run is a branch on a stream of its own: small networks do not fill a card,
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,48 +15,46 @@ from torch import Tensor
 from iekd.engine import Member, lock_step
 
 WARM_UP = 3  # eager steps before a capture, as PyTorch asks for; they are steps of the run like any other
+Logs = tuple[list[list[str]], Tensor]  # what `engine.lock_step` returns
 
 
 class Graphed:
     """`engine.lock_step` as a CUDA graph, for full batches; the smaller last one of an epoch is computed step by step.
 
-    The graph is captured anew when the runs change, and every epoch if the step of a method depends on the epoch (`staged`).
+    The graph is captured anew when the runs change, or the phase of one of their methods (see iekd.methods).
     """
 
     def __init__(self) -> None:
         self.signature: Any = None
 
-    def __call__(self, members: Sequence[Member], part: Tensor, epoch: int) -> tuple[list[list[str]], Tensor]:
+    def __call__(self, members: Sequence[Member], part: Tensor, epoch: int) -> Logs:
         if part.shape[-1] < members[0][0].batch_size:
             return lock_step(members, part, epoch)
-        staged = any(getattr(run.learner["method"], "staged", False) for _, run in members)
-        signature = [id(run.learner) for _, run in members], epoch if staged else None
+        signature = [(id(run.learner), _phase(run.learner["method"], epoch)) for _, run in members]
         if signature != self.signature:
             self.signature, self.graph, self.eager = signature, None, WARM_UP
-            self.stream = torch.cuda.Stream()
+            self.streams = Streams(len(members))
         if self.eager:
             self.eager -= 1
-            with _beside(self.stream):
-                return lock_step(members, part, epoch)
-        if self.graph is None:
-            self._capture(members, part, epoch)
+            with self.streams.beside():
+                return lock_step(members, part, epoch, self.streams)
+        if self.graph is None:  # it reads `self.part` and writes `self.row`
+            self.part = part.clone()
+            self.graph, (self.names, self.row) = self.streams.capture(lambda: lock_step(members, self.part, epoch, self.streams))
         self.part.copy_(part)
         self.graph.replay()
         return self.names, self.row.clone()  # the next replay overwrites it
 
-    def _capture(self, members: Sequence[Member], part: Tensor, epoch: int) -> None:
-        """Record the step without computing it. The graph reads `self.part` and writes `self.row`."""
-        self.graph, self.part = torch.cuda.CUDAGraph(), part.clone()
-        with torch.cuda.graph(self.graph, stream=self.stream):
-            self.names, self.row = lock_step(members, self.part, epoch, Streams(len(members)))
+
+def _phase(method: Any, epoch: int) -> Any:
+    return method.phase(epoch) if hasattr(method, "phase") else None
 
 
 class Streams:
-    """The branches of a graph: a stream for each run, forked from the current stream and joined to it again."""
+    """A stream for whole steps, and one for each run, which are forked from it and joined to it again: the branches of a graph."""
 
     def __init__(self, count: int):
-        self.main = torch.cuda.current_stream()
-        self.streams = [torch.cuda.Stream() for _ in range(count)]
+        self.main, *self.streams = (torch.cuda.Stream() for _ in range(1 + count))
 
     @contextmanager
     def branch(self, k: int) -> Iterator[None]:
@@ -68,11 +66,16 @@ class Streams:
         for stream in self.streams:
             self.main.wait_stream(stream)
 
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """On the stream for whole steps, in order with what comes before and after."""
+        self.main.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.main):
+            yield
+        torch.cuda.current_stream().wait_stream(self.main)
 
-@contextmanager
-def _beside(stream: torch.cuda.Stream) -> Iterator[None]:
-    """On another stream, in order with what comes before and after."""
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
+    def capture(self, step: Callable[[], Logs]) -> tuple[torch.cuda.CUDAGraph, Logs]:
+        """Record a step without computing it: the graph, and what the step returns, filled by every replay."""
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=self.main):
+            return graph, step()

@@ -33,16 +33,17 @@ class AB(nn.Module):
     widths differ. Stage 2 is the paper's plain one (it also shows KD), so that the method is what makes the difference.
     """
 
-    staged = True  # what a step does depends on the epoch
-
     def __init__(self, pairs: Sequence[Pair], weight: float, init_epochs: int):
         super().__init__()
         self.pairs, self.weight, self.init_epochs = pairs, weight, init_epochs
         widths = [(p.student_channels, p.teacher_channels) for p in pairs]
         self.connectors = nn.ModuleList(nn.Identity() if ours == theirs else connector(ours, theirs) for ours, theirs in widths)
 
+    def phase(self, epoch: int) -> bool:
+        return epoch >= self.init_epochs
+
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
-        if batch.epoch >= self.init_epochs:
+        if self.phase(batch.epoch):
             return {"task": F.cross_entropy(student.logits, batch.labels)}
         distances = [
             boundary_squares(connect(student.features[f"{pair.student}_pre"]), teacher.features[f"{pair.teacher}_pre"])

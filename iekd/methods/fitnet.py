@@ -24,12 +24,13 @@ class FitNet(nn.Module):
     Temperature and lambda are those of the authors' code for CIFAR-10.
     """
 
-    staged = True  # what a step does depends on the epoch
-
     def __init__(self, pair: Pair, weight: float, init_epochs: int, epochs: int):
         super().__init__()
         self.pair, self.weight, self.init_epochs, self.epochs = pair, weight, init_epochs, epochs
         self.regressor = nn.Sequential(connector(pair.student_channels, pair.teacher_channels), nn.ReLU())
+
+    def phase(self, epoch: int) -> int:
+        return max(epoch, self.init_epochs - 1)  # in stage 2 the weight is another one in every epoch
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         if batch.epoch < self.init_epochs:

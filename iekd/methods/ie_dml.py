@@ -38,7 +38,7 @@ class IEDML(nn.Module):
         self.losses = nn.ModuleDict(
             {whose: IEFT(size, self._encoder(others[whose]), **weights) for whose, size in sizes.items()}
         )  # fmt: skip
-        self.turns, self.staged = turns, turns == "epoch"  # staged: what a step does depends on the epoch
+        self.turns = turns
 
     def _encoder(self, whose: str) -> nn.Module:
         return self.autoencoders[whose].autoencoder.encoder
@@ -60,5 +60,8 @@ class IEDML(nn.Module):
                 told.features["factor"] = self._encoder(teacher)(told.feature)
             yield learner, output, self.losses[learner](batch, output, told)
 
+    def phase(self, epoch: int) -> int:
+        return epoch % 4 if self.turns == "epoch" else 0
+
     def _is_turn(self, number: int, epoch: int) -> bool:
-        return self.turns == "batch" or epoch % 4 == number
+        return self.turns == "batch" or self.phase(epoch) == number
