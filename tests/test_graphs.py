@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import contextmanager, nullcontext
 
 import pytest
-import torch
 from tiny import tiny
 
 from iekd import engine, graphs, training

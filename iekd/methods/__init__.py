@@ -5,7 +5,8 @@ no method by name. Two networks that teach each other (DML, IE-DML) need several
 `updates(batch, images, student, peer)`, a generator of (whose, output or None, terms); the loop makes an update after each.
 The teacher's output is without gradient; its `features["factor"]` is there when the method has an auto-encoder.
 What `forward` does depends on the epoch at most (stages, a weight that falls), never on values: within an epoch every step is the
-same work. A method that depends on the epoch says how by `phase(epoch)`: equal values, equal work. Parameters that a stage leaves out of its terms get no gradient at all (None), so the optimiser leaves them alone.
+same work. A method that depends on the epoch says how by `phase(epoch)`: equal values, equal work. Parameters that a stage leaves out
+of its terms get no gradient at all (None), so the optimiser leaves them alone.
 """
 
 from __future__ import annotations
