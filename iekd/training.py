@@ -253,8 +253,15 @@ def _finish(
     weights = _save_weights(config, state)
     if config.is_mutual:
         partner, swapped = config.partner(), mutual.swap_curves(curves)
-        _record(partner, _save_weights(partner, mutual.swap_state(state)), {"first": weights}, swapped, facts).save()
-    record = _record(config, weights, parents, curves, facts)
+        _keep(_record(partner, _save_weights(partner, mutual.swap_state(state)), {"first": weights}, swapped, facts))
+    return _keep(_record(config, weights, parents, curves, facts))
+
+
+def _keep(record: Record) -> Record:
+    """Save a record; one of a run that was trained again, and ended in the same weights, stays as it was."""
+    before = records.find(record.config)
+    if before and (before.weights, before.parents) == (record.weights, record.parents):
+        return before
     record.save()
     return record
 
@@ -310,7 +317,7 @@ def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Pat
     train(config, progress=progress, wait=wait)
     if path := records.weights_at_hand(config):
         return path
-    tqdm.write(f"{config.path}: its weights are not at hand; training it again, which replaces its record")
+    tqdm.write(f"{config.path}: its weights are not at hand; training it again; its record is replaced if they come out different")
     train(config, progress=progress, again=True, wait=wait)
     if path := records.weights_at_hand(config):
         return path

@@ -558,6 +558,8 @@ def test_again_trains_again():
     config = tiny()
     record = train(config)
     record.model_copy(update={"started": "long ago"}).save()
+    assert train(config, again=True).started == "long ago"  # the same weights: the record stays
+    record.model_copy(update={"started": "long ago", "weights": "others"}).save()
     again = train(config, again=True)
     assert again.started != "long ago" and content(again) == content(record)
 
