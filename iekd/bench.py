@@ -1,18 +1,19 @@
 """`iekd bench`: the engine beside the loop as it is usually written (iekd.plain), and the cost of a step of every method.
 
-Both sides train the same networks on the same number of images in one process, in turns; a ratio is taken within a round, so that a
-busy machine slows both. Images are random bytes of CIFAR's shape and teachers have random weights: the time does not depend on them,
+Both sides train the same networks on the same number of images, in turns, each in a process of its own that has what its users have (the
+engine's the allocator settings of `iekd sweep`); a ratio is taken within a round, so that a busy machine slows both. Images are random bytes of CIFAR's shape and teachers have random weights: the time does not depend on them,
 and nobody has to download anything. What is measured is written, with the machine, to `runs/bench/<device>-<cores>.json`.
 """
 
 from __future__ import annotations
 
-import copy
 import json
+import multiprocessing
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
-from iekd import data, engine, records, store, views
+from iekd import data, engine, memory, records, store, views
 from iekd.config import MethodName, RunConfig
 from iekd.engine import Run, build_network
 from iekd.factor import FactorAutoEncoder
@@ -47,6 +48,7 @@ def bench(images: Mapping[str, int], rounds: int) -> dict[str, Any]:
     measurements are without.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    memory.keep()
     loops = [row for preset in images for method in COMPARED for row in compare(preset, method, images[preset], rounds, device)]
     provenance = records.provenance()
     return {
@@ -78,27 +80,73 @@ def load(folder: Path | None = None) -> list[dict[str, Any]]:
 
 
 def compare(preset: str, method: str, images: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
-    """One row per side: images per second (median), and how many times the plain loop's (median, smallest and largest of the rounds)."""
-    config, dataset = _config(preset, method), random_images(preset, images)
-    parents = _parents(config)
-    plain = PlainRun(config, copy.deepcopy(parents), device, dataset)
-    half = config.replace(precision="bf16")
-    sides: dict[str, Callable[[], Any]] = {PLAIN: plain.train_epoch}
-    if config.has_teacher:
-        sides[CARELESS] = PlainRun(config, copy.deepcopy(parents), device, dataset, teacher_grad=True).train_epoch
-    for side, variant in {ENGINE: config, BF16: half}.items():
-        sides[side] = partial(engine.train_epoch, variant, engine.make_run(variant, parents, device, dataset), 0)
-    if config.has_teacher:
-        for side, variant in {FINITE: config, FINITE_BF16: half}.items():
-            sides[side] = _with_views(variant, engine.make_run(variant, parents, device, dataset))
-    times = in_turns(sides, rounds, device, f"{config.pair} {method}")
+    """One row per side: images per second (median), how many times the plain loop's (median, smallest and largest of the rounds), and the
+    peak of its process's memory in MB (without worker processes; on a GPU, of its tensors there)."""
+    config = _config(preset, method)
+    names = [PLAIN, CARELESS, ENGINE, BF16, FINITE, FINITE_BF16] if config.has_teacher else [PLAIN, ENGINE, BF16]
+    with ExitStack() as processes:
+        sides = {name: processes.enter_context(_apart(name, preset, method, images, str(device))) for name in names}
+        times = in_turns(sides, rounds, device, f"{config.pair} {method}")
+        peaks = {name: side("peak") for name, side in sides.items()}
     return [
         {
-            "preset": preset, "pair": config.pair, "method": method, "side": side, "images": images,
+            "preset": preset, "pair": config.pair, "method": method, "side": side, "images": images, "peak_mb": peaks[side],
             "images_per_second": round(images / statistics.median(seconds), 1), **ratios(times[PLAIN], seconds),
         }
         for side, seconds in times.items()
     ]  # fmt: skip
+
+
+@contextmanager
+def _apart(*side: Any) -> Iterator[Callable[..., Any]]:
+    """A side (see `_epoch_of`) in a process of its own: called, it trains an epoch there, or tells the process's 'peak'."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(there, *side), daemon=False)
+    own = {name: value for name, value in memory.HUGE_PAGES.items() if side[0] not in (PLAIN, CARELESS) and name not in os.environ}
+    os.environ.update(own)
+    process.start()
+    for name in own:
+        del os.environ[name]
+    there.close()  # so that the death of the process is noticed
+
+    def ask(word: str = "epoch") -> Any:
+        here.send(word)
+        return here.recv()
+
+    try:
+        yield ask
+    finally:
+        here.close()
+        process.join()
+
+
+def _serve(connection: Any, side: str, preset: str, method: str, images: int, device: str) -> None:
+    """The other end of `_apart`, until it hangs up."""
+    if side not in (PLAIN, CARELESS):
+        memory.keep()
+    work = _epoch_of(side, preset, method, images, torch.device(device))
+    while True:
+        try:
+            word = connection.recv()
+        except EOFError:
+            return
+        if word == "epoch":
+            work()
+            _now(torch.device(device))
+        connection.send(torch.cuda.max_memory_allocated() >> 20 if device == "cuda" else memory.peak())
+
+
+def _epoch_of(side: str, preset: str, method: str, images: int, device: torch.device) -> Callable[[], Any]:
+    """What trains an epoch on one side."""
+    config, dataset = _config(preset, method), random_images(preset, images)
+    parents = _parents(config)
+    if side in (PLAIN, CARELESS):
+        return PlainRun(config, parents, device, dataset, teacher_grad=side == CARELESS).train_epoch
+    variant = config.replace(precision="bf16") if side in (BF16, FINITE_BF16) else config
+    run = engine.make_run(variant, parents, device, dataset)
+    if side in (FINITE, FINITE_BF16):
+        return _with_views(variant, run)
+    return partial(engine.train_epochs, [(variant, run)], 0, Graphed() if device.type == "cuda" else None)
 
 
 def methods_cost(images: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from iekd import data, grid, records, stopping, store, training
+from iekd import data, grid, memory, records, stopping, store, training
 from iekd.config import ConfigError, RunConfig
 from iekd.engine import in_step
 
@@ -255,7 +255,8 @@ def _start_process(configs: list[RunConfig], jobs: int) -> _Child:
         command = [sys.executable, "-m", "iekd", *shlex.split(configs[0].command())[1:], "--no-wait"]
     else:
         command = [sys.executable, "-m", "iekd", "pack", *(config.command() for config in configs)]
-    environment = {"OMP_NUM_THREADS": str(max(1, cores() // jobs)), **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    threads, path = str(max(1, cores() // jobs)), os.pathsep.join(filter(None, sys.path))
+    environment = {"OMP_NUM_THREADS": threads, **memory.HUGE_PAGES, **os.environ, "PYTHONPATH": path}
     with log.open("ab") as output:
         began, said = time.monotonic(), output.tell()
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, env=environment)

@@ -6,7 +6,6 @@ what came out. `train_pack` does the same for several runs in lock step, each of
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -19,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from iekd import checkpoint, data, engine, methods, mutual, records, stopping, store, views
+from iekd import checkpoint, data, engine, memory, methods, mutual, records, stopping, store, views
 from iekd.config import ConfigError, RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
@@ -166,7 +165,7 @@ class _Member:
 def _fit(configs: Sequence[RunConfig], progress: bool) -> list[Record | TrainingError]:
     """Train runs to their end, or to the error that ends them. A run that resumes further on waits until the others have come as far."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _keep_memory()
+    memory.keep()
     clock = time.monotonic()
     members = _begin(configs, device)
     step_all = Graphed() if device.type == "cuda" else None
@@ -322,13 +321,3 @@ def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Pat
     if path := records.weights_at_hand(config):
         return path
     raise TrainingError(f"{config.path}: its weights could not be stored")
-
-
-def _keep_memory() -> None:
-    """Ask glibc to keep freed memory instead of giving it back after every step (up to a quarter faster on a CPU)."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-1, 2**30)  # M_TRIM_THRESHOLD
-        libc.mallopt(-3, 2**30)  # M_MMAP_THRESHOLD
-    except (OSError, AttributeError):
-        pass  # not glibc
