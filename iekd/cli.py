@@ -163,9 +163,8 @@ def _run(options: argparse.Namespace) -> None:
         return
     from iekd.training import train
 
-    with parallel.joined():
+    with parallel.joined() as first:
         record = train(config, wait=not options.no_wait)
-        first = parallel.rank() == 0
     if not first:
         return
     metrics = {rule: metric for rule, metric in record.metrics.items() if metric}

@@ -35,19 +35,20 @@ def launched() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[None]:
-    """Inside, this process is one of those that torchrun has started, with a GPU of its own if there are any.
+def joined() -> Iterator[bool]:
+    """Inside, this process is one of those that torchrun has started, with a GPU of its own if there are any. Yields whether it is the
+    first one, or the only one.
 
     Raises `ConfigError` if there are fewer GPUs than processes. An error leaves without a word to the others, who may be waiting for
     this process in the middle of a step: they, or torchrun, see it end.
     """
     if launched() == 1:
-        yield
+        yield True
         return
     if torch.cuda.is_available():
         _take_gpu(int(os.environ["LOCAL_RANK"]))
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=LONGEST)
-    yield
+    yield rank() == 0
     distributed.destroy_process_group()
 
 

@@ -27,7 +27,7 @@ from iekd.graphs import Graphed
 from iekd.records import Metric, Record
 
 BUSY = "another process trains this run"
-LOOK_AGAIN_SECONDS = 2.0
+LOOK_AGAIN_SECONDS = 2.0  # until several processes ask again for a run that another one trains
 CHECKPOINT_SECONDS = 2.0  # least time between two checkpoints, which are written at the end of an epoch
 
 
@@ -49,6 +49,8 @@ def train(config: RunConfig, *, progress: bool = True, again: bool = False, wait
         train(config.partner(), progress=progress, again=True, wait=wait)
         return parallel.lead(records.find, config)
     parallel.lead(check_pair, config)
+    if parallel.count() > 1:
+        parallel.lead(_fetch, config)
     for parent in config.parents().values():
         _weights(parent, progress, wait)
     with _claim_for_all(config, wait):
@@ -314,23 +316,28 @@ def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
         yield
 
 
+def _fetch(config: RunConfig) -> None:
+    """Have the data set at hand: several processes shall not download it into one folder."""
+    data.load(config)
+
+
 @contextmanager
 def _claim_for_all(config: RunConfig, wait: bool) -> Iterator[None]:
-    """`claim` by the first of several processes. They look again and again, for while one waits in a lock the others' patience ends."""
-    alone, busy = parallel.count() == 1, None
+    """`claim` by the first of several processes. They ask again and again: while it waited in a lock, the others would lose patience."""
     with ExitStack() as held:
-        while True:
-            try:
-                parallel.lead(held.enter_context, claim(config, wait and alone))
-                break
-            except Busy as error:
-                if not wait:
-                    raise
-                if busy is None and parallel.rank() == 0:
-                    tqdm.write(f"{error}; waiting for its record")
-                busy = error
+        while not parallel.lead(_try_to_hold, held, config, wait):
             time.sleep(LOOK_AGAIN_SECONDS)
         yield
+
+
+def _try_to_hold(held: ExitStack, config: RunConfig, wait: bool) -> bool:
+    try:
+        held.enter_context(claim(config, wait and parallel.count() == 1))
+        return True
+    except Busy:
+        if not wait:
+            raise
+        return False
 
 
 def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Path:
