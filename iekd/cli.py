@@ -43,7 +43,7 @@ def _do(options: argparse.Namespace) -> int:
 
     try:
         if options.do is not _run and parallel.launched() > 1:
-            raise ConfigError("torchrun is for `iekd run`, one run on several processes; start this command without it")
+            raise ConfigError("torchrun is for iekd run, one run on several processes; start this command without it")
         return options.do(options) or 0
     except Busy as busy:
         print(f"iekd: {busy}", file=sys.stderr)

@@ -27,7 +27,7 @@ from iekd.graphs import Graphed
 from iekd.records import Metric, Record
 
 BUSY = "another process trains this run"
-LOOK_AGAIN_SECONDS = 2.0  # until several processes ask again for a run that another one trains
+LOOK_AGAIN_SECONDS = 60.0  # until several processes ask again for a run that another one trains
 CHECKPOINT_SECONDS = 2.0  # least time between two checkpoints, which are written at the end of an epoch
 
 
@@ -334,9 +334,10 @@ def _try_to_hold(held: ExitStack, config: RunConfig, wait: bool) -> bool:
     try:
         held.enter_context(claim(config, wait and parallel.count() == 1))
         return True
-    except Busy:
+    except Busy as busy:
         if not wait:
             raise
+        tqdm.write(f"{busy}; asking for it again every {LOOK_AGAIN_SECONDS:.0f} s")
         return False
 
 

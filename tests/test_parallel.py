@@ -161,6 +161,24 @@ def test_every_method_makes_the_steps_of_one_process(runs, tmp_path):
         close(first, after_an_epoch(config))
 
 
+def note_an_epoch_in_bf16(config: RunConfig, folder: Path) -> None:
+    with parallel.joined():
+        torch.save(after_an_epoch(config), folder / f"{parallel.rank()}")
+
+
+def test_bfloat16(runs, tmp_path):
+    """Both round to eight bits, in another order: the losses of the first epoch agree to a few of these roundings."""
+    config = tiny("kd", precision="bf16", **UNEVEN)
+    assert together(note_an_epoch_in_bf16, runs, config, tmp_path) == [0, 0]
+    first, second = (torch.load(tmp_path / rank, weights_only=True) for rank in "01")
+    close(first, second, 0)
+    torch.set_default_dtype(torch.float32)
+    alone = after_an_epoch(config)
+    torch.set_default_dtype(torch.float64)
+    close({"loss 0": first["loss 0"]}, {"loss 0": alone["loss 0"]}, 0.02)
+    assert all(tensor.dtype == alone[name].dtype for name, tensor in first.items())
+
+
 # ---------------------------------------------------------------------- runs
 
 
@@ -258,6 +276,26 @@ def test_a_run_that_another_job_trains_is_left_to_it(runs, tmp_path):
     assert all(training.BUSY in (tmp_path / rank).read_text() for rank in "01")
 
 
+def hold(config: RunConfig, seconds: float, held: Path) -> None:
+    with training.claim(config):
+        held.touch()
+        time.sleep(seconds)
+
+
+def train_impatiently(config: RunConfig) -> None:
+    training.LOOK_AGAIN_SECONDS = 0.1
+    train_all([config])
+
+
+def test_a_run_that_another_job_trains_is_waited_for(runs, tmp_path):
+    config, held = tiny(), tmp_path / "held"
+    other = start(hold, runs, config, 4, held)
+    while not held.exists():
+        time.sleep(0.01)
+    assert together(train_impatiently, runs, config) == [0, 0]
+    assert not other.is_alive() and records.find(config)
+
+
 def break_in_the_second() -> None:
     step = engine.step
 
@@ -281,7 +319,7 @@ def test_other_commands_are_refused(monkeypatch, capsys, words):
     for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=2).items():
         monkeypatch.setenv(name, str(value))
     assert cli.main(words) == 1
-    assert "torchrun is for `iekd run`" in capsys.readouterr().err
+    assert "torchrun is for iekd run" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------- torchrun itself
