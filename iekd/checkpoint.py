@@ -14,16 +14,16 @@ from iekd.config import RunConfig
 from iekd.engine import Run
 
 
-def _state(run: Run) -> dict[str, Tensor]:
+def state(run: Run) -> dict[str, Tensor]:
     """All that moves during training: weights, running statistics, and the optimiser's momentum by parameter name."""
-    state = run.optimiser.state
-    momentum = {f"momentum.{name}": state[p]["momentum_buffer"] for name, p in run.learner.named_parameters() if p in state}
+    known = run.optimiser.state
+    momentum = {f"momentum.{name}": known[p]["momentum_buffer"] for name, p in run.learner.named_parameters() if p in known}
     return {**run.learner.state_dict(), **{name: buffer for name, buffer in momentum.items() if buffer is not None}}
 
 
 def save(path: Path, config: RunConfig, parents: dict[str, str], run: Run, history: list[dict], seconds: float) -> None:
     facts = {"hash": config.hash, "parents": json.dumps(parents), "history": json.dumps(history), "seconds": str(seconds)}
-    store.save_tensors(path, _state(run), facts)
+    store.save_tensors(path, state(run), facts)
 
 
 def resume(path: Path, config: RunConfig, parents: dict[str, str], run: Run) -> tuple[list[dict], float]:

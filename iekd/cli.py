@@ -37,10 +37,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _do(options: argparse.Namespace) -> int:
+    from iekd import parallel
     from iekd.data import DataError
     from iekd.training import Busy, TrainingError
 
     try:
+        if options.do is not _run and parallel.launched() > 1:
+            raise ConfigError("torchrun is for iekd run, one run on several processes; start this command without it")
         return options.do(options) or 0
     except Busy as busy:
         print(f"iekd: {busy}", file=sys.stderr)
@@ -153,14 +156,17 @@ def configuration(options: argparse.Namespace) -> RunConfig:
 
 def _run(options: argparse.Namespace) -> None:
     config = configuration(options)
-    from iekd import records
+    from iekd import parallel, records
 
     if options.dry_run:
         print(config.model_dump_json(indent=1), f"hash {config.hash}", f"record {records.record_path(config)}", sep="\n")
         return
     from iekd.training import train
 
-    record = train(config, wait=not options.no_wait)
+    with parallel.joined() as first:
+        record = train(config, wait=not options.no_wait)
+    if not first:
+        return
     metrics = {rule: metric for rule, metric in record.metrics.items() if metric}
     for rule, metric in metrics.items():
         value = f"test error {metric.test_error:.2f} %" if metric.test_error is not None else f"test loss {metric.test_loss:.4g}"

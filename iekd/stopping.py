@@ -61,6 +61,11 @@ def asked() -> bool:
     return _first is not None
 
 
+def number() -> int:
+    """The signal that has come, 0 if none has."""
+    return _first or 0
+
+
 def check() -> None:
     """Raise `Stopped` if a signal has come."""
     if _first is not None:

@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from iekd import checkpoint, data, engine, memory, methods, mutual, records, stopping, store, views
+from iekd import checkpoint, data, engine, memory, methods, mutual, parallel, records, stopping, store, views
 from iekd.config import ConfigError, RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
@@ -26,6 +26,7 @@ from iekd.graphs import Graphed
 from iekd.records import Metric, Record
 
 BUSY = "another process trains this run"
+LOOK_AGAIN_SECONDS = 60.0  # until several processes ask again for a run that another one trains
 CHECKPOINT_SECONDS = 2.0  # least time between two checkpoints, which are written at the end of an epoch
 
 
@@ -40,17 +41,19 @@ def train(config: RunConfig, *, progress: bool = True, again: bool = False, wait
     Two processes that ask for the same run share it: the second waits and then loads the record; without `wait` it raises `Busy`.
     Raises `DataError`, `StoreError` or `TrainingError` with the cause and the way out; a killed run loses one epoch, or some seconds.
     """
-    before = records.find(config)
+    before = parallel.lead(records.find, config)
     if before and not again:
         return before
     if "first" in config.parents():  # the training of the first network leaves both records
         train(config.partner(), progress=progress, again=True, wait=wait)
-        return records.find(config)
-    check_pair(config)
+        return parallel.lead(records.find, config)
+    parallel.lead(check_pair, config)
+    if parallel.count() > 1:
+        parallel.lead(_fetch, config)
     for parent in config.parents().values():
         _weights(parent, progress, wait)
-    with claim(config, wait):
-        record = records.find(config)
+    with _claim_for_all(config, wait):
+        record = parallel.lead(records.find, config)
         if record and record != before:  # another process finished it while this one waited
             return record
         (outcome,) = _fit([config], progress)
@@ -147,7 +150,8 @@ class _Member:
         return store.cache_folder() / f"{self.config.path}.checkpoint.safetensors"
 
     def resume(self) -> None:
-        self.history, self.seconds = checkpoint.resume(self.checkpoint, self.config, self.parents, self.run)
+        self.history, self.seconds = parallel.lead(checkpoint.resume, self.checkpoint, self.config, self.parents, self.run)
+        parallel.align(checkpoint.state(self.run))
 
     def evaluate(self) -> dict[str, float]:
         epoch = len(self.history) + 1
@@ -157,7 +161,10 @@ class _Member:
 
     def keep(self) -> None:
         """Write a checkpoint if it is time; it costs milliseconds."""
-        if stopping.asked() or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+        parallel.lead(self._keep, parallel.highest(stopping.number()) > 0)
+
+    def _keep(self, now: bool) -> None:
+        if now or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
             checkpoint.save(self.checkpoint, self.config, self.parents, self.run, self.history, self.seconds)
             self.saved = time.monotonic()
 
@@ -168,17 +175,18 @@ def _fit(configs: Sequence[RunConfig], progress: bool) -> list[Record | Training
     memory.keep()
     clock = time.monotonic()
     members = _begin(configs, device)
-    step_all = Graphed() if device.type == "cuda" else None
+    step_all = Graphed() if device.type == "cuda" and parallel.count() == 1 else None
     outcomes: dict[str, Record | TrainingError] = {}
     title = f"{configs[0].pair} {configs[0].variant} seed {configs[0].seed}" if len(configs) == 1 else f"{len(configs)} runs"
     done = sum(len(m.history) for m in members)
-    bar = tqdm(total=sum(c.epochs for c in configs), initial=done, desc=title, unit="epoch", disable=not progress)
+    bar = tqdm(total=sum(c.epochs for c in configs), initial=done, desc=title, unit="epoch", disable=not progress or parallel.rank() > 0)
     with bar, stopping.deferred():
         while active := [m for m in members if m.config.path not in outcomes]:
-            stopping.check()
+            if number := parallel.highest(stopping.number()):
+                raise stopping.Stopped(number)
             epoch = min(len(m.history) for m in active)
             together = [m for m in active if len(m.history) == epoch]
-            rows = engine.train_epochs([(m.config, m.run) for m in together], epoch, step_all)
+            rows = parallel.share(engine.train_epochs([(m.config, m.run) for m in together], epoch, step_all))
             for member, row in zip(together, rows, strict=True):
                 if isinstance(row, TrainingError):
                     outcomes[member.config.path] = row
@@ -191,7 +199,7 @@ def _fit(configs: Sequence[RunConfig], progress: bool) -> list[Record | Training
                 if epoch + 1 < member.config.epochs:
                     member.keep()
                 else:
-                    outcomes[member.config.path] = _end(member)
+                    outcomes[member.config.path] = parallel.lead(_end, member)
             _show(bar, together, spent)
     return [outcomes[config.path] for config in configs]
 
@@ -202,12 +210,15 @@ def _begin(configs: Sequence[RunConfig], device: torch.device) -> list[_Member]:
     provenance = records.provenance()  # what the code was when the runs began
     if len(configs) > 1:
         provenance = {**provenance, "device": {**provenance["device"], "packed": len(configs)}}
+    if parallel.count() > 1:
+        provenance = {**provenance, "device": {**provenance["device"], "processes": parallel.count()}}
     members: list[_Member] = []
     for config in configs:
-        parents = {role: records.find(parent).weights for role, parent in config.parents().items()}
+        parents = {role: parallel.lead(records.find, parent).weights for role, parent in config.parents().items()}
         run = make_run(config, device, members[0].run.dataset if members else None)
         if config.views and run.teacher is not None:
             run = run._replace(stored=views.stored_outputs(config, run))
+        parallel.spread(run)
         members.append(_Member(config, parents, run, datetime.now(UTC).isoformat(timespec="seconds"), provenance))
         members[-1].resume()
     engine.share_teachers([member.run for member in members])
@@ -252,11 +263,11 @@ def _finish(
     weights = _save_weights(config, state)
     if config.is_mutual:
         partner, swapped = config.partner(), mutual.swap_curves(curves)
-        _keep(_record(partner, _save_weights(partner, mutual.swap_state(state)), {"first": weights}, swapped, facts))
-    return _keep(_record(config, weights, parents, curves, facts))
+        _save(_record(partner, _save_weights(partner, mutual.swap_state(state)), {"first": weights}, swapped, facts))
+    return _save(_record(config, weights, parents, curves, facts))
 
 
-def _keep(record: Record) -> Record:
+def _save(record: Record) -> Record:
     """Save a record; one of a run that was trained again, and ended in the same weights, stays as it was."""
     before = records.find(record.config)
     if before and (before.weights, before.parents) == (record.weights, record.parents):
@@ -311,13 +322,38 @@ def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
         yield
 
 
+def _fetch(config: RunConfig) -> None:
+    """Have the data set at hand: several processes shall not download it into one folder."""
+    data.load(config)
+
+
+@contextmanager
+def _claim_for_all(config: RunConfig, wait: bool) -> Iterator[None]:
+    """`claim` by the first of several processes. They ask again and again: while it waited in a lock, the others would lose patience."""
+    with ExitStack() as held:
+        while not parallel.lead(_try_to_hold, held, config, wait):
+            time.sleep(LOOK_AGAIN_SECONDS)
+        yield
+
+
+def _try_to_hold(held: ExitStack, config: RunConfig, wait: bool) -> bool:
+    try:
+        held.enter_context(claim(config, wait and parallel.count() == 1))
+        return True
+    except Busy as busy:
+        if not wait:
+            raise
+        tqdm.write(f"{busy}; asking for it again every {LOOK_AGAIN_SECONDS:.0f} s")
+        return False
+
+
 def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Path:
     """The weights file of a run, training the run if they are nowhere."""
     train(config, progress=progress, wait=wait)
-    if path := records.weights_at_hand(config):
+    if path := parallel.lead(records.weights_at_hand, config):
         return path
     tqdm.write(f"{config.path}: its weights are not at hand; training it again; its record is replaced if they come out different")
     train(config, progress=progress, again=True, wait=wait)
-    if path := records.weights_at_hand(config):
+    if path := parallel.lead(records.weights_at_hand, config):
         return path
     raise TrainingError(f"{config.path}: its weights could not be stored")

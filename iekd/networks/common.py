@@ -21,7 +21,7 @@ class Output(NamedTuple):
     @property
     def feature(self) -> Tensor:
         """The feature that is distilled: last stage, after ReLU, before pooling (B, feature_channels, H, W)."""
-        return [value for name, value in self.features.items() if name.startswith("stage")][-1]
+        return self.features[[name for name in self.features if name.startswith("stage")][-1]]
 
 
 def finish(head: nn.Linear, features: dict[str, Tensor]) -> Output:
