@@ -1,8 +1,9 @@
 """`iekd bench`: the engine beside the loop as it is usually written (iekd.plain), and the cost of a step of every method.
 
 Both sides train the same networks on the same number of images, in turns, each in a process of its own that has what its users have (the
-engine's the allocator settings of `iekd sweep`); a ratio is taken within a round, so that a busy machine slows both. Images are random bytes of CIFAR's shape and teachers have random weights: the time does not depend on them,
-and nobody has to download anything. What is measured is written, with the machine, to `runs/bench/<device>-<cores>.json`.
+engine's the allocator settings of `iekd sweep`); a ratio is taken within a round, so that a busy machine slows both. Images are random
+bytes of CIFAR's shape and teachers have random weights: the time does not depend on them, and nobody has to download anything. What is
+measured is written, with the machine, to `runs/bench/<device>-<cores>.json`.
 """
 
 from __future__ import annotations

@@ -39,9 +39,10 @@ class FusedConv(nn.Module):
 def fuse(network: nn.Module) -> nn.Module:
     """A copy of a frozen network for a CPU, convolutions fused with what follows; features and logits by the same names.
 
-    A sum or a ReLU is fused where it alone reads what comes before it. The network must be traceable by torch.fx.
+    A sum or a ReLU is fused where it alone reads what comes before it. The network must be traceable by torch.fx. One that is not in
+    float32, or a torch without oneDNN, is left as it is.
     """
-    if not AVAILABLE:
+    if not AVAILABLE or next(network.parameters()).dtype != torch.float32:
         return network
     traced = fx.symbolic_trace(network)
     _drop_identities(traced)  # what folding left of batch normalisation
