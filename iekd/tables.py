@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from iekd.arms import ARM, anchor, changes, label, method_name, record_link
-from iekd.stats import holm, paired, summary
+from iekd.stats import Summary, holm, paired, summary
 
 METRICS = {
     "last": "Test error after the last epoch",
@@ -154,8 +154,18 @@ def _cells(row: Mapping[str, Any]) -> str:
 
 def error_html(row: Mapping[str, Any]) -> str:
     """Mean and spread of an arm as a link to its records, then n and interval."""
-    seeds = f"n = {row['n']}, {interval(row['low'], row['high'])}"
-    return f'<a href="{record_link(row)}">{spread(row)}</a><small>{seeds}</small>'
+    return summary_html(row, Summary(*(row[name] for name in Summary._fields)))
+
+
+def summary_html(row: Mapping[str, Any], s: Summary, digits: int = 2) -> str:
+    """The same for any summary over the runs of the arm that `row` is one of."""
+    text = number(s.mean, digits) + ("" if pd.isna(s.sd) else f" ± {number(s.sd, digits)}")
+    return f'<a href="{record_link(row)}">{text}</a><small>n = {s.n}, {interval(s.low, s.high, digits=digits)}</small>'
+
+
+def record_html(path: str, value: float) -> str:
+    """A number of one run as a link to its record; without a link where there is no number."""
+    return number(value) if pd.isna(value) else f'<a href="records/{quote(path)}.json">{number(value)}</a>'
 
 
 def lines_html(texts: list[str]) -> str:
