@@ -125,7 +125,9 @@ def _absent(config: RunConfig, metric: str) -> str:
 def _no_validation(config: RunConfig, metric: str) -> str:
     if _absent(config, metric) != NO_VALIDATION:
         return ""
-    return f" The preset {config.preset!r} trains on all images and holds none out (validation_images = 0): no epoch can be selected on them."
+    return (
+        f" The preset {config.preset!r} trains on all images and holds none out (validation_images = 0): no epoch can be selected on them."
+    )
 
 
 def sweep_command(paths: Iterable[str]) -> str:
@@ -174,7 +176,8 @@ def _paper_table(scopes: dict[str, pd.DataFrame], caption: str, metric: str) -> 
     body = "".join(
         f'<tr><th scope="row">{escape(method)}</th>'
         + "".join(
-            f"<td>{number(values[pair])}</td>{_beside(ours[pair].get(method), values[pair], configs[pair][method], metric)}" for pair in paper
+            f"<td>{number(values[pair])}</td>{_beside(ours[pair].get(method), values[pair], configs[pair][method], metric)}"
+            for pair in paper
         )
         + "</tr>\n"
         for method, values in paper.iterrows()
