@@ -125,9 +125,7 @@ def _absent(config: RunConfig, metric: str) -> str:
 def _no_validation(config: RunConfig, metric: str) -> str:
     if _absent(config, metric) != NO_VALIDATION:
         return ""
-    return (
-        f" The preset {config.preset!r} trains on all images and holds none out (validation_images = 0): no epoch can be selected on them."
-    )
+    return f" The preset {config.preset!r} holds no images out for validation (validation_images = 0): no epoch can be selected on them."
 
 
 def sweep_command(paths: Iterable[str]) -> str:

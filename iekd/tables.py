@@ -146,12 +146,6 @@ def _against_paper(row: Mapping[str, Any]) -> list[str]:
     return [number(row["paper"]), f"ours − paper: {number(row['versus_paper'], signed=True)}"]
 
 
-def _cells(row: Mapping[str, Any]) -> str:
-    """The three HTML cells of an arm: our error, its difference to the baseline, the paper's value."""
-    compared, paper = (lines_html(cell) for cell in (difference_lines(row), _against_paper(row)))
-    return f'<td>{error_html(row)}</td><td class="{row["effect"] or "none"}">{compared}</td><td>{paper}</td>'
-
-
 def error_html(row: Mapping[str, Any]) -> str:
     """Mean and spread of an arm as a link to its records, then n and interval."""
     return summary_html(row, Summary(*(row[name] for name in Summary._fields)))
@@ -170,25 +164,6 @@ def record_html(path: str, value: float) -> str:
 
 def lines_html(texts: list[str]) -> str:
     return "".join([escape(texts[0]), *(f"<small>{escape(t)}</small>" for t in texts[1:])])
-
-
-def html(table: pd.DataFrame, caption: str, metric: str = "last") -> str:
-    """HTML of one or more concatenated `comparison`s: methods down, pairs across (three columns a pair)."""
-    by_cell = {(row["label"], row["scope"]): _cells(row) for row in table.to_dict("records")}
-    pairs = list(dict.fromkeys(table["scope"]))
-    groups = "".join(f'<th scope="colgroup" colspan="3">{escape(pair.replace("-", " → "))}</th>' for pair in pairs)
-    heads = heads_html("error, %", "minus baseline, points", "paper, %") * len(pairs)
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(by_cell.get((name, pair), "<td>—</td>" * 3) for pair in pairs)}</tr>\n'
-        for name in dict.fromkeys(table["label"])
-    )
-    note = (
-        f"{METRICS[metric]}: mean ± standard deviation over n seeds, 95 % t-interval. Differences are "
-        "paired by seed; p is Holm-corrected over the methods of a pair; better or worse: the interval of the "
-        "difference, not corrected, excludes zero."
-    )
-    head = f'<tr><th scope="col" rowspan="2">method</th>{groups}</tr><tr>{heads}</tr>'
-    return framed(caption, note, head, body)
 
 
 def heads_html(*names: str) -> str:
