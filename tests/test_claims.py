@@ -121,7 +121,7 @@ def test_board_html():
     assert tree.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/*.yaml"
     lines = base64.b64decode(tree.find(".//a[@class='ie-download']").get("href").partition(",")[2]).decode().splitlines()
     assert len(lines) == 1 + len(CLAIMS) and {"verdict", "effect", "p_holm"} <= set(lines[0].split(","))
-    paper = ElementTree.fromstring(board_html(board(table, "paper"), "Claims"))
+    paper = ElementTree.fromstring(board_html(board(frame("class", arm(40.0)), "paper"), "Claims"))
     assert paper.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/paper/*.yaml"
 
 
