@@ -30,7 +30,7 @@ RULES = {
     "last_exact": "last epoch, exact images",
 }
 NO_VALIDATION = "no validation images"
-AGAINST_PAPER = {"better": "▼ lower", "worse": "▲ higher", "same": "≈ not distinguishable"}
+AGAINST_PAPER = {"better": "▼", "worse": "▲", "same": "≈"}  # signs only: four pairs stand side by side
 TEST_IMAGES, RECOMPRESSED = 10_000, 20  # of CIFAR-10, and of its copy that records with an exact error come from (a test counts)
 HEADLINE = ("supervised", "kd", "ft", "ie-ft")
 MARKERS = re.compile(r"(?<=<!-- headline:start -->\n).*?(?=<!-- headline:end -->)", re.DOTALL)
@@ -162,8 +162,8 @@ def paper_html(frame: pd.DataFrame, caption: str, metric: str = "last") -> str:
     scopes = {pair: _of_pair(frame, pair) for pair in tables.paper_table()}
     runs = pd.concat(scopes.values(), ignore_index=True).drop_duplicates("path")  # a student alone may be in two pairs
     panels = {RULES[rule]: _paper_table(scopes, caption, rule) for rule in _rules(runs, metric)}
-    configs = [c for pair in scopes for c in _configs_of(pair).values()]
-    return _block(panels, runs, caption, sweep_command(runs["path"] if len(runs) else [c.path for c in configs]))
+    configs, students = [c for pair in scopes for c in _configs_of(pair).values()], runs.loc[runs["role"] == "student", "path"]
+    return _block(panels, runs, caption, sweep_command(students if len(students) else [c.path for c in configs]))
 
 
 def _paper_table(scopes: dict[str, pd.DataFrame], caption: str, metric: str) -> str:
@@ -184,8 +184,8 @@ def _paper_table(scopes: dict[str, pd.DataFrame], caption: str, metric: str) -> 
     note = (
         "Paper: one number a cell, without spread, number of seeds or the rule that chose the epoch. Ours: "
         f"{METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the "
-        "mean; below it ours − paper, with the same interval around it, as if the paper's number were exact. Lower or higher: that "
-        f"interval, not corrected, excludes zero.{_no_validation(configs[paper.columns[0]]['student'], metric)}"
+        "mean; last line: ours − paper with the same interval, as if the paper's number were exact. ▼ lower, ▲ higher: that interval, not "
+        f"corrected, excludes zero; ≈ it does not.{_no_validation(configs[paper.columns[0]]['student'], metric)}"
     )
     return tables.framed(caption, note, head, body)
 
@@ -216,9 +216,9 @@ def _beside(row: dict[str, Any] | None, paper: float, config: RunConfig, metric:
         return f'<td class="none"><small>{escape(_refused(config) or _absent(config, metric))}</small></td>'
     low, high = row["low"] - paper, row["high"] - paper
     found = tables.effect(low, high)
-    difference = f"{number(row['mean'] - paper, signed=True)} {AGAINST_PAPER.get(found, '')}".strip()
-    lines = [f"ours − paper: {difference}", *([] if pd.isna(low) else [tables.interval(low, high, signed=True)])]
-    return f'<td class="{found or "none"}">{tables.error_html(row)}{"".join(f"<small>{escape(line)}</small>" for line in lines)}</td>'
+    limits = "" if pd.isna(low) else f" {AGAINST_PAPER[found]} {tables.interval(low, high, signed=True)}"
+    difference = f"<small>{number(row['mean'] - paper, signed=True)}{limits}</small>"
+    return f'<td class="{found or "none"}">{tables.error_html(row)}{difference}</td>'
 
 
 @functools.cache

@@ -175,7 +175,7 @@ def framed(caption: str, note: str, head: str, body: str, kind: str = "", foot: 
     classes = f"ie-table {kind}".strip()
     table = (
         f'<div class="ie-table-scroll" role="region" tabindex="0" aria-label="{escape(caption)}">\n'
-        f'<table class="{classes}"><caption>{escape(caption)}<small>{escape(note)}</small></caption>\n'
+        f'<table class="{classes}"><caption><span>{escape(caption)}</span><small>{escape(note)}</small></caption>\n'
         f"<thead>{head}</thead>\n<tbody>\n{body}</tbody></table></div>\n"
     )
     return f'<div class="ie-block">{table}{foot}</div>\n' if foot else table

@@ -138,11 +138,11 @@ def test_paper_table_has_ours_beside_or_a_reason():
     )  # fmt: skip
     html = results.paper_html(ours, "caption")
     table = cells(html)
-    assert table["teacher"][:2] == ["6.39", "6.40n = 1, no intervalours − paper: +0.01"]
+    assert table["teacher"][:2] == ["6.39", "6.40n = 1, no interval+0.01"]
     assert table["FT"][0] == "6.85" and table["FT"][1].startswith("7.00 ± 0.14")
-    assert table["FT"][1].endswith("ours − paper: +0.15 ≈ not distinguishable[−1.12, +1.42]")  # t(1) = 12.706, standard error 0.1
-    assert table["IE-FT"][1].endswith("ours − paper: +0.13 ▲ higher[+0.08, +0.18]")
-    assert table["KD"][1].endswith("ours − paper: −0.27 ▼ lower[−0.29, −0.25]")
+    assert table["FT"][1].endswith("+0.15 ≈ [−1.12, +1.42]")  # t(1) = 12.706, standard error 0.1
+    assert table["IE-FT"][1].endswith("+0.13 ▲ [+0.08, +0.18]")
+    assert table["KD"][1].endswith("−0.27 ▼ [−0.29, −0.25]")
     assert table["student"][3].startswith("7.80 ± 0.14")  # the same student alone beside its other teacher
     assert table["IE-FT"][3] == table["CRD"][1] == "no runs yet"
     assert table["FT"][5] == "cannot be compared: feature maps differ in size" and table["AT"][5] == "no runs yet"
@@ -150,6 +150,7 @@ def test_paper_table_has_ours_beside_or_a_reason():
     assert {"better", "worse", "same", "none"} <= kinds
     link = ElementTree.fromstring(html).find(".//a[@class='ie-download']")
     assert link.text == "CSV of the 11 runs"  # without the arm at another weight
+    assert ElementTree.fromstring(html).find(".//code").text == "iekd sweep runs/paper/1-main.yaml"
 
 
 def test_at_paper_scale_nothing_is_selected_on_validation():
