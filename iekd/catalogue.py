@@ -9,6 +9,7 @@ from html import escape
 from types import ModuleType
 from typing import Any, get_args
 
+import pandas as pd
 from torch import nn
 
 from iekd import tables
@@ -16,6 +17,7 @@ from iekd.arms import method_name
 from iekd.config import MethodName, RunConfig
 from iekd.tuning import weights
 
+COSTS = ["method", "cost", "low", "high", "parameters"]  # of a row of `iekd.bench`'s table of methods
 METHODS = tuple(name for name in get_args(MethodName) if name not in ("supervised", "factor-ae"))
 
 
@@ -42,8 +44,8 @@ def rows(names: Iterable[str] = METHODS, preset: str = "paper") -> list[dict[str
     ]  # fmt: skip
 
 
-def html(measured: Mapping[str, Any] | None, caption: str) -> str:
-    """The table of all methods; `measured` is one entry of `iekd.bench.load()`, None if nothing was measured."""
+def html(measured: Mapping[str, Any] | None, caption: str, command: str = "") -> str:
+    """The table of all methods; `measured` is one entry of `iekd.bench.load()`, None if nothing was measured; `command` measures."""
     costs = {row["method"]: row for row in measured["methods"]} if measured else {}
     body = "".join(_row(row, costs.get(row["method"])) for row in rows())
     head = f"<tr>{tables.heads_html('method', 'idea and source; loss', 'weights', 'extra parameters', 'time of a step')}</tr>"
@@ -52,7 +54,8 @@ def html(measured: Mapping[str, Any] | None, caption: str) -> str:
         "(for two networks that teach each other: without the other network). Time of a step: relative to plain training of the same "
         "student, median and range over rounds."
     )
-    return tables.framed(caption, note, head, body, "ie-wrap ie-methods")
+    data = pd.DataFrame(rows()).drop(columns="weights").merge(pd.DataFrame(costs.values(), columns=COSTS), how="left", on="method")
+    return tables.framed(caption, note, head, body, "ie-wrap ie-methods", tables.foot(data, caption, command))
 
 
 def _row(row: Mapping[str, Any], cost: Mapping[str, Any] | None) -> str:

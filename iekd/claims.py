@@ -17,7 +17,7 @@ import pandas as pd
 from iekd.arms import label, record_link, runs_of
 from iekd.config import PRESETS, ConfigError, RunConfig
 from iekd.stats import Paired, holm, paired, verdict
-from iekd.tables import METRICS, framed, interval, number, p_text
+from iekd.tables import METRICS, foot, framed, interval, number, p_text
 
 TRUST = {
     "T": "the paper's supplement",
@@ -134,7 +134,7 @@ class Tested(NamedTuple):
 def board(
     frame: pd.DataFrame, preset: str = "class", claims: tuple[Claim, ...] = CLAIMS, metric: str = "last", **setting: Any
 ) -> pd.DataFrame:
-    """One row per claim: id, sentence, source, verdict, metric ('' = test error), effect (a - b, percentage points or the unit
+    """One row per claim: id, preset, sentence, source, verdict, metric ('' = test error), effect (a - b, percentage points or the unit
     of that metric), low, high, n (pairs), p, p_holm (corrected over the tested claims), rival, note, links. `setting` changes
     fields of the preset in every arm, `metric` the column that claims about errors look at. Confirmatory seeds decide; a claim
     without them is judged by the pilot's, and its note says so.
@@ -145,16 +145,16 @@ def board(
     """
     tested = [_confirmed(frame, claim, preset, claim.metric or metric, setting) for claim in claims]
     corrected = holm(t.p for t in tested)
-    return pd.DataFrame([_row(c, t, p, SMALLEST[preset]) for c, t, p in zip(claims, tested, corrected, strict=True)])
+    return pd.DataFrame([_row(c, t, p, preset) for c, t, p in zip(claims, tested, corrected, strict=True)])
 
 
-def _row(claim: Claim, tested: Tested, p_holm: float, smallest: float) -> dict[str, Any]:
-    word, result, note = verdict(tested.result, -1, p_holm), tested.result, tested.note
+def _row(claim: Claim, tested: Tested, p_holm: float, preset: str) -> dict[str, Any]:
+    word, result, note, smallest = verdict(tested.result, -1, p_holm), tested.result, tested.note, SMALLEST[preset]
     if word == "not distinguishable" and not claim.metric and max(-result.low, result.high) < smallest:
         note = "; ".join(filter(None, (f"no difference of interest (interval within ±{smallest:g})", note)))
     if word == "reproduced" and not tested.complete:  # better than those tried is not better than all
         word = "not tested"
-    about = {"id": claim.id, "sentence": claim.sentence, "source": claim.source, "verdict": word, "metric": claim.metric}
+    about = {"id": claim.id, "preset": preset, "sentence": claim.sentence, "source": claim.source, "verdict": word, "metric": claim.metric}
     effect = {"effect": result.difference, "low": result.low, "high": result.high, "n": result.n}
     shown = {"rival": tested.rival, "note": note, "links": tested.links}
     return {**about, **effect, "p": tested.p, "p_holm": p_holm, **shown}
@@ -238,6 +238,7 @@ def _errors(frame: pd.DataFrame, preset: str, fields: dict[str, Any], metric: st
     return first, errors, record_link(first)
 
 
+SWEEPS = {"class": "iekd sweep runs/*.yaml", "paper": "iekd sweep runs/paper/*.yaml"}  # all grids of a preset
 SIGNS = {"reproduced": "✔", "not reproduced": "✘", "not distinguishable": "≈", "not tested": "○"}
 
 
@@ -255,7 +256,8 @@ def board_html(table: pd.DataFrame, caption: str) -> str:
         "95 % interval; negative is in favour of the claim. Reproduced or not: p below 0.05, Holm-corrected over the tested claims. Not "
         "distinguishable is a result, but no proof of equality."
     )
-    return framed(caption, note, f"<tr>{heads}</tr>", rows, "ie-board")
+    command = SWEEPS.get(table["preset"].iloc[0], "")
+    return framed(caption, note, f"<tr>{heads}</tr>", rows, "ie-board", foot(table.drop(columns="links"), caption, command))
 
 
 def _evidence(row: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,29 @@ def find(name: str) -> Path:
     """A grid by its path, or by the name of a file in `runs/` of the checkout (wherever $IEKD_RUNS keeps the records)."""
     path = Path(name)
     return path if path.exists() else Path(__file__).parents[1] / "runs" / name
+
+
+def holding(paths: Iterable[str]) -> list[str]:
+    """Few grids of the checkout that together hold these runs, each by its path from there: always the one that holds most of the rest.
+
+    Runs that no grid names are left out: those of the live cells, teachers and auto-encoders.
+    """
+    left, chosen = set(paths), []
+    while left and (most := max(_grids().items(), key=lambda item: len(item[1] & left), default=None)) and most[1] & left:
+        chosen.append(most[0])
+        left -= most[1]
+    return sorted(chosen)
+
+
+@functools.cache
+def _grids() -> dict[str, frozenset[str]]:
+    """The grids in `runs/` of the checkout: the paths of all runs that each names, the second networks of mutual training with them."""
+    root = Path(__file__).parents[1]
+    return {
+        str(file.relative_to(root)): frozenset(path for c in read(file) for path in (c.path, *([c.partner().path] if c.is_mutual else [])))
+        for folder in ("runs", "runs/paper")
+        for file in sorted((root / folder).glob("*.yaml"))
+    }
 
 
 def notebook(path: Path) -> str:

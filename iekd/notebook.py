@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -45,6 +46,20 @@ def given() -> dict[str, Any]:
 def run_config(**fields: Any) -> RunConfig:
     """The run that the notebook's parameters describe; arguments fill in what is no parameter there."""
     return RunConfig.create(**{**fields, **given()})
+
+
+def command(page: str) -> str:
+    """The command that executes this page again with the parameters that papermill gave it: 'papermill book/mutual.ipynb out.ipynb'."""
+    from IPython import get_ipython
+
+    return again(page, get_ipython().user_ns["In"])
+
+
+def again(page: str, sources: list[str]) -> str:
+    """The work of `command` on plain data: the cells run so far."""
+    lines = [line for source in sources if source.startswith(INJECTED) for line in ast.parse(source).body if isinstance(line, ast.Assign)]
+    given = {ast.unparse(line.targets[0]): ast.literal_eval(line.value) for line in lines}
+    return shlex.join(["papermill", f"book/{page}.ipynb", "out.ipynb", *(f"{w}" for item in given.items() for w in ("-p", *item))])
 
 
 def train_arms(arms: Mapping[str, RunConfig], seeds: Iterable[int]) -> pd.DataFrame:

@@ -5,21 +5,33 @@ An arm without records keeps its row and says "no runs yet", so that what is mis
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from iekd import tables
-from iekd.arms import label_of, scope
+from iekd.arms import label_of, method_name, scope
 from iekd.claims import NO_RUNS
-from iekd.config import RunConfig
+from iekd.config import MethodName, RunConfig
+from iekd.grid import holding
 from iekd.stats import LEVEL
 from iekd.tables import METRICS, heads_html, number
 
+# How the epoch is chosen, as the tabs of a table say it.
+RULES = {
+    "last": "last epoch",
+    "val_selected": "selected on validation",
+    "best_on_test": "best on test (biased)",
+    "last_exact": "last epoch, exact images",
+}
+NO_VALIDATION = "no validation images"
+AGAINST_PAPER = {"better": "▼", "worse": "▲", "same": "≈"}  # signs only: four pairs stand side by side
+TEST_IMAGES, RECOMPRESSED = 10_000, 20  # of CIFAR-10, and of its copy that records with an exact error come from (a test counts)
 HEADLINE = ("supervised", "kd", "ft", "ie-ft")
 MARKERS = re.compile(r"(?<=<!-- headline:start -->\n).*?(?=<!-- headline:end -->)", re.DOTALL)
 
@@ -40,10 +52,25 @@ def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame
 
 
 def grid_html(
-    frame: pd.DataFrame, configs: Sequence[RunConfig], caption: str, metric: str = "last", baselines: Sequence[str] = ("supervised", "ft")
+    frame: pd.DataFrame,
+    configs: Sequence[RunConfig],
+    caption: str,
+    metric: str = "last",
+    baselines: Sequence[str] = ("supervised", "ft"),
+    command: str = "",
 ) -> str:
-    """HTML of a grid of one pair: the teacher, then the arms in the grid's order, with paired differences to the `baselines` (variants)."""
+    """HTML of a grid of one pair: the teacher, then the arms in the grid's order, with paired differences to the `baselines` (variants).
+
+    The rule `metric` is shown, the others are a click away; below stand the runs as CSV and the command that makes them: a sweep of the
+    grids that hold them, else `command`.
+    """
     runs = grid_runs(frame, configs)
+    panels = {RULES[rule]: _grid_table(runs, configs, caption, rule, baselines) for rule in _rules(runs, metric)}
+    students = runs.loc[runs["role"] == "student", "path"]
+    return _block(panels, runs, caption, sweep_command(students if len(students) else [c.path for c in configs]) or command)
+
+
+def _grid_table(runs: pd.DataFrame, configs: Sequence[RunConfig], caption: str, metric: str, baselines: Sequence[str]) -> str:
     ours = _by_arm(tables.arms(runs, metric))
     present = [b for b in baselines if b in set(runs.loc[runs["role"] == "student", "variant"])]
     compared = {b: _by_arm(tables.comparison(runs, b, metric)) for b in present}
@@ -51,7 +78,7 @@ def grid_html(
     teachers = {key: "Teacher" for key in ours if key[0] == "teacher"} or {("teacher", ""): "Teacher"}
     teachers = teachers if any(c.has_teacher for c in configs) else {}
     body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{_ours_cell(ours.get(key))}'
+        f'<tr><th scope="row">{escape(name)}</th>{_ours_cell(ours.get(key), _absent(configs[0], metric))}'
         + "".join(_difference_cell(compared.get(b, {}).get(key)) for b in baselines)
         + "</tr>\n"
         for key, name in {**teachers, **named}.items()
@@ -60,7 +87,7 @@ def grid_html(
     note = (
         f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the mean. Differences are paired by "
         "seed; p is Holm-corrected over the arms of a column; better or worse: the interval of the difference, not corrected, "
-        "excludes zero."
+        f"excludes zero.{_no_validation(configs[0], metric)}"
     )
     return tables.framed(caption, note, f"<tr>{head}</tr>", body)
 
@@ -69,50 +96,141 @@ def _by_arm(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     return {(row["role"], row["variant"]): row for row in table.to_dict("records")}
 
 
-def _ours_cell(row: dict[str, Any] | None) -> str:
-    return f"<td>{NO_RUNS if row is None or row['n'] == 0 else tables.error_html(row)}</td>"
+def _ours_cell(row: dict[str, Any] | None, absent: str = NO_RUNS) -> str:
+    if row is None or row["n"] == 0:
+        return f'<td class="none"><small>{absent}</small></td>'
+    return f"<td>{tables.error_html(row)}</td>"
 
 
 def _difference_cell(row: dict[str, Any] | None) -> str:
-    return "<td>—</td>" if row is None else f'<td class="{row["effect"] or "none"}">{tables.lines_html(tables.difference_lines(row))}</td>'
+    if row is None or row["n"] == 0:
+        return '<td class="none">—</td>'
+    return f'<td class="{row["effect"] or "none"}">{tables.lines_html(tables.difference_lines(row))}</td>'
+
+
+# ---------------------------------------------------------------------- around a table
+
+
+def _rules(runs: pd.DataFrame, first: str) -> list[str]:
+    """The rules that a table of these runs is shown by: exact test images only where there are others."""
+    known = [rule for rule in RULES if rule != "last_exact" or rule == first or runs["last_exact"].notna().any()]
+    return [first, *(rule for rule in known if rule != first)]
+
+
+def _absent(config: RunConfig, metric: str) -> str:
+    """Why a cell is empty."""
+    return NO_VALIDATION if metric == "val_selected" and not config.validation_images else NO_RUNS
+
+
+def _no_validation(config: RunConfig, metric: str) -> str:
+    if _absent(config, metric) != NO_VALIDATION:
+        return ""
+    return f" The preset {config.preset!r} holds no images out for validation (validation_images = 0): no epoch can be selected on them."
+
+
+def sweep_command(paths: Iterable[str]) -> str:
+    """The command that makes these runs (paths of records): a sweep of the grids that hold them, '' if none does."""
+    grids = holding(paths)
+    return f"iekd sweep {' '.join(grids)}" if grids else ""
+
+
+def remark(runs: pd.DataFrame) -> str:
+    """What to know of the test images of CIFAR-10 where errors on them are shown; '' where all images are exact, or nothing is known."""
+    shift = (runs["last_exact"].astype(float) - runs["last"]).dropna().abs()
+    if not len(shift):
+        return ""
+    return (
+        f"{RECOMPRESSED} of the {TEST_IMAGES:,} test images of CIFAR-10 are recompressed in the copy used here. On the other "
+        f"{TEST_IMAGES - RECOMPRESSED:,} the error of no run here differs by more than {number(shift.max())} points."
+    )
+
+
+def _block(panels: dict[str, str], runs: pd.DataFrame, caption: str, command: str) -> str:
+    """One table by several rules, its runs as CSV, the command that makes them."""
+    below = tables.foot(runs, caption, command, remark(runs))
+    return f'<div class="ie-block">{tables.tabs(panels, "Test error:")}{below}</div>\n'
 
 
 # ---------------------------------------------------------------------- the paper's table
 
 
 def paper_html(frame: pd.DataFrame, caption: str, metric: str = "last") -> str:
-    """Table 1 of the paper's supplement, methods down and pairs across, ours beside each value, or why there is none."""
+    """Table 1 of the paper's supplement, methods down and pairs across, ours beside each value, or why there is none.
+
+    The rule `metric` is shown, the others are a click away.
+    """
+    scopes = {pair: _of_pair(frame, pair) for pair in tables.paper_table()}
+    runs = pd.concat(scopes.values(), ignore_index=True).drop_duplicates("path")  # a student alone may be in two pairs
+    panels = {RULES[rule]: _paper_table(scopes, caption, rule) for rule in _rules(runs, metric)}
+    configs, students = [c for pair in scopes for c in _configs_of(pair).values()], runs.loc[runs["role"] == "student", "path"]
+    return _block(panels, runs, caption, sweep_command(students if len(students) else [c.path for c in configs]))
+
+
+def _paper_table(scopes: dict[str, pd.DataFrame], caption: str, metric: str) -> str:
     paper = tables.paper_table()
-    ours = {pair: _ours_of_pair(frame, pair, metric) for pair in paper}
+    ours = {pair: {tables.paper_name(row): row for row in tables.arms(runs, metric).to_dict("records")} for pair, runs in scopes.items()}
+    configs = {pair: _configs_of(pair) for pair in paper}
     groups = "".join(f'<th scope="colgroup" colspan="2">{escape(pair.replace("-", " → "))}</th>' for pair in paper)
     body = "".join(
         f'<tr><th scope="row">{escape(method)}</th>'
-        + "".join(f"<td>{number(values[pair])}</td>{_beside(ours[pair].get(method))}" for pair in paper)
+        + "".join(
+            f"<td>{number(values[pair])}</td>{_beside(ours[pair].get(method), values[pair], configs[pair][method], metric)}"
+            for pair in paper
+        )
         + "</tr>\n"
         for method, values in paper.iterrows()
     )
-    head = f'<tr><th scope="col" rowspan="2">method</th>{groups}</tr><tr>{heads_html("paper, %", "ours, %") * len(ours)}</tr>'
+    head = f'<tr><th scope="col" rowspan="2">method</th>{groups}</tr><tr>{heads_html("paper, %", "ours, %") * len(scopes)}</tr>'
     note = (
         "Paper: one number a cell, without spread, number of seeds or the rule that chose the epoch. Ours: "
-        f"{METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard deviation over n seeds, with the difference to "
-        "the paper's value."
+        f"{METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the "
+        "mean; last line: ours − paper with the same interval, as if the paper's number were exact. ▼ lower, ▲ higher: that interval, not "
+        f"corrected, excludes zero; ≈ it does not.{_no_validation(configs[paper.columns[0]]['student'], metric)}"
     )
     return tables.framed(caption, note, head, body)
 
 
-def _ours_of_pair(frame: pd.DataFrame, pair: str, metric: str) -> dict[str, dict[str, Any]]:
-    """Our arms that the paper has too, by the paper's name of the method."""
+def _of_pair(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
+    """Our runs of a pair that the paper has too, made as the preset says."""
     teacher, student = pair.split("-")
-    rows = tables.arms(scope(frame, "paper", teacher=teacher, student=student), metric).to_dict("records")
-    known = [{**row, "paper": tables.paper_value(row)} for row in rows]
-    return {tables.paper_name(row): row for row in reversed(known) if pd.notna(row["paper"]) and row["n"]}
+    runs = scope(frame, "paper", teacher=teacher, student=student)
+    known = [pd.notna(tables.paper_value(row)) for row in runs.to_dict("records")]
+    return runs.loc[pd.Series(known, index=runs.index, dtype=bool)]
 
 
-def _beside(row: dict[str, Any] | None) -> str:
-    """Our cell: the value with its difference to the paper's, or that there is none."""
-    if row is not None:
-        return f"<td>{tables.error_html(row)}<small>ours − paper: {number(row['mean'] - row['paper'], signed=True)}</small></td>"
-    return f'<td class="none"><small>{NO_RUNS}</small></td>'
+@functools.cache
+def _configs_of(pair: str) -> dict[str, RunConfig]:
+    """What we would run for each row of the paper's table, by the paper's name of it."""
+    teacher, student = pair.split("-")
+    names = {method_name(method): method for method in get_args(MethodName)}
+    configs = {
+        name: RunConfig.create("paper", teacher=teacher, student=student, method=names[name])
+        for name in tables.paper_table().index.drop(["teacher", "student"])
+    }
+    return {"teacher": configs["KD"].teacher_run(), "student": configs["KD"].replace(method="supervised"), **configs}
+
+
+def _beside(row: dict[str, Any] | None, paper: float, config: RunConfig, metric: str) -> str:
+    """Our cell: the value with its difference to the paper's, or why there is none."""
+    if row is None or row["n"] == 0:
+        return f'<td class="none"><small>{escape(_refused(config) or _absent(config, metric))}</small></td>'
+    low, high = row["low"] - paper, row["high"] - paper
+    found = tables.effect(low, high)
+    limits = "" if pd.isna(low) else f" {AGAINST_PAPER[found]} {tables.interval(low, high, signed=True)}"
+    difference = f"<small>{number(row['mean'] - paper, signed=True)}{limits}</small>"
+    return f'<td class="{found or "none"}">{tables.error_html(row)}{difference}</td>'
+
+
+@functools.cache
+def _refused(config: RunConfig) -> str:
+    """Why the library does not run this configuration, if it does not."""
+    from iekd import methods  # only here: it brings all methods
+
+    try:
+        methods.compared(config)
+    except methods.PairError:
+        return "cannot be compared: feature maps differ in size"
+    return ""
 
 
 # ---------------------------------------------------------------------- README
@@ -130,7 +248,7 @@ def readme(frame: pd.DataFrame, preset: str = "class") -> str:
     for key, row in _by_arm(tables.comparison(runs)).items():
         name = f"[{row['label']}](runs/records/{paths[key]})"
         lines.append(f"| {name} | {row['n']} | {tables.spread(row)} | {'; '.join(tables.difference_lines(row))} |")
-    return f"{_setting(configs[-1])}\n\n" + "\n".join(lines) + "\n"
+    return f"{_setting(configs[-1])}\n\n" + "\n".join(lines) + f"\n\n{remark(runs)}".rstrip() + "\n"
 
 
 def _setting(config: RunConfig) -> str:

@@ -6,6 +6,8 @@ Errors are test errors in percent, differences in percentage points; lower is be
 from __future__ import annotations
 
 import base64
+import hashlib
+import re
 from collections.abc import Mapping
 from html import escape
 from importlib.resources import files
@@ -15,7 +17,7 @@ from urllib.parse import quote
 import pandas as pd
 
 from iekd.arms import ARM, anchor, changes, label, method_name, record_link
-from iekd.stats import holm, paired, summary
+from iekd.stats import Summary, holm, paired, summary
 
 METRICS = {
     "last": "Test error after the last epoch",
@@ -25,8 +27,10 @@ METRICS = {
     "cka_halves": "CKA between the two halves of the student's feature",
     "rise_train": "Rise of the training loss under weight noise",
 }
+MEASURED = ("cka_inherit", "cka_explore", "cka_teacher", "rise_validation")  # by iekd.analysis, beside the two in METRICS
 # Changes that leave the recipe what it is, so that the paper's value may stand beside ours.
 _SAME_RECIPE = {"teachers", "evaluate_every"}
+CHECKED = ' checked="checked"'
 SIGNS = {"better": "▼ better", "worse": "▲ worse", "same": "≈ not distinguishable"}
 
 
@@ -65,14 +69,15 @@ def comparison(frame: pd.DataFrame, baseline: str = "supervised", metric: str = 
     columns = {"n": "pairs", "low": "difference_low", "high": "difference_high"}
     table = table.join(pd.DataFrame(results, index=table.index).drop(columns="sd").rename(columns=columns))
     table["p_holm"] = holm(table["p"])
-    table["effect"] = [_effect(r.low, r.high) for r in results]
+    table["effect"] = [effect(r.low, r.high) for r in results]
     table["baseline"] = (table["role"] == "student") & (table["variant"] == baseline)
     table["paper"] = [paper_value(row) for row in table.to_dict("records")]
     table["versus_paper"] = table["mean"] - table["paper"]
     return table
 
 
-def _effect(low: float, high: float) -> str:
+def effect(low: float, high: float) -> str:
+    """Whether the interval of a difference excludes zero: 'better', 'worse' or 'same'; '' without an interval."""
     if pd.isna(low):
         return ""
     return "better" if high < 0 else "worse" if low > 0 else "same"
@@ -141,53 +146,67 @@ def _against_paper(row: Mapping[str, Any]) -> list[str]:
     return [number(row["paper"]), f"ours − paper: {number(row['versus_paper'], signed=True)}"]
 
 
-def _cells(row: Mapping[str, Any]) -> str:
-    """The three HTML cells of an arm: our error, its difference to the baseline, the paper's value."""
-    compared, paper = (lines_html(cell) for cell in (difference_lines(row), _against_paper(row)))
-    return f'<td>{error_html(row)}</td><td class="{row["effect"] or "none"}">{compared}</td><td>{paper}</td>'
-
-
 def error_html(row: Mapping[str, Any]) -> str:
     """Mean and spread of an arm as a link to its records, then n and interval."""
-    seeds = f"n = {row['n']}, {interval(row['low'], row['high'])}"
-    return f'<a href="{record_link(row)}">{spread(row)}</a><small>{seeds}</small>'
+    return summary_html(row, Summary(*(row[name] for name in Summary._fields)))
+
+
+def summary_html(row: Mapping[str, Any], s: Summary, digits: int = 2) -> str:
+    """The same for any summary over the runs of the arm that `row` is one of."""
+    text = number(s.mean, digits) + ("" if pd.isna(s.sd) else f" ± {number(s.sd, digits)}")
+    return f'<a href="{record_link(row)}">{text}</a><small>n = {s.n}, {interval(s.low, s.high, digits=digits)}</small>'
+
+
+def record_html(path: str, value: float) -> str:
+    """A number of one run as a link to its record; without a link where there is no number."""
+    return number(value) if pd.isna(value) else f'<a href="records/{quote(path)}.json">{number(value)}</a>'
 
 
 def lines_html(texts: list[str]) -> str:
     return "".join([escape(texts[0]), *(f"<small>{escape(t)}</small>" for t in texts[1:])])
 
 
-def html(table: pd.DataFrame, caption: str, metric: str = "last") -> str:
-    """HTML of one or more concatenated `comparison`s: methods down, pairs across (three columns a pair)."""
-    by_cell = {(row["label"], row["scope"]): _cells(row) for row in table.to_dict("records")}
-    pairs = list(dict.fromkeys(table["scope"]))
-    groups = "".join(f'<th scope="colgroup" colspan="3">{escape(pair.replace("-", " → "))}</th>' for pair in pairs)
-    heads = heads_html("error, %", "minus baseline, points", "paper, %") * len(pairs)
-    body = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(by_cell.get((name, pair), "<td>—</td>" * 3) for pair in pairs)}</tr>\n'
-        for name in dict.fromkeys(table["label"])
-    )
-    note = (
-        f"{METRICS[metric]}: mean ± standard deviation over n seeds, 95 % t-interval. Differences are "
-        "paired by seed; p is Holm-corrected over the methods of a pair; better or worse: the interval of the "
-        "difference, not corrected, excludes zero."
-    )
-    head = f'<tr><th scope="col" rowspan="2">method</th>{groups}</tr><tr>{heads}</tr>'
-    return framed(caption, note, head, body)
-
-
 def heads_html(*names: str) -> str:
     return "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
 
 
-def framed(caption: str, note: str, head: str, body: str, kind: str = "") -> str:
-    """An accessible table that scrolls sideways on a narrow screen; `head` and `body` are HTML rows."""
+def framed(caption: str, note: str, head: str, body: str, kind: str = "", foot: str = "") -> str:
+    """An accessible table that scrolls sideways on a narrow screen; `head` and `body` are HTML rows, `foot` is what stands below it."""
     classes = f"ie-table {kind}".strip()
-    return (
+    table = (
         f'<div class="ie-table-scroll" role="region" tabindex="0" aria-label="{escape(caption)}">\n'
-        f'<table class="{classes}"><caption>{escape(caption)}<small>{escape(note)}</small></caption>\n'
+        f'<table class="{classes}"><caption><span>{escape(caption)}</span><small>{escape(note)}</small></caption>\n'
         f"<thead>{head}</thead>\n<tbody>\n{body}</tbody></table></div>\n"
     )
+    return f'<div class="ie-block">{table}{foot}</div>\n' if foot else table
+
+
+def tabs(panels: Mapping[str, str], legend: str) -> str:
+    """Several tables (HTML by title) in one place: the first is shown, the others are a click or an arrow key away. Needs no JavaScript;
+    without style sheets all are shown. One table stands as it is."""
+    if len(panels) == 1:
+        return next(iter(panels.values()))
+    name = "tabs-" + hashlib.sha256("".join(panels.values()).encode()).hexdigest()[:10]
+    choices = "".join(
+        f'<input type="radio" name="{name}" id="{name}-{k}" autocomplete="off"{CHECKED if k == 0 else ""}/>'
+        f'<label for="{name}-{k}">{escape(title)}</label>\n'
+        for k, title in enumerate(panels)
+    )
+    panes = "".join(f'<div class="ie-pane">{panel}</div>\n' for panel in panels.values())
+    return f'<fieldset class="ie-tabs"><legend>{escape(legend)}</legend>\n{choices}{panes}</fieldset>\n'
+
+
+def foot(frame: pd.DataFrame, caption: str, command: str = "", remark: str = "") -> str:
+    """What stands below every table of results: its data as CSV, the command that makes them, and a remark."""
+    parts = [csv_link(frame, f"{_slug(caption)}.csv")] if len(frame) else []
+    parts += [f"<span>Command: <code>{escape(command)}</code></span>"] if command else []
+    parts += [f"<small>{escape(remark)}</small>"] if remark else []
+    return f'<div class="ie-foot">{"".join(parts)}</div>\n'
+
+
+def _slug(text: str) -> str:
+    """A file's name for a caption."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:60].rstrip("-")
 
 
 def markdown(table: pd.DataFrame) -> str:
@@ -224,8 +243,11 @@ def _record_row(row: Mapping[str, Any]) -> str:
 
 
 def csv_link(frame: pd.DataFrame, name: str = "runs.csv") -> str:
-    """A download link that carries the runs behind a table within the page (about 150 bytes a run)."""
-    columns = [c for c in (*ARM, "seed", *METRICS, "seconds", "device", "hash") if c in frame]
-    data = base64.b64encode(frame[columns].to_csv(index=False, float_format="%.6g").encode()).decode()
-    text = f"Download the {len(frame)} runs as CSV"
+    """A download link that carries the data of a table within the page: of runs one row each (about 150 bytes), else the whole frame."""
+    runs = "hash" in frame
+    if runs:
+        frame = frame[[c for c in (*ARM, "seed", *METRICS, *MEASURED, "seconds", "device", "hash") if c in frame]]
+        frame = frame.dropna(axis="columns", how="all")
+    data = base64.b64encode(frame.to_csv(index=False, float_format="%.6g").encode()).decode()
+    text = f"CSV of the {len(frame)} runs" if runs else "CSV"
     return f'<a class="ie-download" download="{escape(name)}" href="data:text/csv;base64,{data}">{text}</a>'

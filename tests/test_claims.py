@@ -1,3 +1,4 @@
+import base64
 from xml.etree import ElementTree
 
 import pytest
@@ -117,6 +118,11 @@ def test_board_html():
     words = ["".join(td.itertext()) for td in tree.iter("td") if "verdict" in td.get("class", "")]
     assert words[0] == "✔ reproduced" and words[1] == "○ not tested" and len(words) == len(CLAIMS)
     assert all(th.get("scope") for th in tree.iter("th"))
+    assert tree.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/*.yaml"
+    lines = base64.b64decode(tree.find(".//a[@class='ie-download']").get("href").partition(",")[2]).decode().splitlines()
+    assert len(lines) == 1 + len(CLAIMS) and {"verdict", "effect", "p_holm"} <= set(lines[0].split(","))
+    paper = ElementTree.fromstring(board_html(board(frame("class", arm(40.0)), "paper"), "Claims"))
+    assert paper.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/paper/*.yaml"
 
 
 def test_confirmatory_seeds_decide_as_soon_as_every_arm_has_two():

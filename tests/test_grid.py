@@ -9,7 +9,7 @@ import yaml
 from tiny import SMALL, tiny
 
 from iekd import grid
-from iekd.config import ConfigError
+from iekd.config import ConfigError, RunConfig
 
 
 @pytest.fixture
@@ -105,3 +105,19 @@ def test_the_cost_follows_epochs_images_and_networks():
     student, teacher = (grid.flops(name, "digits", 8) for name in (config.student, config.teacher))
     assert grid.cost(config) == 3 * 200 * (3 * student + teacher) and grid.cost(tiny()) == 3 * 200 * 3 * student
     assert grid.cost(tiny(train_images=0)) > grid.cost(tiny(train_images=1000))  # 0 = all images
+
+
+# ---------------------------------------------------------------------- the grids that hold some runs
+
+
+def test_few_grids_hold_some_runs():
+    def path(**fields):
+        return RunConfig.create("class", **fields).path
+
+    assert grid.holding([]) == grid.holding([tiny("kd").path, path(method="kd", seed=7_000)]) == []
+    assert grid.holding([path(method="kd", seed=3)]) == ["runs/class.yaml"]
+    # seed 100 of KD is in two grids: the one that is needed anyway is taken
+    together = [path(method="kd", seed=100), path(method="kd", seed=119), path(method="at", at_weight=300, seed=100)]
+    assert grid.holding(together) == ["runs/confirm.yaml", "runs/methods.yaml"]
+    partner = RunConfig.create("class", method="dml", seed=110).partner().path  # the second network has a record of its own
+    assert grid.holding([partner]) == ["runs/confirm-methods.yaml"]

@@ -144,3 +144,9 @@ def test_every_key_of_a_grid_is_a_parameter_of_its_notebook(path):
     declared = {node.target.id for node in ast.parse("".join(cell["source"])).body}
     keys = {key for entry in grid["runs"] for key in {**grid.get("base", {}), **entry}}
     assert keys <= declared, f"{grid['notebook']} has no parameter {', '.join(sorted(keys - declared))}"
+
+
+def test_the_command_of_a_page_has_the_parameters_it_was_given():
+    assert notebook.again("mutual", ["", CELL, "x = 1"]) == "papermill book/mutual.ipynb out.ipynb"
+    given = '# Parameters\nseed = 3\nmethod = "a b"\nlr = -1.0\n'
+    assert notebook.again("run", ["", CELL, given]) == "papermill book/run.ipynb out.ipynb -p seed 3 -p method 'a b' -p lr -1.0"

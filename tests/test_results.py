@@ -1,12 +1,15 @@
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from frames import frame
 from tiny import made_up
 
-from iekd import records, results
+from iekd import grid as grids
+from iekd import records, results, tables
 from iekd.config import RunConfig
 
+ROOT = Path(__file__).parents[1]
 TEACHER, ALONE, KD, FT, IE = {"role": "teacher"}, {"method": "supervised"}, {"method": "kd"}, {"method": "ft"}, {"method": "ie-ft"}
 SEEDS = {0: 30.0, 1: 31.0, 2: 29.5}
 
@@ -26,9 +29,15 @@ def grid():
     return [RunConfig.create("class", **arm, seed=seed) for arm in arms for seed in range(3)]
 
 
-def cells(html: str) -> dict[str, list[str]]:
-    """The text of every body cell by the name of its row."""
-    rows = ElementTree.fromstring(html).iter("tr")
+def panes(html: str) -> dict[str, ElementTree.Element]:
+    """The tables of a block by the titles of their tabs."""
+    tree = ElementTree.fromstring(html)
+    return dict(zip((label.text for label in tree.iter("label")), tree.findall(".//fieldset/div"), strict=True))
+
+
+def cells(html: str, title: str = "last epoch") -> dict[str, list[str]]:
+    """The text of every cell of one of the tables by the name of its row."""
+    rows = panes(html)[title].iter("tr")
     texts = [["".join(cell.itertext()) for cell in row] for row in rows]
     return {name: rest for name, *rest in texts}
 
@@ -36,7 +45,7 @@ def cells(html: str) -> dict[str, list[str]]:
 def test_grid_table_keeps_the_rows_without_records(runs, grid):
     table = cells(results.grid_html(runs, grid, "caption"))
     assert list(table)[1:] == ["Teacher", "Student alone", "KD", "FT", "IE-FT (inherit L1, explore CKA)"]
-    assert table["IE-FT (inherit L1, explore CKA)"] == ["no runs yet", "—", "—"]
+    assert table["IE-FT (inherit L1, explore CKA)"] == ["no runs yet", "—", "—"]  # and not an empty cell
     assert table["Student alone"][1] == "baseline" and table["FT"][2] == "baseline"
     assert table["KD"][1].startswith("−2.00") and "3 pairs" in table["KD"][1] and table["KD"][2].startswith("+3.00")
 
@@ -51,12 +60,111 @@ def test_without_any_record(runs, grid):
     assert "no runs yet" in results.paper_html(nothing, "caption") and "no runs yet" in results.readme(nothing)
 
 
+def test_a_grid_table_shows_every_rule_and_leads_to_records(runs, grid):
+    runs.loc[(runs["method"] == "kd") & (runs["seed"] == 1), "last"] += 0.2  # a constant difference has no interval
+    runs = runs.assign(best_on_test=runs["last"] - 1.0, last_exact=runs["last"] + 0.03)
+    html = results.grid_html(runs, grid, "CIFAR-10 <test> & more", "best_on_test")
+    assert list(panes(html)) == ["best on test (biased)", "last epoch", "selected on validation", "last epoch, exact images"]
+    first = {title: cells(html, title)["FT"][0].partition("n")[0] for title in panes(html)}
+    assert first["best on test (biased)"].startswith("30.27") and first["last epoch"].startswith("31.27")
+    assert first["last epoch, exact images"].startswith("31.30")
+    tree = ElementTree.fromstring(html)
+    assert all(th.get("scope") for th in tree.iter("th")) and "nan" not in "".join(tree.itertext())
+    coloured = [td for td in tree.iter("td") if td.get("class") in ("better", "worse")]
+    words = {"better": "▼ better", "worse": "▲ worse"}
+    assert {td.get("class") for td in coloured} == set(words)  # and never by colour alone
+    assert all(words[td.get("class")] in "".join(td.itertext()) for td in coloured)
+    targets = {a.get("href").removeprefix("records.html#") for a in tree.iter("a") if a.get("class") != "ie-download"}
+    index = ElementTree.fromstring(f"<main>{tables.record_index_html(runs)}</main>")
+    assert targets == {section.get("id") for section in index}
+    assert sum(a.get("href").endswith(".json") for a in index.iter("a")) == len(runs)
+
+
+def test_arms_with_other_seeds_are_paired_on_the_common_ones(grid):
+    more = {seed: 40.0 + 0.3 * seed for seed in range(6)}
+    uneven = frame("class", (ALONE, more), (KD, {0: 39.0, 1: 39.5, 2: 39.2, 9: 1.0}))
+    table = cells(results.grid_html(uneven, grid, "caption"))
+    assert "n = 6," in table["Student alone"][0] and "n = 4," in table["KD"][0] and "3 pairs" in table["KD"][1]
+
+
+def test_below_a_table_stands_the_sweep_that_makes_its_runs(runs, grid):
+    def command(html):
+        return ElementTree.fromstring(html).find(".//code").text
+
+    assert command(results.grid_html(runs, grid, "caption")) == "iekd sweep runs/class.yaml"  # seeds 0 to 2 of its arms
+    late = frame("class", (ALONE, {100: 37.0}), ({**IE, "explore": "cka"}, {100: 35.0}), ({"method": "at"}, {119: 36.0}))
+    configs = [*grid, RunConfig.create("class", method="at")]
+    wanted = "iekd sweep runs/confirm-ablations.yaml runs/confirm-methods.yaml"
+    assert command(results.grid_html(late[late["method"] != "supervised"], configs, "caption")) == wanted
+    assert command(results.grid_html(late, configs, "caption")).startswith(wanted)
+    assert command(results.paper_html(runs, "caption")).startswith("iekd sweep runs/paper/1-main.yaml")
+    smoke = [RunConfig.create("smoke", method="kd")]
+    assert command(results.grid_html(runs, smoke, "caption", command="papermill page.ipynb")) == "papermill page.ipynb"
+
+
+def test_every_committed_student_is_in_a_grid():
+    committed = records.load(ROOT / "runs" / "records", preset=["class", "paper"])
+    named = set().union(*grids._grids().values())
+    parents = {path for file in grids._grids() for path in grids.with_parents(grids.read(ROOT / file))}
+    assert set(committed["path"]) <= named | parents
+
+
+def test_remark_on_recompressed_test_images(runs):
+    assert results.remark(runs) == "" and "recompressed" not in results.grid_html(runs, [RunConfig.create("class", method="kd")], "x")
+    known = runs.assign(last_exact=runs["last"] - 0.01)
+    known.loc[0, "last_exact"] += 0.05
+    remark = results.remark(known)
+    assert "20 of the 10,000 test images" in remark and "other 9,980" in remark and "more than 0.04 points" in remark
+    assert remark in "".join(ElementTree.fromstring(results.grid_html(known, [RunConfig.create("class", method="kd")], "x")).itertext())
+    assert remark in results.readme(known)
+
+
+def test_recompressed_images_are_counted():
+    """Errors come in steps of one image: those on the exact ones fit their number, and no other near it."""
+    committed = records.load(ROOT / "runs" / "records", dataset="cifar10")
+    exact = committed["last_exact"].dropna().astype(float)
+
+    def misfit(images):
+        return (exact * images / 100 - (exact * images / 100).round()).abs().max()
+
+    exactly = results.TEST_IMAGES - results.RECOMPRESSED
+    assert misfit(exactly) < 1e-2 < min(misfit(exactly - 1), misfit(exactly + 1))
+
+
 def test_paper_table_has_ours_beside_or_a_reason():
-    ours = frame("paper", (TEACHER, {0: 6.4}), (FT, {0: 6.9, 1: 7.1}), ({**FT, "ft_weight": 50.0}, {0: 1.0}))
-    table = cells(results.paper_html(ours, "caption"))
-    assert table["teacher"][:2] == ["6.39", "6.40n = 1, no intervalours − paper: +0.01"]
-    assert table["FT"][0] == "6.85" and table["FT"][1].startswith("7.00 ± 0.14") and table["FT"][1].endswith("+0.15")
-    assert table["student"][1] == table["IE-FT"][3] == table["CRD"][1] == "no runs yet"
+    ours = frame(
+        "paper", (TEACHER, {0: 6.4}), (FT, {0: 6.9, 1: 7.1}), ({**FT, "ft_weight": 50.0}, {0: 1.0}),
+        (IE, {0: 6.5, 1: 6.52, 2: 6.48}), (KD, {0: 7.1, 1: 7.11, 2: 7.09}), (ALONE, {0: 7.7, 1: 7.9}),
+    )  # fmt: skip
+    html = results.paper_html(ours, "caption")
+    table = cells(html)
+    assert table["teacher"][:2] == ["6.39", "6.40n = 1, no interval+0.01"]
+    assert table["FT"][0] == "6.85" and table["FT"][1].startswith("7.00 ± 0.14")
+    assert table["FT"][1].endswith("+0.15 ≈ [−1.12, +1.42]")  # t(1) = 12.706, standard error 0.1
+    assert table["IE-FT"][1].endswith("+0.13 ▲ [+0.08, +0.18]")
+    assert table["KD"][1].endswith("−0.27 ▼ [−0.29, −0.25]")
+    assert table["student"][3].startswith("7.80 ± 0.14")  # the same student alone beside its other teacher
+    assert table["IE-FT"][3] == table["CRD"][1] == "no runs yet"
+    assert table["FT"][5] == "cannot be compared: feature maps differ in size" and table["AT"][5] == "no runs yet"
+    kinds = {td.get("class") for td in panes(html)["last epoch"].iter("td")}
+    assert {"better", "worse", "same", "none"} <= kinds
+    link = ElementTree.fromstring(html).find(".//a[@class='ie-download']")
+    assert link.text == "CSV of the 11 runs"  # without the arm at another weight
+    assert ElementTree.fromstring(html).find(".//code").text == "iekd sweep runs/paper/1-main.yaml"
+
+
+def test_at_paper_scale_nothing_is_selected_on_validation():
+    nothing = {"val_selected": None, "val_selected_epoch": None}
+    ours = frame("paper", (TEACHER, {0: 6.4}), (KD, {0: 7.1, 1: 7.3}), (ALONE, {0: 7.7, 1: 7.9})).assign(**nothing)
+    configs = [RunConfig.create("paper", method=m) for m in ("supervised", "kd")]
+    for html in (results.grid_html(ours, configs, "caption"), results.paper_html(ours, "caption")):
+        selected = cells(html, "selected on validation")
+        assert "validation_images = 0" in "".join(panes(html)["selected on validation"].itertext())
+        assert "validation_images" not in "".join(panes(html)["last epoch"].itertext())
+        assert "no validation images" in selected["KD"] and "no runs yet" not in selected["KD"]
+        assert "7.10" in cells(html, "best on test (biased)")["KD"][0] + cells(html, "best on test (biased)")["KD"][1]
+    small = results.grid_html(ours.iloc[:0], [RunConfig.create("class", method="kd")], "caption")
+    assert cells(small, "selected on validation")["KD"][0] == "no runs yet"
 
 
 def test_readme_lists_the_arms_that_ran(runs):

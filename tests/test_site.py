@@ -90,6 +90,19 @@ def test_figures_have_a_description(path):
     assert all(s.get("image", {}).get("alt") for s in settings if "figure" in s or "image" in s)
 
 
+@pytest.mark.parametrize("page", ["tables", "ablations", "methods", "mutual", "small-teacher", "analysis", "speed"])
+def test_every_table_of_results_has_its_data_and_its_command(page):
+    """`results.grid_html`, `results.paper_html` and `claims.board_html` bring them along; what a page frames itself names them."""
+    sources = ["".join(cell["source"]) for cell in cells(BOOK / f"{page}.ipynb")]
+    calls = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    named = [(ast.unparse(call.func), call) for call in calls]
+    framed = [call for name, call in named if name == "tables.framed"]
+    feet = [call for name, call in named if name == "tables.foot"]
+    assert all("foot" in {keyword.arg for keyword in call.keywords} for call in framed)
+    assert all(len(call.args) >= 3 for call in feet) and bool(feet) == bool(framed)
+    assert framed or {"results.grid_html", "results.paper_html"} & {name for name, _ in named}
+
+
 def test_conda_environment_is_pyproject():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     python, _, packages = environment["dependencies"]

@@ -1,10 +1,12 @@
+import base64
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 from frames import frame
 
-from iekd import arms, tables
+from iekd import arms, results, tables
 
 TEACHER, ALONE, KD, FT = {"role": "teacher"}, {"method": "supervised"}, {"method": "kd"}, {"method": "ft"}
 IE = {"method": "ie-ft"}
@@ -87,35 +89,57 @@ def test_missing_baseline_is_named(runs):
         tables.comparison(arms.scope(runs[runs["method"] != "supervised"], "paper"))
 
 
-def test_html(runs):
-    page = tables.html(tables.comparison(arms.scope(runs, "paper")), "CIFAR-10 <test> & more")
-    tree = ElementTree.fromstring(page)
-    rows = tree.findall(".//tbody/tr")
-    assert len(rows) == 6 and all(len(row) == 4 for row in rows)
-    assert all(th.get("scope") for th in tree.iter("th")) and tree.find(".//caption") is not None
-    better = [td for td in tree.iter("td") if td.get("class") == "better"]
-    assert better and all("better" in "".join(td.itertext()) for td in better)  # never by colour alone
-    targets = {a.get("href").removeprefix("records.html#") for a in tree.iter("a")}
-    index = ElementTree.fromstring(f"<main>{tables.record_index_html(runs)}</main>")
-    assert targets == {section.get("id") for section in index}
-    assert sum(a.get("href").endswith(".json") for a in index.iter("a")) == len(runs)
-    assert "nan" not in page
-
-
-def test_two_pairs_stand_side_by_side(runs):
+def test_two_pairs_stand_below_one_another(runs):
     setting = dict(teacher="wrn40_1")
     other = frame("paper", (ALONE, errors(7, 8)), (FT, errors(6, 7.5)), **setting)
     scopes = arms.scope(runs, "paper"), arms.scope(other, "paper", **setting)
     table = tables.pd.concat([tables.comparison(s) for s in scopes])
-    rows = ElementTree.fromstring(tables.html(table, "two")).findall(".//tbody/tr")
-    assert all(len(row) == 7 for row in rows)
     lines = tables.markdown(table).splitlines()
     assert len(lines) == 2 + len(table) and all(line.count("|") == 8 for line in lines)
 
 
-def test_csv_link_holds_the_runs(runs):
-    import base64
+def content(link: ElementTree.Element) -> list[str]:
+    """The lines of the CSV file that a link carries."""
+    return base64.b64decode(link.get("href").partition(",")[2]).decode().splitlines()
 
-    link = ElementTree.fromstring(tables.csv_link(runs))
-    text = base64.b64decode(link.get("href").partition(",")[2]).decode()
-    assert len(text.splitlines()) == len(runs) + 1
+
+def test_csv_link_holds_the_runs(runs):
+    head, *lines = content(ElementTree.fromstring(tables.csv_link(runs)))
+    assert len(lines) == len(runs) and {"seed", "last", "best_on_test", "hash"} <= set(head.split(","))
+    assert "last_exact" not in head  # nothing is known of it here
+    assert "cka_inherit" in content(ElementTree.fromstring(tables.csv_link(runs.assign(cka_inherit=0.5))))[0]
+
+
+def test_csv_link_holds_any_other_table_as_it_is():
+    link = ElementTree.fromstring(tables.csv_link(tables.pd.DataFrame({"operator": ["conv", "add"], "share": [0.7, 0.3]}), "x.csv"))
+    assert content(link) == ["operator,share", "conv,0.7", "add,0.3"] and link.get("download") == "x.csv"
+
+
+def test_foot_names_file_command_and_remark(runs):
+    foot = ElementTree.fromstring(tables.foot(runs, "Class scale: IE & FT", "iekd sweep a.yaml && b", "Mind < this."))
+    assert foot.find("a").get("download") == "class-scale-ie-ft.csv"
+    assert foot.find(".//code").text == "iekd sweep a.yaml && b" and foot.find("small").text == "Mind < this."
+    assert not list(ElementTree.fromstring(tables.foot(runs.iloc[:0], "caption")))  # nothing to download
+
+
+def test_tabs_show_the_first_and_know_each_other():
+    tree = ElementTree.fromstring(tables.tabs({"one": "<p>1</p>", "two": "<p>2</p>", "three": "<p>3</p>"}, "Rule:"))
+    radios, labels, panes = tree.findall("input"), tree.findall("label"), tree.findall("div")
+    assert len({r.get("name") for r in radios}) == 1 and [r.get("checked") for r in radios] == ["checked", None, None]
+    assert [label.get("for") for label in labels] == [r.get("id") for r in radios]
+    assert ["".join(pane.itertext()) for pane in panes] == ["1", "2", "3"] and tree.find("legend").text == "Rule:"
+    other = ElementTree.fromstring(tables.tabs({"one": "<p>1</p>", "two": "<p>4</p>"}, "Rule:"))
+    assert radios[0].get("name") != other.find("input").get("name")  # two on one page do not switch each other
+    assert tables.tabs({"alone": "<p>1</p>"}, "Rule:") == "<p>1</p>"
+
+
+def test_the_style_sheet_shows_as_many_panes_as_a_table_has_rules():
+    style = (Path(__file__).parents[1] / "book" / "_static" / "custom.css").read_text(encoding="utf-8")
+    for k in range(1, len(results.RULES) + 1):
+        assert f"input:nth-of-type({k}):checked ~ .ie-pane:nth-of-type({k})" in style
+
+
+def test_a_number_of_one_run_leads_to_its_record():
+    link = ElementTree.fromstring(f"<td>{tables.record_html('class/kd-kd_alpha=0.9/seed0', 39.125)}</td>").find("a")
+    assert link.get("href") == "records/class/kd-kd_alpha%3D0.9/seed0.json" and link.text == "39.12"
+    assert tables.record_html("p", float("nan")) == "—"
