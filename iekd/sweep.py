@@ -86,6 +86,11 @@ class _Child(NamedTuple):
     began: float
     said: int  # bytes of the log that were there before
 
+    @property
+    def title(self) -> str:
+        first, *others = self.configs
+        return f"{first.variant} seed {first.seed}" + (f" and {len(others)} more" if others else "")
+
     def outcome(self, config: RunConfig) -> Outcome | None:
         """How one of its runs ended; None if another process trains this run."""
         code = self.process.returncode
@@ -200,7 +205,7 @@ class _Sweep:
 
     def show(self) -> None:
         settled = sum(outcome.state != "pending" for outcome in self.outcomes.values())
-        running = ", ".join(f"{config.variant} seed {config.seed}" for child in self.running for config in child.configs)
+        running = ", ".join(child.title for child in self.running)
         self.bar.set_postfix_str(f"{settled}/{len(self.outcomes)} runs; now {running or 'none'}")
 
     def stop(self) -> None:
