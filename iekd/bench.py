@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from iekd.engine import Run, build_network
 from iekd.factor import FactorAutoEncoder
 from iekd.graphs import Graphed
 from iekd.plain import PlainRun
+from iekd.roof import now, roof
 
 SCHEMA = 1
 VIEWS = 2  # of the option with finite views: their number does not change the time of a step
@@ -45,8 +45,8 @@ FINITE, FINITE_BF16 = "engine, finite views", "engine, finite views, bfloat16"
 def bench(images: Mapping[str, int], rounds: int) -> dict[str, Any]:
     """All measurements, as they are stored: 'loops', 'methods' and 'profile' are lists of rows, beside machine and versions.
 
-    `images`: training images of an epoch by preset ('class', 'paper'). Times are medians over `rounds`. 'packing' came later: old
-    measurements are without.
+    `images`: training images of an epoch by preset ('class', 'paper'). Times are medians over `rounds`. 'packing' and 'roof'
+    came later: old measurements are without.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory.keep()
@@ -56,6 +56,7 @@ def bench(images: Mapping[str, int], rounds: int) -> dict[str, Any]:
         "schema": SCHEMA, "started": datetime.now(UTC).isoformat(timespec="seconds"), **provenance, "cores": os.cpu_count(),
         "rounds": rounds, "loops": loops, "methods": methods_cost(images["class"], rounds, device),
         "packing": [row for preset in images for row in packing(preset, images[preset], rounds, device)],
+        "roof": [roof(_config(preset, method), device) for preset in images for method in COMPARED],
         "profile": [row for preset in images for row in step_profile(preset, "ie-ft", images[preset], device)],
     }  # fmt: skip
 
@@ -133,7 +134,7 @@ def _serve(connection: Any, side: str, preset: str, method: str, images: int, de
             return
         if word == "epoch":
             work()
-            _now(torch.device(device))
+            now(torch.device(device))
         connection.send(torch.cuda.max_memory_allocated() >> 20 if device == "cuda" else memory.peak())
 
 
@@ -235,9 +236,9 @@ def in_turns(work: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.d
     times: dict[Any, list[float]] = {name: [] for name in work}
     for number in tqdm(range(rounds + 1), desc=title, unit="round"):
         for name in list(work) if number % 2 else reversed(list(work)):
-            began = _now(device)
+            began = now(device)
             work[name]()
-            times[name].append(_now(device) - began)
+            times[name].append(now(device) - began)
     return {name: seconds[1:] for name, seconds in times.items()}
 
 
@@ -293,9 +294,3 @@ def _with_views(config: RunConfig, run: Run) -> Callable[[], Any]:
     kept = views.shapes(finite, len(run.dataset.train.labels))
     tensors = {name: tensor.to(run.mean.device) for name, tensor in views.compute(finite, run, kept).items()}
     return partial(engine.train_epoch, finite, run._replace(stored=views.Stored(tensors)), 0)
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

@@ -1,0 +1,32 @@
+"""The floor of a step: work counted by hand, rates that are positive, limits that follow from both."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from iekd import roof
+from iekd.config import RunConfig
+
+CPU = torch.device("cpu")
+
+
+def test_outputs_of_a_resnet_counted_by_hand():
+    config = RunConfig.create("paper", method="supervised", student="resnet8")
+    # at 32 x 32: the stem and two convolutions of 16 channels; 16 x 16: two of 32 and the shortcut; 8 x 8: two of 64 and the shortcut
+    assert roof.outputs("resnet8", config) == 3 * 16 * 32**2 + 3 * 32 * 16**2 + 3 * 64 * 8**2
+
+
+def test_limits_are_rate_over_work(monkeypatch):
+    monkeypatch.setattr(roof, "multiply", lambda dtype, device: 200.0 if dtype == torch.float32 else 800.0)
+    monkeypatch.setattr(roof, "copy", lambda device: 10.0)
+    alone, taught = (roof.roof(RunConfig.create("paper", method=method), CPU) for method in ("supervised", "kd"))
+    assert alone["gflops_limit"] == pytest.approx(200 / alone["gflop"], abs=0.1)
+    assert alone["gbytes_limit"] == pytest.approx(10e3 / alone["mbyte"], abs=0.1)
+    assert taught["gflops_bf16_limit"] == pytest.approx(4 * taught["gflops_limit"], rel=1e-3)
+    assert taught["gflop"] - alone["gflop"] == pytest.approx(2 * 0.125, rel=0.05)  # ResNet-56: 125 million multiply-adds
+
+
+def test_rates_are_measured(monkeypatch):
+    monkeypatch.setattr(roof, "ROUNDS", 1)
+    assert roof.multiply(torch.float32, CPU) > 0 and roof.copy(CPU) > 0
