@@ -30,7 +30,7 @@ from iekd.engine import Run, build_network
 from iekd.factor import FactorAutoEncoder
 from iekd.graphs import Graphed
 from iekd.plain import PlainRun
-from iekd.roof import now, roof
+from iekd.roof import now, rates, roof
 
 SCHEMA = 1
 VIEWS = 2  # of the option with finite views: their number does not change the time of a step
@@ -51,12 +51,12 @@ def bench(images: Mapping[str, int], rounds: int) -> dict[str, Any]:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     memory.keep()
     loops = [row for preset in images for method in COMPARED for row in compare(preset, method, images[preset], rounds, device)]
-    provenance = records.provenance()
+    provenance, able = records.provenance(), rates(device)
     return {
         "schema": SCHEMA, "started": datetime.now(UTC).isoformat(timespec="seconds"), **provenance, "cores": os.cpu_count(),
         "rounds": rounds, "loops": loops, "methods": methods_cost(images["class"], rounds, device),
         "packing": [row for preset in images for row in packing(preset, images[preset], rounds, device)],
-        "roof": [roof(_config(preset, method), device) for preset in images for method in COMPARED],
+        "roof": [roof(_config(preset, method), able) for preset in images for method in COMPARED],
         "profile": [row for preset in images for row in step_profile(preset, "ie-ft", images[preset], device)],
     }  # fmt: skip
 

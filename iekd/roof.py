@@ -7,9 +7,8 @@ by operator, not a prediction: launches, small shapes and the method's own loss 
 from __future__ import annotations
 
 import math
-import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,17 +22,20 @@ FLOAT = 4  # bytes
 # How often a convolution's output passes through memory at least: written, and read by what follows; in training it is read once more
 # for the gradient, whose own tensor is written and read.
 FROZEN, TRAINED = 2, 5
-ROUNDS = 5
+ROUNDS = 20
 
 
-def roof(config: RunConfig, device: torch.device) -> dict[str, Any]:
-    """Measured rates (GFLOP/s in float32 and, where networks use it, bfloat16; GB/s) and, for an image of this run, the work of student
-    and teacher (GFLOP, MB) and the images per second that each rate allows."""
+def rates(device: torch.device) -> dict[str, float]:
+    """What the device can do: GFLOP/s in float32 and bfloat16 (a large matrix product or convolution, the faster one), GB/s of a copy."""
+    return {"gflops": arithmetic(torch.float32, device), "gflops_bf16": arithmetic(torch.bfloat16, device), "gbytes": copy(device)}
+
+
+def roof(config: RunConfig, rates: Mapping[str, float]) -> dict[str, Any]:
+    """For an image of this run the work of student and teacher (GFLOP, MB), and the images per second that each of the rates allows."""
     side = data.image_shape(config)[-1]
     parts = [(config.student, 3, TRAINED)] + ([(config.teacher, 1, FROZEN)] if config.has_teacher else [])
     work = sum(passes * flops(name, config.dataset, side) for name, passes, _ in parts)
     traffic = sum(FLOAT * passes * outputs(name, config) for name, _, passes in parts)
-    rates = {"gflops": multiply(torch.float32, device), "gflops_bf16": multiply(torch.bfloat16, device), "gbytes": copy(device)}
     limits = {name: rate * 1e9 / (traffic if name == "gbytes" else work) for name, rate in rates.items()}
     return {
         "preset": config.preset, "pair": config.pair, "method": config.method, "gflop": work / 1e9, "mbyte": traffic / 1e6,
@@ -53,11 +55,15 @@ def outputs(network: str, config: RunConfig) -> int:
     return sum(counted)
 
 
-def multiply(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s of a large matrix product."""
-    size = 8192 if device.type == "cuda" else 1024
+def arithmetic(dtype: torch.dtype, device: torch.device) -> float:
+    """GFLOP/s, with PyTorch's settings of precision as they are (on a GPU convolutions may use TF32)."""
+    size, channels, side = (8192, 256, 64) if device.type == "cuda" else (1024, 64, 16)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    return 2 * size**3 / _seconds(lambda: a @ b, device) / 1e9
+    images = torch.randn(128, channels, side, side, device=device).to(dtype, memory_format=torch.channels_last)
+    weight = torch.randn(channels, channels, 3, 3, device=device).to(dtype, memory_format=torch.channels_last)
+    product = 2 * size**3 / _seconds(lambda: a @ b, device)
+    convolution = 2 * 9 * channels * images.numel() / _seconds(lambda: torch.conv2d(images, weight, padding=1), device)
+    return max(product, convolution) / 1e9
 
 
 def copy(device: torch.device) -> float:
@@ -68,13 +74,13 @@ def copy(device: torch.device) -> float:
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """Median time of a piece of work, after one that does not count."""
+    """The shortest time of a piece of work: a floor is about the best."""
     times = []
-    for _ in range(1 + ROUNDS):
+    for _ in range(ROUNDS):
         began = now(device)
         work()
         times.append(now(device) - began)
-    return statistics.median(times[1:])
+    return min(times)
 
 
 def now(device: torch.device) -> float:
