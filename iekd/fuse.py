@@ -1,7 +1,7 @@
 """ReLU and residual sum computed inside the convolution before them, in frozen networks on a CPU.
 
-oneDNN applies both while a convolution's result is still in the cache; as operators of their own each is a pass over memory, and these
-passes are a quarter of a folded ResNet-56's time. The result differs by rounding at most (at batch 128 here: by no bit).
+oneDNN applies both while a convolution's result is still in the cache; as operators of their own each is a pass over memory. The result
+differs by rounding at most.
 """
 
 from __future__ import annotations
