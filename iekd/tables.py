@@ -222,24 +222,24 @@ def markdown(table: pd.DataFrame) -> str:
 
 
 def record_index_html(frame: pd.DataFrame) -> str:
-    """A section for every arm, its id the arm's `anchor`: for every seed errors, record, and the command for it."""
+    """A section for every arm, its id the arm's `anchor`: the command, and for every seed errors and record."""
     sections = []
     for (preset, dataset, pair, variant), runs in frame.sort_values([*ARM, "seed"]).groupby(ARM):
         name = label(runs.iloc[0].to_dict()).replace("Student alone", "Trained alone")
         rows = "".join(map(_record_row, runs.to_dict("records")))
         title = f"{pair.replace('-', ' → ')}: {name}"
-        head = heads_html("seed", "last, %", "selected, %", "best on test, %", "record", "command")
+        head = heads_html("seed", "last, %", "selected, %", "best on test, %", "record")
+        command = f"<p><code>{escape(runs['command'].iloc[0].rpartition(' ')[0])} SEED</code></p>"  # it ends with the seed
         table = framed(f"{title} ({preset}, {dataset})", "test error, one row a seed", f"<tr>{head}</tr>", rows)
         place = anchor(pair, variant, preset, dataset)
-        sections.append(f'<section id="{place}"><h3>{escape(title)}</h3>\n{table}</section>\n')
+        sections.append(f'<section id="{place}"><h3>{escape(title)}</h3>\n{command}\n{table}</section>\n')
     return "".join(sections)
 
 
 def _record_row(row: Mapping[str, Any]) -> str:
     errors = "".join(f"<td>{number(row[m])}</td>" for m in ("last", "val_selected", "best_on_test"))
     record = f'<a href="records/{quote(row["path"])}.json">{row["hash"]}</a>'
-    command = f"<code>{escape(row['command'])}</code>"
-    return f'<tr><th scope="row">{row["seed"]}</th>{errors}<td>{record}</td><td>{command}</td></tr>\n'
+    return f'<tr><th scope="row">{row["seed"]}</th>{errors}<td>{record}</td></tr>\n'
 
 
 def csv_link(frame: pd.DataFrame, name: str = "runs.csv") -> str:

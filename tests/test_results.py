@@ -78,6 +78,7 @@ def test_a_grid_table_shows_every_rule_and_leads_to_records(runs, grid):
     index = ElementTree.fromstring(f"<main>{tables.record_index_html(runs)}</main>")
     assert targets == {section.get("id") for section in index}
     assert sum(a.get("href").endswith(".json") for a in index.iter("a")) == len(runs)
+    assert all(section.find("p/code").text.endswith("--seed SEED") for section in index)
 
 
 def test_arms_with_other_seeds_are_paired_on_the_common_ones(grid):
