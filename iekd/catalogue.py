@@ -33,7 +33,7 @@ def class_of(method: str) -> type[nn.Module]:
 
 
 def rows(names: Iterable[str] = METHODS, preset: str = "paper") -> list[dict[str, Any]]:
-    """One row per method: method, label, idea and source (one text), loss, weights (as published) and file."""
+    """One row per method: method, label, idea and source (one text), loss, weights (usual ones) and file."""
     return [
         {
             "method": name, "label": method_name(name), "idea": _first_paragraph(module_of(name)).partition(": ")[2],
@@ -50,7 +50,8 @@ def html(measured: Mapping[str, Any] | None, caption: str, command: str = "") ->
     body = "".join(_row(row, costs.get(row["method"])) for row in rows())
     head = f"<tr>{tables.heads_html('method', 'idea and source; loss', 'weights', 'extra parameters', 'time of a step')}</tr>"
     note = (
-        "Weights: as published, see the file for where. Extra parameters: trained beside the student and thrown away afterwards "
+        "Weights: the usual ones; the file says where they were published, or that they are ours. Extra parameters: trained beside "
+        "the student and thrown away afterwards "
         "(for two networks that teach each other: without the other network). Time of a step: relative to plain training of the same "
         "student, median and range over rounds."
     )

@@ -15,7 +15,7 @@ from iekd import figures, records, tables, tuning
 from iekd.arms import MEASURES, method_name, scope
 from iekd.config import RunConfig
 
-ANY, PUBLISHED, NONE = "any", "as published", "—"
+ANY, USUAL, NONE = "any", "as usual", "—"
 STEP = 40  # pixels of an arm
 
 
@@ -39,15 +39,15 @@ def _facets(row: dict[str, Any]) -> dict[str, Any]:
     """What an arm is called, and what it can be chosen by."""
     config = RunConfig(**{name: row[name] for name in RunConfig.model_fields})
     usual = RunConfig.create(config.preset, method=config.method, dataset=config.dataset)
-    weights, published = tuning.weights(config), tuning.weights(usual)
-    as_published = all(published[name] == value for name, value in weights.items())
+    weights, by_default = tuning.weights(config), tuning.weights(usual)
+    as_usual = all(by_default[name] == value for name, value in weights.items())
     taught, ie = row["role"] == "student", config.method == "ie-ft"
     return {
         "arm": row["label"] if taught else "Teacher",
         "method": method_name(config.method) if taught else "Teacher",
         "inherit": MEASURES.get(config.inherit, "none") if ie else NONE,
         "explore": MEASURES.get(config.explore, "none") if ie else NONE,
-        "weights": PUBLISHED if as_published else " / ".join(f"{value:g}" for value in weights.values()),
+        "weights": USUAL if as_usual else " / ".join(f"{value:g}" for value in weights.values()),
         "other": taught and bool(set(config.changed()) - set(weights) - {"inherit", "explore"}),
         "colour": figures.colour(row["label"] if taught else "Teacher"),
         "folder": row["path"].rpartition("/")[0],
@@ -87,7 +87,7 @@ def _choices(arms: pd.DataFrame) -> tuple[list[alt.Parameter], str]:
     settings = list(dict.fromkeys(arms["setting"]))
     usual = {
         "setting": max(settings, key=lambda name: (arms["setting"] == name).sum()),
-        "method": ANY, "inherit": MEASURES["l1"], "explore": MEASURES["l1"], "weights": PUBLISHED,
+        "method": ANY, "inherit": MEASURES["l1"], "explore": MEASURES["l1"], "weights": USUAL,
     }  # fmt: skip
     params, passes = [], ["(choose_other || !datum.other)"]
     for field, value in usual.items():

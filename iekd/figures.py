@@ -104,6 +104,22 @@ def paired_plot(frame: pd.DataFrame, baseline: str, order: Sequence[str] | None 
     return fig
 
 
+def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
+    """Every contrast a row (columns claim, rival, n, effect, low, high): difference and 95 % interval, and a band of ±`smallest` points."""
+    fig, ax = _rows([f"{row.claim}: against {row.rival} (n = {row.n})" for row in contrasts.itertuples()])
+    fig.set_size_inches(9.5, 1.3 + 0.3 * len(contrasts))
+    ax.axvspan(-smallest, smallest, color=FAINT, alpha=0.15, linewidth=0)
+    for y, row in enumerate(contrasts.itertuples()):
+        shade = INK if row.low <= 0 <= row.high else COLOURS["FT"] if row.effect < 0 else COLOURS["IE-FT"]
+        ax.plot([row.low, row.high], [y, y], color=shade, linewidth=2, solid_capstyle="butt")
+        ax.plot(row.effect, y, "o", color=shade, markersize=6)
+    ax.tick_params(axis="y", labelsize=9)
+    _mark(ax, 0.0, "no difference")
+    ax.set_xlabel("Test error of the claim's arm minus that of its rival (points)\nbelow 0 is in favour of the claim")
+    plt.close(fig)  # the notebook shows the figure that is returned, once
+    return fig
+
+
 def _rows(order: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure with one horizontal row per label, the first on top."""
     style()

@@ -16,7 +16,7 @@ import pandas as pd
 
 from iekd import tables
 from iekd.arms import label_of, method_name, scope
-from iekd.claims import NO_RUNS
+from iekd.claims import NO_RUNS, decisive
 from iekd.config import MethodName, RunConfig
 from iekd.grid import holding
 from iekd.stats import LEVEL
@@ -49,6 +49,12 @@ def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame
         taught = scope(frame, config.preset, **pair, teacher_epochs=config.teacher_epochs, teacher_lr=config.teacher_lr)
         parts.insert(0, taught[taught["role"] == "teacher"])
     return pd.concat(parts, ignore_index=True)
+
+
+def decisive_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
+    """`grid_runs`, of the students those on the seeds that decide (`claims.decisive`)."""
+    runs = grid_runs(frame, configs)
+    return pd.concat([runs[runs["role"] == "teacher"], decisive(runs[runs["role"] == "student"], configs)], ignore_index=True)
 
 
 def grid_html(
@@ -239,15 +245,17 @@ def _refused(config: RunConfig) -> str:
 def readme(frame: pd.DataFrame, preset: str = "class") -> str:
     """The headline table of README.md in Markdown: teacher, student and the methods, with links to the folders of their records."""
     configs = [RunConfig.create(preset, method=method) for method in HEADLINE]
-    runs = grid_runs(frame, configs)
+    runs = decisive_runs(frame, configs)
     students = runs[runs["role"] == "student"]
     if "supervised" not in set(students["variant"]):
         return f"There are {NO_RUNS} at {preset} scale.\n"
     paths = dict(zip(zip(runs["role"], runs["variant"], strict=True), runs["path"].str.rsplit("/", n=1).str[0], strict=True))
-    lines = ["| method | n | test error, % | minus student alone, points |", "|---|---|---|---|"]
+    lines = ["| method | n | test error, % | minus student alone, points | minus FT, points |", "|---|---|---|---|---|"]
+    to_ft = _by_arm(tables.comparison(runs, "ft")) if "ft" in set(students["variant"]) else {}
     for key, row in _by_arm(tables.comparison(runs)).items():
         name = f"[{row['label']}](runs/records/{paths[key]})"
-        lines.append(f"| {name} | {row['n']} | {tables.spread(row)} | {'; '.join(tables.difference_lines(row))} |")
+        differences = ["; ".join(tables.difference_lines(r)) if r else "—" for r in (row, to_ft.get(key))]
+        lines.append(f"| {name} | {row['n']} | {tables.spread(row)} | {' | '.join(differences)} |")
     return f"{_setting(configs[-1])}\n\n" + "\n".join(lines) + f"\n\n{remark(runs)}".rstrip() + "\n"
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-Verdict = Literal["reproduced", "not reproduced", "not distinguishable", "not tested"]
+Verdict = Literal["reproduced", "not reproduced", "not distinguishable", "open", "not tested"]
 
 LEVEL = 0.95
 # Below this, a spread (in percent) is rounding: test errors come in steps of one image, 0.01 % at the finest.
@@ -91,7 +91,8 @@ def verdict(result: Paired, direction: int, corrected_p: float, alpha: float = 0
     """The word for a claim that a - b has the sign `direction` (-1: a has the lower error).
 
     reproduced: corrected p < alpha and the sign as claimed; not reproduced: corrected p < alpha and the opposite sign;
-    not distinguishable: neither, which is a result and no proof of equality; not tested: fewer than two pairs.
+    not distinguishable: neither, which is a result and no proof of equality; not tested: fewer than two pairs. (A verdict
+    is "open" while planned seeds are missing: `iekd.verdicts` knows.)
     """
     if result.n < 2:
         return "not tested"

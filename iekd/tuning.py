@@ -1,6 +1,6 @@
 """The choice of a method's weights: of a small grid, the one with the lowest validation error. Test errors play no part in it.
 
-The grid (runs/tuning.yaml) gives every method the same budget: its published weights times 0.3, 1 and 3, one pilot seed.
+The grid (runs/tuning.yaml) gives every method the same budget: its usual weights times 0.3, 1 and 3, one pilot seed.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ def weights(config: RunConfig) -> dict[str, float]:
 
 def search(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
     """One row per run of the grid, methods in its order: method, label, weights (text), error (validation images, last epoch, percent;
-    NaN without a record), published (nothing differs from the preset), chosen, edge (chosen, and the grid ends there), path.
+    NaN without a record), usual (nothing differs from the preset), chosen, edge (chosen, and the grid ends there), path.
 
-    Chosen is the lowest error, the published weight among equals. A method with a run that is missing has no choice yet.
+    Chosen is the lowest error, the usual weight among equals. A method with a run that is missing has no choice yet.
     """
     errors = frame.set_index("path")["last_validation"] if len(frame) else pd.Series(dtype=float)
     rows = [
         {
             "method": c.method, "label": method_name(c.method), "weights": _text(c), "error": errors.get(c.path, float("nan")),
-            "published": not c.changed(), "path": c.path,
+            "usual": not c.changed(), "path": c.path,
         }
         for c in configs
     ]  # fmt: skip
@@ -37,7 +37,7 @@ def search(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
     for _, runs in table.groupby("method", sort=False):
         if runs["error"].isna().any():
             continue
-        best = runs.sort_values(["error", "published"], ascending=[True, False], kind="stable").index[0]
+        best = runs.sort_values(["error", "usual"], ascending=[True, False], kind="stable").index[0]
         table.loc[best, "chosen"] = True
         table.loc[best, "edge"] = best in (runs.index[0], runs.index[-1])
     return table

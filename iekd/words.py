@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pandas as pd
 
 from iekd import tables
 from iekd.claims import NO_RUNS, TOO_FEW
-from iekd.stats import LEVEL
+from iekd.stats import LEVEL, Paired, holm, paired
 
 ALPHA = 0.05
 
@@ -27,10 +29,29 @@ def compared(runs: pd.DataFrame, variant: str, baseline: str, metric: str = "las
         return f"nothing to be compared with: it is {name} itself"
     if row["pairs"] < 2:
         return f"{TOO_FEW} with {name}"
+    result = Paired(row["pairs"], row["difference"], float("nan"), row["difference_low"], row["difference_high"], row["p"])
+    return phrase(result, row["p_holm"], name, noun)
+
+
+def family(runs: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str = "last") -> list[str]:
+    """The same for several pairs (variant, baseline), Holm-corrected over these pairs and nothing else."""
+    errors = {variant: arm.set_index("seed")[metric] for variant, arm in runs[runs["role"] == "student"].groupby("variant")}
+    names = dict(zip(runs["variant"], runs["label"], strict=True))
+    absent = pd.Series(dtype=float)
+    results = [paired(errors.get(a, absent), errors.get(b, absent)) for a, b in pairs]
+    corrected = holm(r.p for r in results)
+    return [
+        (phrase(r, p, names[b]) if r.n >= 2 else f"{TOO_FEW} with {names[b]}") if {a, b} <= set(errors) else NO_RUNS
+        for (a, b), r, p in zip(pairs, results, corrected, strict=True)
+    ]
+
+
+def phrase(result: Paired, p: float, against: str, noun: str = "error") -> str:
+    """A difference in words, with the numbers behind them; `p` is its corrected p."""
     digits, unit, article = (2, " points", "an") if noun == "error" else (3, "", "a")
-    difference = tables.number(row["difference"], digits, signed=True) + unit
-    limits = tables.interval(row["difference_low"], row["difference_high"], True, digits)
-    numbers = f"{difference}, {100 * LEVEL:.0f} % interval {limits}, {row['pairs']} pairs, {tables.p_text(row['p_holm'])}"
-    if not row["p_holm"] < ALPHA:  # also NaN
-        return f"{article} {noun} not distinguishable from that of {name} ({numbers})"
-    return f"a {'lower' if row['difference'] < 0 else 'higher'} {noun} than {name} ({numbers})"
+    difference = tables.number(result.difference, digits, signed=True) + unit
+    limits = tables.interval(result.low, result.high, True, digits)
+    numbers = f"{difference}, {100 * LEVEL:.0f} % interval {limits}, {result.n} pairs, {tables.p_text(p)}"
+    if not p < ALPHA:  # also NaN
+        return f"{article} {noun} not distinguishable from that of {against} ({numbers})"
+    return f"a {'lower' if result.difference < 0 else 'higher'} {noun} than {against} ({numbers})"

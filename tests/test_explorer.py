@@ -29,7 +29,7 @@ def test_every_run_is_there_once_with_its_error_and_arms_have_their_statistics(f
 def test_an_arm_is_chosen_by_what_differs(frame):
     arms = explorer.arms_and_runs(frame)[0].set_index("method")
     assert arms.loc["IE-FT", "explore"] == "CKA" and arms.loc["KD", "explore"] == explorer.NONE
-    assert dict(arms["weights"]) == {"FT": "50", **dict.fromkeys(["Teacher", "KD", "IE-FT"], explorer.PUBLISHED)}
+    assert dict(arms["weights"]) == {"FT": "50", **dict.fromkeys(["Teacher", "KD", "IE-FT"], explorer.USUAL)}
     assert not arms["other"].any()
 
 

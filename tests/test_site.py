@@ -92,7 +92,7 @@ def test_figures_have_a_description(path):
 
 @pytest.mark.parametrize("page", ["tables", "ablations", "methods", "mutual", "small-teacher", "analysis", "speed"])
 def test_every_table_of_results_has_its_data_and_its_command(page):
-    """`results.grid_html`, `results.paper_html` and `claims.board_html` bring them along; what a page frames itself names them."""
+    """`results.grid_html`, `results.paper_html` and `verdicts.board_html` bring them along; what a page frames itself names them."""
     sources = ["".join(cell["source"]) for cell in cells(BOOK / f"{page}.ipynb")]
     calls = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
     named = [(ast.unparse(call.func), call) for call in calls]

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def runs(*validation: float, test: float = 50.0):
-    """Three AT runs of weights 300, 1000 (published) and 3000 with these validation errors, and their configurations."""
+    """Three AT runs of weights 300, 1000 (usual) and 3000 with these validation errors, and their configurations."""
     fields = [{"method": "at", "at_weight": w} for w in (300.0, 1000.0, 3000.0)]
     found = frame("class", *[(f, {0: test - 10 * i}) for i, f in enumerate(fields)])
     return found.assign(last_validation=validation), [RunConfig.create("class", **f) for f in fields]
@@ -24,12 +24,12 @@ def runs(*validation: float, test: float = 50.0):
     ("errors", "weight", "edge"),
     [((30, 31, 32), 300, True), ((31, 30, 32), 1000, False), ((32, 31, 30), 3000, True), ((30, 30, 30), 1000, False)],
 )
-def test_the_lowest_validation_error_is_chosen_and_the_published_weight_among_equals(errors, weight, edge):
+def test_the_lowest_validation_error_is_chosen_and_the_usual_weight_among_equals(errors, weight, edge):
     found, configs = runs(*errors)  # the test error falls with the weight
     assert tuning.chosen(found, configs)["at"].at_weight == weight
     table = tuning.search(found, configs)
     assert table["chosen"].sum() == 1 and table["edge"].any() == edge
-    assert list(table["published"]) == [False, True, False] and list(table["weights"]) == ["at 300", "at 1000", "at 3000"]
+    assert list(table["usual"]) == [False, True, False] and list(table["weights"]) == ["at 300", "at 1000", "at 3000"]
 
 
 def test_a_search_that_is_not_finished_chooses_nothing():
@@ -48,6 +48,6 @@ def test_the_comparison_of_all_methods_holds_what_the_records_choose():
     assert not {c.seed for c in compared} & {c.seed for c in planned}
 
 
-def test_every_method_has_the_same_budget_around_its_published_weight():
+def test_every_method_has_the_same_budget_around_its_usual_weight():
     table = tuning.search(records.load(ROOT / "runs/records", preset="class"), grid.read(ROOT / "runs/tuning.yaml"))
-    assert (table.groupby("method").size() == 3).all() and (table.groupby("method")["published"].sum() == 1).all()
+    assert (table.groupby("method").size() == 3).all() and (table.groupby("method")["usual"].sum() == 1).all()

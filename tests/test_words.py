@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import frames
+import pandas as pd
 import pytest
 
-from iekd import arms, words
+from iekd import arms, tables, words
+from iekd.stats import paired
 
 
 def runs(ie: dict[int, float]):
@@ -39,3 +41,15 @@ def test_other_quantities_than_errors_have_a_name_and_no_points():
 
 def test_unknown_baseline():
     assert words.compared(runs({0: 9.0}), "ie-ft", "kd") == "no runs yet"
+
+
+def test_a_family_is_corrected_over_its_own_pairs():
+    kd = {0: 10.0, 1: 11.3, 2: 12.1}
+    some = [({"method": "ft"}, {0: 10.0, 1: 11.0, 2: 12.0}), ({"method": "ie-ft"}, {0: 9.0, 1: 10.01, 2: 11.02}), ({"method": "kd"}, kd)]
+    found = arms.scope(frames.frame("smoke", *some), "smoke")
+    pairs = [("ie-ft", "ft"), ("kd", "ft"), ("at", "ft")]
+    low, same, absent = words.family(found, pairs)
+    assert low.startswith("a lower error than FT (−0.99 points") and same.startswith("an error not distinguishable from that of FT (+0.13")
+    assert absent == "no runs yet"
+    p = [paired(found[found["method"] == m].set_index("seed")["last"], pd.Series(some[0][1])).p for m in ("ie-ft", "kd")]
+    assert same.endswith(f"{tables.p_text(max(p))})")  # the larger of two is not multiplied

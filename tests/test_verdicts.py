@@ -1,0 +1,178 @@
+import base64
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from frames import frame
+from scipy import stats
+
+from iekd.claims import CLAIMS, PLANNED
+from iekd.verdicts import board, board_html, contrasts
+
+TEACHER, IE, FT = {"role": "teacher"}, {"method": "ie-ft"}, {"method": "ft"}
+NOISE = (0.0, 0.3, -0.2, 0.1, -0.1)
+WOBBLE = (0.01, -0.02, 0.0, 0.02, -0.01)  # so that no difference is constant
+
+
+@pytest.fixture(autouse=True)
+def five_seeds_are_planned(monkeypatch):
+    monkeypatch.setitem(PLANNED, "class", 5)
+
+
+def arm(mean: float, sign: int = 1, **fields) -> tuple[dict, dict[int, float]]:
+    """An arm of IE-FT whose seeds share their noise with all other arms."""
+    values = {100 + k: mean + n + sign * w for k, (n, w) in enumerate(zip(NOISE, WOBBLE, strict=True))}
+    return {**IE, **fields}, values
+
+
+def verdicts(*arms, preset="class") -> dict[str, str]:
+    return board(frame(preset, *arms), preset).set_index("id")["verdict"].to_dict()
+
+
+def test_every_verdict():
+    found = verdicts(
+        arm(40.0), arm(41.0, -1, method="ft"), arm(39.0, -1, explore="none"),
+        ({**IE, "inherit": "none"}, {100: 45.0, 101: 37.0, 102: 41.0, 103: 38.0, 104: 40.0}),
+    )  # fmt: skip
+    assert found["ie-ft"] == "reproduced"
+    assert found["exploration"] == "not reproduced"
+    assert found["inheritance"] == "not distinguishable"
+    assert found["ie-at"] == found["imagenet"] == found["below-teacher"] == "not tested"
+
+
+def test_without_runs_nothing_is_tested():
+    table = board(frame("class", arm(40.0)).iloc[:0], "class")
+    assert set(table["verdict"]) == {"not tested"}
+    assert set(table["note"]) == {"no runs yet", "no analysed runs yet", "nothing in this version of the book can test it"}
+    assert len(table) == len(CLAIMS)
+
+
+def test_one_seed_is_no_test():
+    table = board(frame("class", (IE, {100: 40.0}), (FT, {100: 41.0})), "class").set_index("id")
+    assert table.loc["ie-ft", "verdict"] == "not tested" and "two common seeds" in table.loc["ie-ft", "note"]
+
+
+def test_teacher_is_the_one_that_taught():
+    # seven students of five teachers: seeds 5 and 6 learn from teachers 0 and 1
+    teachers = {0: 6.4, 1: 6.9, 2: 6.5, 3: 6.6, 4: 6.7}
+    students = {k: teachers[k % 5] - 0.2 + 0.001 * k for k in range(7)}
+    row = board(frame("paper", (TEACHER, teachers), (IE, students)), "paper").set_index("id").loc["below-teacher"]
+    assert row["verdict"] == "reproduced" and row["n"] == 7
+    assert row["effect"] == pytest.approx(-0.2 + 0.003)
+    assert row["rival"] == "Teacher"
+
+
+MEASURES = [dict(inherit=m) for m in ("l2", "cosine", "partial-l2")]
+MEASURES += [dict(explore=m) for m in ("l2", "partial-l2", "orthogonal", "cka")]
+
+
+def measure(means: list[float]) -> dict:
+    rivals = [arm(m, -1, **fields) for m, fields in zip(means, MEASURES, strict=False)]
+    return board(frame("class", arm(40.0), *rivals), "class").set_index("id").loc["measure"].to_dict()
+
+
+def analysed(*means: float) -> dict:
+    """The board's row about diversity when IE-FT, FT and inheritance alone have these mean CKAs; the errors say the opposite."""
+    arms = [arm(40.0 - m, 1 if k else -1, **fields) for k, (m, fields) in enumerate(zip(means, CKA_ARMS, strict=False))]
+    table = frame("class", *arms)
+    table["cka_halves"] = 40.0 - table["last"]
+    return board(table, "class").set_index("id").loc["diversity"].to_dict()
+
+
+CKA_ARMS = [{}, {"method": "ft"}, {"explore": "none"}]
+
+
+def test_a_claim_about_another_metric_looks_at_that_metric():
+    row = analysed(0.4, 0.9, 0.8)
+    assert row["verdict"] == "reproduced" and row["metric"] == "cka_halves" and row["n"] == 5
+    assert row["effect"] == pytest.approx(-0.4) and row["rival"] == "inheritance only (L1)"  # the closer rival decides
+    assert analysed(0.4, 0.9, 0.1)["verdict"] == "not reproduced"
+    close = analysed(0.4, 0.9, 0.401)
+    assert close["verdict"] == "not distinguishable" and "no difference of interest" not in close["note"]  # that bound is for errors
+    assert "not reproduced" in verdicts(arm(40.0), arm(39.0, -1, method="ft")).values()
+    unmeasured = board(frame("class", arm(40.0), arm(39.0, -1, method="ft")), "class").set_index("id").loc["diversity"]
+    assert unmeasured["verdict"] == "not tested" and unmeasured["note"] == "no analysed runs yet"
+
+
+def test_the_board_names_the_metric():
+    table = frame("class", arm(40.0), arm(41.0, -1, method="ft"), arm(42.0, -1, explore="none"))
+    table["cka_halves"] = table["last"] / 1000
+    tree = ElementTree.fromstring(board_html(board(table, "class"), "Claims"))
+    row = next(row for row in tree.iter("tr") if row.get("id") == "claim-diversity")
+    assert "CKA between the two halves of the student's feature: −0.001 [−0.001, −0.001]" in "".join(row.itertext())
+
+
+def test_best_of_many():
+    assert measure([41, 42, 41, 43, 41, 42, 41])["verdict"] == "reproduced"
+    # one rival is as good
+    assert measure([41, 42, 40.001, 43, 41, 42, 41])["verdict"] == "not distinguishable"
+    beaten = measure([41, 42, 41, 39, 41, 42, 41])
+    assert beaten["verdict"] == "not reproduced" and beaten["rival"] == "IE-FT (inherit L1, explore L2)"
+    # better than all that was tried, but not all was tried
+    partial = measure([41, 42])
+    assert partial["verdict"] == "open" and "2 of 7" in partial["note"] and "not every rival" in partial["note"]
+    # worse than one of two settles it
+    assert measure([41, 39])["verdict"] == "not reproduced"
+
+
+def test_a_verdict_is_open_until_all_seeds_are_there(monkeypatch):
+    arms = arm(40.0), arm(41.0, -1, method="ft")
+    assert verdicts(*arms)["ie-ft"] == "reproduced"
+    monkeypatch.setitem(PLANNED, "class", 6)
+    row = board(frame("class", *arms), "class").set_index("id").loc["ie-ft"]
+    assert row["verdict"] == "open" and "5 of 6 planned seeds" in row["note"] and row["n"] == 5
+
+
+def test_the_pilot_shows_and_does_not_decide(monkeypatch):
+    monkeypatch.setitem(PLANNED, "class", 20)
+    early = [(fields, {k - 100: v for k, v in values.items()}) for fields, values in (arm(40.0), arm(41.0, -1, method="ft"))]
+    row = board(frame("class", *early), "class").set_index("id").loc["ie-ft"]
+    assert row["verdict"] == "open" and "pilot seeds only" in row["note"] and row["effect"] == pytest.approx(-1.0)
+
+
+def test_how_large_a_difference_is_stands_beside_it():
+    def note(*arms):
+        return board(frame("class", *arms), "class").set_index("id").loc["ie-ft-weight", "note"]
+
+    ours = {"inherit_weight": 500}
+    assert "may be smaller" in note(arm(40.0, **ours), arm(40.3, -1, method="ft"))
+    assert "may be smaller" not in note(arm(40.0, **ours), arm(41.0, -1, method="ft"))
+    assert "no difference of interest" in note(arm(40.0, **ours), arm(40.0, -1, method="ft"))
+    row = board(frame("class", arm(40.0), arm(41.0, -1, method="ft")), "class").set_index("id").loc["ie-ft"]
+    assert "ten times" in row["note"]
+
+
+def test_contrasts_look_at_a_difference_in_other_ways():
+    rng = np.random.default_rng(0)
+    x = {seed: 40 + 0.1 * rng.standard_normal() + 0.3 * (seed % 5) for seed in range(100, 110)}
+    y = {seed: 40.5 + 0.1 * rng.standard_normal() for seed in x}
+    row = contrasts(frame("class", (IE, x), (FT, y), (IE, {0: 39.0, 1: 39.4}), (FT, {0: 40.0, 1: 40.0}))).set_index("claim").loc["ie-ft"]
+    d = np.array([x[k] - y[k] for k in x])
+    means = np.array([d[[k % 5 == t for k in x]].mean() for t in range(5)])
+    assert row["n"] == 10 and row["effect"] == pytest.approx(d.mean()) and row["pilot"] == pytest.approx(-0.8)
+    assert row["p_wilcoxon"] == pytest.approx(stats.wilcoxon(d).pvalue)
+    limits = stats.t.interval(0.95, 4, means.mean(), stats.sem(means))
+    assert (row["low_teachers"], row["high_teachers"]) == pytest.approx(limits)
+    assert row["p_teachers"] == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
+    assert row["low_teachers"] < row["low"]  # students of one teacher are alike here
+    power = stats.nct.sf(stats.t.ppf(0.975, 9), 9, row["detectable"] / row["sd"] * 10**0.5)
+    assert power == pytest.approx(0.8, abs=1e-3)
+
+
+def test_small_teacher_swaps_the_roles():
+    pair, alone = dict(teacher="resnet8", student="resnet20"), arm(21.0, -1, method="supervised", student="resnet20")
+    assert verdicts(arm(20.0, teacher_epochs=15, **pair), alone)["small-teacher"] == "reproduced"
+    assert verdicts(arm(20.0, **pair), alone)["small-teacher"] == "not tested"  # by a teacher that was trained for longer
+
+
+def test_board_html():
+    table = board(frame("class", arm(40.0), arm(41.0, -1, method="ft")), "class")
+    tree = ElementTree.fromstring(board_html(table, "Claims & verdicts"))
+    words = ["".join(td.itertext()) for td in tree.iter("td") if "verdict" in td.get("class", "")]
+    assert words[0] == "✔ reproduced" and words[1] == "○ not tested" and len(words) == len(CLAIMS)
+    assert all(th.get("scope") for th in tree.iter("th"))
+    assert tree.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/*.yaml"
+    lines = base64.b64decode(tree.find(".//a[@class='ie-download']").get("href").partition(",")[2]).decode().splitlines()
+    assert len(lines) == 1 + len(CLAIMS) and {"verdict", "effect", "p_holm"} <= set(lines[0].split(","))
+    paper = ElementTree.fromstring(board_html(board(frame("class", arm(40.0)), "paper"), "Claims"))
+    assert paper.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/paper/*.yaml"
