@@ -160,6 +160,12 @@ def find(config: RunConfig) -> Record | None:
     return record
 
 
+def children(checksum: str) -> list[str]:
+    """Paths of the finished runs that learned from the weights with this checksum."""
+    folder = store.records_folder()
+    return [str(path.relative_to(folder).with_suffix("")) for path in files(folder) if checksum in read(path).parents.values()]
+
+
 def load(folder: Path | None = None, **where: Any) -> pd.DataFrame:
     """All records below a folder as a frame, one row a run, sorted by path.
 

@@ -268,10 +268,20 @@ def _finish(
 
 
 def _save(record: Record) -> Record:
-    """Save a record; one of a run that was trained again, and ended in the same weights, stays as it was."""
+    """Save a record; one of a run that was trained again, and ended in the same weights, stays as it was.
+
+    Raises `TrainingError` if it ended in other weights and finished runs learned from the old ones: they would name a parent that
+    is nowhere.
+    """
     before = records.find(record.config)
     if before and (before.weights, before.parents) == (record.weights, record.parents):
         return before
+    if before and before.weights != record.weights and (orphans := records.children(before.weights)):
+        raise TrainingError(
+            f"{record.config.path}: trained again, it came out different (another machine or version?), and {len(orphans)} finished runs "
+            f"learned from its lost weights ({orphans[0]}, ...). Bring these weights to {records.weights_paths(record.config)[1]}, set "
+            "IEKD_RUNS to another folder, or delete its record and those of the runs that learned from it."
+        )
     record.save()
     return record
 

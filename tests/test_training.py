@@ -497,6 +497,22 @@ def test_lost_or_damaged_weights(runs, capsys):
         load_network(teacher)
 
 
+def test_a_parent_that_comes_out_different_does_not_orphan_its_students():
+    student = tiny("kd", seed=0)
+    train(student)
+    teacher = records.find(student.teacher_run())
+    lost = teacher.model_copy(update={"weights": "lost"})
+    lost.save()
+    records.find(student).model_copy(update={"parents": {"teacher": "lost"}}).save()
+    assert records.children("lost") == [student.path]
+    with pytest.raises(TrainingError, match="came out different.*1 finished runs.*Bring these weights"):
+        train(tiny("kd", seed=5))
+    assert records.find(student.teacher_run()) == lost
+    records.record_path(student).unlink()
+    train(tiny("kd", seed=5))  # nobody is left to be orphaned
+    assert records.find(student.teacher_run()).weights == teacher.weights
+
+
 def test_committed_weights_beside_the_record_count(monkeypatch):
     teacher = tiny("kd").teacher_run()
     train(teacher)

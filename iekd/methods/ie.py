@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iekd import measures
+from iekd.config import ConfigError
 from iekd.factor import SLOPE, Encoder
 from iekd.methods.batch import Batch
 from iekd.methods.pairs import Pair
@@ -85,6 +86,8 @@ class IEFT(nn.Module):
         if explore != "none" and len(exploring):
             self.halves["explore"] = Half(exploring, teacher_encoder, explore, measures.EXPLORE, explore_weight)
             self.halves["explore"].encoder.requires_grad_(explore_encoder == "trained")
+        if explore_target == "inherit" and set(self.halves) == {"explore"}:
+            raise ConfigError(f"split_ratio: {ratio:g} of {channels} channels is none, so there is no inherited factor to explore away from")
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         factors = {name: half.factor(student.feature) for name, half in self.halves.items()}
