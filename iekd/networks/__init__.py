@@ -9,6 +9,7 @@ from functools import cache, partial
 import torch
 from torch import nn
 
+from iekd.hints import did_you_mean
 from iekd.networks.common import Output
 from iekd.networks.mobilenet import MobileNetV2
 from iekd.networks.resnet import ResNet
@@ -19,7 +20,7 @@ __all__ = ["Output", "build", "check_name", "feature_shapes"]
 
 ALLOWED = (
     "resnet<d> with depth d = 6n + 2 from 8 to 110 (resnet20, resnet56); "
-    "resnet<d>x<m> with its channels times m (resnet8x0.5); "
+    "resnet<d>x<m> with its channels times m (resnet8x0.5, resnet32x4); "
     "wrn<d>_<k> with depth d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13; mobilenetv2x0.5"
 )
 
@@ -58,7 +59,13 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
         depth, factor = int(match[1]), int(match[2])
         if depth >= 10 and depth % 6 == 4:
             return partial(WideResNet, depth, factor)
-    raise ValueError(f"network {name!r} is not known; the networks are {ALLOWED}")
+    raise ValueError(f"network {name!r} is not known{did_you_mean(name, _usual_names())}; the networks are {ALLOWED}")
+
+
+def _usual_names() -> list[str]:
+    """Of the names there are, those that somebody who mistyped one may have meant."""
+    resnets = [f"resnet{depth}{width}" for depth in range(8, 111, 6) for width in ("", "x0.25", "x0.5", "x2", "x4")]
+    return [*resnets, *(f"wrn{depth}_{k}" for depth in range(10, 47, 6) for k in (1, 2, 4, 8, 10)), "vgg13", "mobilenetv2x0.5"]
 
 
 def _is_multiplier(text: str) -> bool:
