@@ -258,7 +258,7 @@ def test_bad_names_are_refused_with_the_list(name: str) -> None:
             call(name)
 
 
-@pytest.mark.parametrize("wrong, meant", [("wrn_16_2", "wrn16_2"), ("ResNet20", "resnet20"), ("vgg16", "vgg13"), ("resnet8x04", "resnet8x4")])
-def test_a_mistyped_name_is_told_the_closest_one(wrong: str, meant: str) -> None:
+@pytest.mark.parametrize("wrong, meant", [("wrn_16_2", "wrn16_2"), ("ResNet20", "resnet20"), ("vgg-13", "vgg13")])
+def test_another_spelling_of_a_name_is_told_ours(wrong: str, meant: str) -> None:
     with pytest.raises(ValueError, match=rf"'{wrong}' is not known \(did you mean '{meant}'\?\)"):
         check_name(wrong)

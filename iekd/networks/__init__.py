@@ -9,7 +9,6 @@ from functools import cache, partial
 import torch
 from torch import nn
 
-from iekd.hints import did_you_mean
 from iekd.networks.common import Output
 from iekd.networks.mobilenet import MobileNetV2
 from iekd.networks.resnet import ResNet
@@ -59,13 +58,18 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
         depth, factor = int(match[1]), int(match[2])
         if depth >= 10 and depth % 6 == 4:
             return partial(WideResNet, depth, factor)
-    raise ValueError(f"network {name!r} is not known{did_you_mean(name, _usual_names())}; the networks are {ALLOWED}")
+    raise ValueError(f"network {name!r} is not known{_other_spelling(name)}; the networks are {ALLOWED}")
 
 
-def _usual_names() -> list[str]:
-    """Of the names there are, those that somebody who mistyped one may have meant."""
+def _other_spelling(name: str) -> str:
+    """' (did you mean ...?)' for the same letters and digits: 'ResNet20', 'WRN-16-2'; a depth that does not exist is better not guessed."""
+
+    def bare(text: str) -> str:
+        return re.sub("[^a-z0-9.]", "", text.lower())
+
     resnets = [f"resnet{depth}{width}" for depth in range(8, 111, 6) for width in ("", "x0.25", "x0.5", "x2", "x4")]
-    return [*resnets, *(f"wrn{depth}_{k}" for depth in range(10, 47, 6) for k in (1, 2, 4, 8, 10)), "vgg13", "mobilenetv2x0.5"]
+    known = [*resnets, *(f"wrn{depth}_{k}" for depth in range(10, 47, 6) for k in (1, 2, 4, 8, 10)), "vgg13", "mobilenetv2x0.5"]
+    return next((f" (did you mean {other!r}?)" for other in known if bare(other) == bare(name)), "")
 
 
 def _is_multiplier(text: str) -> bool:
