@@ -7,11 +7,17 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.iekd-ready
 OURS := $(VENV)/.iekd-made-by-make
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+# Complains about an environment whose editable iekd is that of another checkout: it would be pointed at this one, behind its back.
+OF_ANOTHER := import json, os, sys; from pathlib import Path; from urllib.parse import unquote, urlparse; \
+	found = [json.loads(f.read_text()) for f in Path(sys.argv[1]).glob("lib/*/site-packages/iekd-*.dist-info/direct_url.json")]; \
+	folders = [unquote(urlparse(d["url"]).path) for d in found if d.get("dir_info", {}).get("editable")]; \
+	others = [f for f in folders if os.path.isdir(f) and not os.path.samefile(f, ".")]; \
+	sys.exit(sys.argv[1] + " is the environment of " + others[0] + ": name another one, make ... VENV=/path/to/env" if others else 0)
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test torture bench serve check clean distclean
+.PHONY: help setup ours book test torture bench serve check clean distclean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -20,7 +26,7 @@ setup: $(READY) ## make the environment in .venv (the other targets do it when n
 
 # The stamp is written last and removed first. Without it an environment of ours is half made, and is made anew;
 # an environment that somebody else made is never emptied.
-$(READY): pyproject.toml
+$(READY): pyproject.toml | ours
 	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' || \
 	{ echo "Python 3.11 or newer is needed (found: $(or $(PYTHON),none)). Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@if [ -e $(OURS) ] && [ ! -e $@ ]; then echo "An earlier set-up was interrupted: starting again."; rm -rf $(VENV); fi
@@ -30,6 +36,9 @@ $(READY): pyproject.toml
 	@echo "Installing the packages in $(VENV); the first time this takes some minutes ..."
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[book,dev]"
 	@touch $@
+
+ours:
+	@$(or $(PYTHON),true) -c '$(OF_ANOTHER)' $(VENV)
 
 # After a failure the pages are read again next time; otherwise Sphinx forgets its warnings and calls them good.
 book: $(READY) ## build the book in _build/html
@@ -46,10 +55,10 @@ torture: $(READY) ## kill sweeps at random and see that nothing is lost (MINUTES
 bench: $(READY) ## measure the engine beside the usual loop, on this machine (10 minutes)
 	$(BIN)/iekd bench
 
-serve: $(READY) ## serve the built book on http://localhost:8000 (PORT=...)
+serve: ## serve the built book on http://localhost:8000 (PORT=...)
 	@test -f _build/html/index.html || { echo "There is no book yet: make book" >&2; exit 1; }
 	@echo "The book: http://localhost:$(PORT)/ (stop with Ctrl-C)"
-	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
+	@$(or $(PYTHON),python3) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
 check: $(READY) ## lint: ruff, and notebooks without outputs
 	$(BIN)/ruff check
@@ -59,5 +68,5 @@ check: $(READY) ## lint: ruff, and notebooks without outputs
 clean: ## remove the built book and the caches of the tools
 	rm -rf _build .pytest_cache .ruff_cache
 
-distclean: clean ## remove .venv as well
+distclean: ours clean ## remove .venv as well
 	@if [ -e $(OURS) ]; then rm -rf $(VENV); fi

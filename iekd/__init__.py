@@ -6,15 +6,18 @@ One primitive: `train(config)` loads the finished record of a run, or resumes it
 __version__ = "0.1.0"
 
 from iekd.config import ConfigError, RunConfig  # noqa: E402
-from iekd.store import StoreError  # noqa: E402
 
 __all__ = ["ConfigError", "RunConfig", "StoreError", "__version__", "train"]
 
 
 def __getattr__(name: str):
-    """`iekd.train`, imported on first use: it brings torchvision along."""
+    """`iekd.train` and `iekd.StoreError`, imported on first use: they bring torch along, which takes seconds."""
     if name == "train":
         from iekd.training import train
 
         return train
+    if name == "StoreError":
+        from iekd.store import StoreError
+
+        return StoreError
     raise AttributeError(f"module 'iekd' has no attribute {name!r}")

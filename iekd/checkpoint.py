@@ -26,6 +26,10 @@ def save(path: Path, config: RunConfig, parents: dict[str, str], run: Run, histo
     store.save_tensors(path, state(run), facts)
 
 
+def path_of(config: RunConfig) -> Path:
+    return store.cache_folder() / f"{config.path}.checkpoint.safetensors"
+
+
 def resume(path: Path, config: RunConfig, parents: dict[str, str], run: Run) -> tuple[list[dict], float]:
     """Put a run back to its checkpoint; returns its history and the seconds spent. A checkpoint that is damaged, or of another run or
     other parents, is set aside, and said so: all is checked before anything of the run is touched."""
@@ -48,5 +52,6 @@ def resume(path: Path, config: RunConfig, parents: dict[str, str], run: Run) -> 
     except (store.StoreError, KeyError, ValueError) as error:
         aside = path.with_suffix(".damaged")
         path.replace(aside)
-        tqdm.write(f"{config.path}: the checkpoint cannot be used ({error}); set aside as {aside}, starting from the first epoch")
+        why = str(error).replace(store.DELETE_IT, "")  # that is done
+        tqdm.write(f"{config.path}: the checkpoint cannot be used ({why}); set aside as {aside}, starting from the first epoch")
         return [], 0.0

@@ -15,11 +15,15 @@ import shlex
 import sys
 import time
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from iekd import __version__, stopping, store
-from iekd.config import PRESETS, ConfigError, RunConfig, unknown_field
+from iekd import __version__, stopping  # nothing here may bring torch: that takes seconds, and a Ctrl-C then is to be handled too
+from iekd.config import PRESETS, ConfigError, RunConfig, refuse_unread
+from iekd.options import count, refuse, seconds
 from iekd.stopping import LATER
+
+if TYPE_CHECKING:
+    from iekd.sweep import Outcome
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -29,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             options, unknown = parser().parse_known_args(arguments)
             if unknown:
-                _refuse(options, unknown)
+                refuse(options.parser, unknown)
             return _do(options)
         except stopping.Stopped as stopped:
             print(f"iekd: stopped by {stopped}; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -37,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _do(options: argparse.Namespace) -> int:
-    from iekd import parallel
+    from iekd import parallel, store
     from iekd.data import DataError
     from iekd.training import Busy, TrainingError
 
@@ -54,104 +58,40 @@ def _do(options: argparse.Namespace) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
+    """All commands; the options of each stand above the function that does it."""
     parser = argparse.ArgumentParser(
         prog="iekd", description="Knowledge distillation by inheritance and exploration: runs, grids and tables."
     )
     parser.add_argument("--version", action="version", version=__version__)
     exact = functools.partial(argparse.ArgumentParser, allow_abbrev=False)  # no guessing: `--ft 3` could mean another field tomorrow
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=exact)
+    for add in (
+        _run_options, _pack_options, _sweep_options, _bundle_options, _merge_options,
+        _analyse_options, _table_options, _bench_options, _data_options, _doctor_options,
+    ):  # fmt: skip
+        add(commands)
+    return parser
 
+
+def configuration(options: argparse.Namespace) -> RunConfig:
+    """The run that the options of `iekd run` describe. An option that its method does not read is refused."""
+    fields = {name: value for name in RunConfig.model_fields if (value := getattr(options, name)) is not None}
+    config = RunConfig.create(**fields)
+    refuse_unread(fields, [config])
+    return config
+
+
+# ---------------------------------------------------------------------- the commands, each below its options
+
+
+def _run_options(commands: Any) -> None:
     run = commands.add_parser("run", help="load, resume or train one run, its parents first")
     run.add_argument("--dry-run", action="store_true", help="print the configuration and the path of its record, train nothing")
     run.add_argument("--no-wait", action="store_true", help=f"leave with status {LATER} if another process trains this run")
     for name, field in RunConfig.model_fields.items():
         choices = f"; one of {', '.join(map(str, get_args(field.annotation)))}" if get_args(field.annotation) else ""
         run.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{field.description}{choices}".replace("%", "%%"))
-    run.set_defaults(do=_run)
-
-    pack = commands.add_parser("pack", help="several runs in one process, in lock step: what `iekd sweep --pack` starts")
-    pack.add_argument("commands", nargs="+", metavar="COMMAND", help="each as one word: 'iekd run --method kd --seed 1'")
-    pack.set_defaults(do=_pack)
-
-    sweep = commands.add_parser("sweep", help="finish all runs of grid files, one file after the other")
-    sweep.add_argument("grids", type=Path, nargs="+", metavar="GRID", help="a YAML file, for example runs/class.yaml")
-    sweep.add_argument("--jobs", type=_count, default=1, help="processes at a time; the cores are shared out (default 1)")
-    sweep.add_argument("--pack", type=_count, default=1, metavar="N", help="up to N runs in a process, in lock step (default 1); for a GPU")
-    sweep.add_argument("--time-limit", type=_seconds, default=math.inf, metavar="SECONDS", help="then write checkpoints and leave")
-    sweep.add_argument("--bundle", type=Path, metavar="FILE", help="at the end pack what there is into one archive, for iekd merge")
-    sweep.add_argument("--dry-run", action="store_true", help="list the runs and whether they are done")
-    sweep.set_defaults(do=_sweep)
-
-    bundle = commands.add_parser("bundle", help="pack records, weights and checkpoints into one archive")
-    bundle.add_argument("file", type=Path, help="the archive to write, for example results.tar")
-    bundle.add_argument("grids", type=Path, nargs="*", metavar="GRID", help="only the runs of these grid files (default: all)")
-    bundle.add_argument("--only-parents", action="store_true", help="of the weights only those that other runs need")
-    bundle.set_defaults(do=_bundle)
-
-    merge = commands.add_parser("merge", help="take in an archive that another machine packed")
-    merge.add_argument("file", type=Path)
-    merge.set_defaults(do=_merge)
-
-    analyse = commands.add_parser("analyse", help="measure what the finished runs of a grid learned: similarity, flatness")
-    analyse.add_argument("grid", type=Path, help="a YAML file, for example runs/class.yaml")
-    analyse.set_defaults(do=_analyse)
-
-    table = commands.add_parser("table", help="arms of the record store: n, mean, spread and interval")
-    table.add_argument("--preset", default="class", choices=PRESETS)
-    table.add_argument("--rule", default="last", choices=["last", "val_selected", "best_on_test"], help="epoch whose test error is shown")
-    table.add_argument("--format", default="markdown", choices=["markdown", "csv"])
-    table.add_argument("--readme", action="store_true", help="write the headline table into README.md instead")
-    table.set_defaults(do=_table)
-
-    bench = commands.add_parser("bench", help="measure the engine beside the usual training loop, and a step of every method")
-    bench.add_argument("--rounds", type=_count, default=5, help="medians are over so many (default 5)")
-    bench.add_argument("--images", type=_count, nargs=2, default=(2560, 640), metavar=("CLASS", "PAPER"), help="images of an epoch")
-    bench.set_defaults(do=_bench)
-
-    data = commands.add_parser("data", help="list data sets, or pack one into the compact form that travels on a stick")
-    actions = data.add_subparsers(required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="which data sets are at hand, and where")
-    listing.add_argument("--root", type=Path, help="look here first")
-    listing.set_defaults(do=_data_list)
-    pack = actions.add_parser("pack", help="write a data set as lossless sprites")
-    pack.add_argument("name")
-    pack.add_argument("destination", type=Path)
-    pack.add_argument("--root", type=Path, help="where the data set is now")
-    pack.set_defaults(do=_data_pack)
-
-    commands.add_parser("doctor", help="what is installed, which data and device are found, what to do").set_defaults(do=_doctor)
-    return parser
-
-
-def _refuse(options: argparse.Namespace, unknown: list[str]) -> None:
-    """Exit with status 2 and a message; for `iekd run` with the list of its options."""
-    names = [word[2:].split("=")[0].replace("-", "_") for word in unknown if word.startswith("--")]
-    if options.do is _run and names:
-        print("\n".join(f"iekd run: {unknown_field(name)}" for name in names), file=sys.stderr)
-    else:
-        print(f"iekd: {' '.join(unknown)}: no such option; see iekd --help", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        if (seconds := float(text)) > 0:
-            return seconds
-    except ValueError:
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
-
-
-def configuration(options: argparse.Namespace) -> RunConfig:
-    """The run that the options of `iekd run` describe."""
-    return RunConfig.create(**{name: value for name in RunConfig.model_fields if (value := getattr(options, name)) is not None})
+    run.set_defaults(do=_run, parser=run)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -159,7 +99,8 @@ def _run(options: argparse.Namespace) -> None:
     from iekd import parallel, records
 
     if options.dry_run:
-        print(config.model_dump_json(indent=1), f"hash {config.hash}", f"record {records.record_path(config)}", sep="\n")
+        read = config.model_dump_json(indent=1, exclude=config.unread())
+        print(read, f"hash {config.hash}", f"record {records.record_path(config)}", sep="\n")
         return
     from iekd.training import train
 
@@ -174,6 +115,12 @@ def _run(options: argparse.Namespace) -> None:
     print(f"{'record':>13}: {records.record_path(config)}  [{record.seconds:.0f} s, {record.images_per_second:.0f} images/s]")
 
 
+def _pack_options(commands: Any) -> None:
+    pack = commands.add_parser("pack", help="several runs in one process, in lock step: what `iekd sweep --pack` starts")
+    pack.add_argument("commands", nargs="+", metavar="COMMAND", help="each as one word: 'iekd run --method kd --seed 1'")
+    pack.set_defaults(do=_pack, parser=pack)
+
+
 def _pack(options: argparse.Namespace) -> int:
     from iekd.training import Busy, TrainingError, train_pack
 
@@ -185,38 +132,88 @@ def _pack(options: argparse.Namespace) -> int:
     return 0 if not errors else LATER if all(isinstance(error, Busy) for error in errors) else 1
 
 
+def _sweep_options(commands: Any) -> None:
+    sweep = commands.add_parser("sweep", help="finish all runs of grid files, one file after the other")
+    sweep.add_argument("grids", type=Path, nargs="+", metavar="GRID", help="a YAML file, for example runs/class.yaml")
+    sweep.add_argument("--jobs", type=count, default=1, help="processes at a time; the cores are shared out (default 1)")
+    pack = "up to N runs in a process, in lock step (default 1); for a GPU, and for many small runs on a CPU"
+    sweep.add_argument("--pack", type=count, default=1, metavar="N", help=pack)
+    sweep.add_argument("--time-limit", type=seconds, default=math.inf, metavar="SECONDS", help="then write checkpoints and leave")
+    sweep.add_argument("--bundle", type=Path, metavar="FILE", help="at the end pack what there is into one archive, for iekd merge")
+    sweep.add_argument("--dry-run", action="store_true", help="list the runs and whether they are done")
+    sweep.set_defaults(do=_sweep, parser=sweep)
+
+
 def _sweep(options: argparse.Namespace) -> int:
-    from iekd import bundle, grid, records
+    from iekd import bundle, grid, store
     from iekd.sweep import sweep
 
     grids = [grid.read(path) for path in options.grids]  # all of them, before anything runs
     configs = list(itertools.chain(*grids))
     if options.dry_run:
-        for path, config in grid.with_parents(configs).items():
-            print("done   " if records.find(config) else "pending", path)
-        return 0
+        return _list(configs)
+    if options.bundle:
+        store.check_writable(options.bundle)
     end = time.monotonic() + options.time_limit
     outcomes = [o for part in grids for o in sweep(part, options.jobs, end - time.monotonic(), options.pack)]
-    outcomes = list({o.config.path: o for o in outcomes}.values())
+    ended = _report(list({o.config.path: o for o in outcomes}.values()))
+    if options.bundle:
+        _print_bundled(bundle.pack(options.bundle, configs))
+    stopping.check()
+    return LATER if ended["stopped"] + ended["pending"] else 1 if ended["failed"] else 0
+
+
+def _list(configs: list[RunConfig]) -> int:
+    """What a sweep would do."""
+    from iekd import grid, records
+
+    done = {path: bool(records.find(config)) for path, config in grid.with_parents(configs).items()}
+    for path, is_done in done.items():
+        print("done   " if is_done else "pending", path)
+    print(f"{len(done)} runs with their parents: {sum(done.values())} done, {len(done) - sum(done.values())} pending")
+    return 0
+
+
+def _report(outcomes: list[Outcome]) -> collections.Counter[str]:
+    """Print how the runs of a sweep ended; returns how many ended in each state."""
+    from iekd import records
+
     for outcome in outcomes:
         record = records.find(outcome.config) if outcome.finished else None
         error = record.metrics["last"].test_error if record else None
         print(f"{outcome.state:7} {f'{error:6.2f} %' if error is not None else '       -'}  {outcome.config.path}  {outcome.reason}")
-    count = collections.Counter(outcome.state for outcome in outcomes)
-    unfinished = count["stopped"] + count["pending"]
+    ended = collections.Counter(outcome.state for outcome in outcomes)
+    unfinished = ended["stopped"] + ended["pending"]
     again = f", {unfinished} to go on with by the same command" if unfinished else ""
-    print(f"{len(outcomes)} runs, {count['failed']} failed{again}")
-    if options.bundle:
-        print(bundle.pack(options.bundle, configs))
-    stopping.check()
-    return LATER if unfinished else 1 if count["failed"] else 0
+    print(f"{len(outcomes)} runs, {ended['failed']} failed{again}")
+    return ended
+
+
+def _bundle_options(commands: Any) -> None:
+    bundle = commands.add_parser("bundle", help="pack records, weights and checkpoints into one archive")
+    bundle.add_argument("file", type=Path, help="the archive to write, for example results.tar")
+    bundle.add_argument("grids", type=Path, nargs="*", metavar="GRID", help="only the runs of these grid files (default: all)")
+    bundle.add_argument("--only-parents", action="store_true", help="of the weights only those that other runs need")
+    bundle.set_defaults(do=_bundle, parser=bundle)
 
 
 def _bundle(options: argparse.Namespace) -> None:
     from iekd import bundle, grid
 
     configs = [config for path in options.grids for config in grid.read(path)]
-    print(bundle.pack(options.file, configs or None, options.only_parents))
+    _print_bundled(bundle.pack(options.file, configs or None, options.only_parents))
+
+
+def _print_bundled(contents: str) -> None:
+    print(contents)
+    if contents.endswith(": 0 records, 0 weights, 0 checkpoints"):
+        print("iekd: the archive is empty: of these runs nothing is finished or begun here", file=sys.stderr)
+
+
+def _merge_options(commands: Any) -> None:
+    merge = commands.add_parser("merge", help="take in an archive that another machine packed")
+    merge.add_argument("file", type=Path)
+    merge.set_defaults(do=_merge, parser=merge)
 
 
 def _merge(options: argparse.Namespace) -> int:
@@ -225,6 +222,12 @@ def _merge(options: argparse.Namespace) -> int:
     merged = bundle.merge(options.file)
     print(merged)
     return 1 if merged.conflicts else 0
+
+
+def _analyse_options(commands: Any) -> None:
+    analyse = commands.add_parser("analyse", help="measure what the finished runs of a grid learned: similarity, flatness")
+    analyse.add_argument("grid", type=Path, help="a YAML file, for example runs/class.yaml")
+    analyse.set_defaults(do=_analyse, parser=analyse)
 
 
 def _analyse(options: argparse.Namespace) -> None:
@@ -242,14 +245,34 @@ def _analyse(options: argparse.Namespace) -> None:
     print(*skipped, f"{done} runs analysed, {len(skipped)} skipped", sep="\n")
 
 
-def _table(options: argparse.Namespace) -> None:
-    from iekd import records, results, tables
+def _table_options(commands: Any) -> None:
+    table = commands.add_parser("table", help="arms of the record store: n, mean, spread and interval")
+    table.add_argument("--preset", default="class", choices=PRESETS)
+    table.add_argument("--rule", default="last", choices=["last", "val_selected", "best_on_test"], help="epoch whose test error is shown")
+    table.add_argument("--format", default="markdown", choices=["markdown", "csv"])
+    table.add_argument("--readme", action="store_true", help="write the headline table into README.md of the checkout instead")
+    table.set_defaults(do=_table, parser=table)
 
+
+def _table(options: argparse.Namespace) -> None:
+    from iekd import records, results, store, tables
+
+    frame = records.load(preset=options.preset)
+    if frame.empty:
+        raise store.StoreError(f"there are no records of preset {options.preset!r} in {store.records_folder()}")
     if options.readme:
-        results.update_readme(store.runs_folder().parent / "README.md", records.load(preset=options.preset))
+        print(f"written: {results.update_readme(frame, options.preset)}")
         return
-    arms = tables.arms(records.load(preset=options.preset), metric=options.rule)
+    arms = tables.arms(frame, metric=options.rule)
+    arms["label"] = arms["label"].str.replace("Student alone", "Trained alone")  # in a whole store it may be a teacher
     print(tables.markdown(arms) if options.format == "markdown" else arms.to_csv(index=False))
+
+
+def _bench_options(commands: Any) -> None:
+    bench = commands.add_parser("bench", help="measure the engine beside the usual training loop, and a step of every method")
+    bench.add_argument("--rounds", type=count, default=5, help="medians are over so many (default 5)")
+    bench.add_argument("--images", type=count, nargs=2, default=(2560, 640), metavar=("CLASS", "PAPER"), help="images of an epoch")
+    bench.set_defaults(do=_bench, parser=bench)
 
 
 def _bench(options: argparse.Namespace) -> None:
@@ -261,6 +284,19 @@ def _bench(options: argparse.Namespace) -> None:
     for part in ("loops", "methods", "packing", "profile"):
         print(pd.DataFrame(measured[part]).to_string(index=False), end="\n\n")
     print(f"kept in {bench.save(measured)}")
+
+
+def _data_options(commands: Any) -> None:
+    data = commands.add_parser("data", help="list data sets, or pack one into the compact form that travels on a stick")
+    actions = data.add_subparsers(required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="which data sets are at hand, and where")
+    listing.add_argument("--root", type=Path, help="look here first")
+    listing.set_defaults(do=_data_list, parser=listing)
+    pack = actions.add_parser("pack", help="write a data set as lossless sprites")
+    pack.add_argument("name")
+    pack.add_argument("destination", type=Path)
+    pack.add_argument("--root", type=Path, help="where the data set is now")
+    pack.set_defaults(do=_data_pack, parser=pack)
 
 
 def _data_list(options: argparse.Namespace) -> None:
@@ -277,8 +313,13 @@ def _data_pack(options: argparse.Namespace) -> None:
     print(f"{options.name} packed in {folder}: name its parent with IEKD_DATA to use it")
 
 
+def _doctor_options(commands: Any) -> None:
+    doctor = commands.add_parser("doctor", help="what is installed, which data and device are found, what to do")
+    doctor.set_defaults(do=_doctor, parser=doctor)
+
+
 def _doctor(options: argparse.Namespace) -> None:
-    from iekd import data, records
+    from iekd import data, records, store
 
     provenance = records.provenance()
     print(f"python {provenance['versions']['python']}, iekd {__version__}, commit {provenance['git']['commit'] or 'unknown'}")

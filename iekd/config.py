@@ -6,12 +6,14 @@ the record lies. Fields that the chosen method does not read are put back to the
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from iekd.hints import did_you_mean
 
 Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100"]
 MethodName = Literal[
@@ -224,7 +226,7 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _canonical(self) -> RunConfig:
         """Put back what the method does not read, so that one training has one identity. Its value was checked all the same."""
-        for name in self._unread():
+        for name in self.unread():
             self.__dict__[name] = type(self).model_fields[name].default
         if self.image_size == NATIVE_SIZE[self.dataset]:
             self.__dict__["image_size"] = 0
@@ -232,11 +234,10 @@ class RunConfig(BaseModel):
             self.__dict__["views"] = min(self.views, 1)
         return self
 
-    def _unread(self) -> set[str]:
-        """The fields that this run's method does not read."""
-        unread = {f for fields in METHOD_FIELDS.values() for f in fields} - set(METHOD_FIELDS[self.method])
-        unread |= set() if self.has_teacher or self.is_mutual else {"teacher"}
-        unread |= {"student"} if self.method == "factor-ae" else set()
+    def unread(self) -> set[str]:
+        """The fields that this run does not read, for its method or for a half without a measure: they stand at their defaults, whatever
+        they were given. `refuse_unread` is for the fields that a person named."""
+        unread = _unread_by(self.method)
         if self.method == "ie-ft":
             unread |= {f"{side}_weight" for side in ("inherit", "explore") if getattr(self, side) == "none"}
             unread |= {"explore_target", "explore_encoder"} if self.explore == "none" else set()
@@ -263,7 +264,7 @@ class RunConfig(BaseModel):
 
     def replace(self, **fields: Any) -> RunConfig:
         """The same run with some fields changed (validated again). What this run's method did not read comes from the preset."""
-        return RunConfig.create(**{**self.model_dump(exclude=self._unread()), **fields})
+        return RunConfig.create(**{**self.model_dump(exclude=self.unread()), **fields})
 
     # ------------------------------------------------------------------ identity
 
@@ -352,6 +353,29 @@ def _usual(preset: str, dataset: str) -> dict[str, Any]:
     return {**PRESETS[preset], "preset": preset, "dataset": dataset, **DATASET_DEFAULTS.get(dataset, {})}
 
 
+def _unread_by(method: str) -> set[str]:
+    """The fields that no run of a method reads."""
+    own = METHOD_FIELDS[method]
+    unread = {name for fields in METHOD_FIELDS.values() for name in fields} - set(own)
+    unread |= set() if "teacher_epochs" in own or "place" in own else {"teacher"}  # trained before, or a peer
+    return unread | ({"student"} if method == "factor-ae" else set())
+
+
+def refuse_unread(names: Iterable[str], configs: Sequence[RunConfig]) -> None:
+    """Raise `ConfigError` for every named field that none of these runs reads: whoever named it believes that it changes something."""
+    unread = set.intersection(*(config.unread() for config in configs))
+    methods = list(dict.fromkeys(config.method for config in configs))
+    if idle := [name for name in names if name in unread]:
+        raise ConfigError("\n".join(f"{name}: {_why_unread(name, methods)}" for name in idle))
+
+
+def _why_unread(name: str, methods: list[str]) -> str:
+    readers = [method for method in METHOD_FIELDS if name not in _unread_by(method)]
+    if set(methods) & set(readers):
+        return f"{' and '.join(methods)} does not read it where the measure of that half is none"
+    return f"{', '.join(methods)} {'does' if len(methods) == 1 else 'do'} not read it; methods that do: {', '.join(readers)}"
+
+
 def _text(value: Any) -> str:
     """A value as in paths and commands: read back, it is the same value."""
     if isinstance(value, float) and float(f"{value:g}") == value:
@@ -360,10 +384,9 @@ def _text(value: Any) -> str:
 
 
 def unknown_field(name: str) -> str:
-    """The message for a parameter that does not exist: the closest one, and all of them."""
-    close = difflib.get_close_matches(name, RunConfig.model_fields, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
-    return f"{name}: no such parameter{hint}; the parameters are {', '.join(RunConfig.model_fields)}"
+    """The message for a parameter that does not exist: what it may have been, and where all of them are. There are too many to list: the
+    cause would scroll off the screen."""
+    return f"{name}: no such parameter{did_you_mean(name, RunConfig.model_fields)}; `iekd run --help` lists all of them"
 
 
 def _explain(error: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
 from iekd import data, networks
-from iekd.config import ConfigError, RunConfig
+from iekd.config import ConfigError, RunConfig, refuse_unread
 
 KEYS = ("title", "notebook", "base", "runs")
 
@@ -32,22 +33,40 @@ def read(path: Path) -> list[RunConfig]:
     """
     try:
         grid = yaml.safe_load(path.read_text())
-        entries = [{**grid.get("base", {}), **entry} for entry in grid["runs"]]
+        base = grid.get("base") or {}
+        entries = [{**base, **entry} for entry in grid["runs"]]
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is not a grid: it needs a list `runs:` of mappings ({error})") from None
     if unknown := set(grid) - set(KEYS):
         raise ConfigError(f"{path}: {', '.join(map(str, unknown))}: no such key; the keys of a grid are {', '.join(KEYS)}")
-    configs = {}
+    if not entries:
+        raise ConfigError(f"{path} has no runs")
+    found = []
     for number, entry in enumerate(entries, 1):
-        for fields in expand(entry):
-            try:
-                config = RunConfig.create(**{str(name): value for name, value in fields.items()})  # YAML reads `on:` as True
-            except ConfigError as error:
-                raise ConfigError(f"{path}, run {number}: {error}") from None
-            configs[config.path] = config
+        try:
+            found.append(_configs(entry))
+            refuse_unread(grid["runs"][number - 1], found[-1])
+        except ConfigError as error:
+            raise ConfigError(f"{path}, run {number}: {error}") from None
+    configs = {config.path: config for config in itertools.chain(*found)}
+    try:
+        refuse_unread(base, list(configs.values()))  # of the base it is enough that one entry reads it
+    except ConfigError as error:
+        raise ConfigError(f"{path}, base: {error}") from None
     return sorted(configs.values(), key=lambda config: config.seed)
+
+
+def _configs(entry: dict[Any, Any]) -> list[RunConfig]:
+    """The runs of one entry. Raises `ConfigError`."""
+    for name, value in entry.items():
+        if value == []:
+            raise ConfigError(f"{name}: an empty list, so the entry has no runs")
+        if isinstance(value, str) and re.fullmatch(r"[\d.]+ *(-|,|\.\.) *[\d.]+", value):
+            raise ConfigError(f"{name}: {value!r} is no value; write several as a list, [0, 1, 2]")
+    named = {str(name): value for name, value in entry.items()}  # YAML reads `on:` as True
+    return [RunConfig.create(**fields) for fields in expand(named)]
 
 
 def find(name: str) -> Path:

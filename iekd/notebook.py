@@ -7,7 +7,6 @@ notebook's own `parameters` cell (and the cell papermill injected) from the kern
 from __future__ import annotations
 
 import ast
-import difflib
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from iekd.config import ConfigError, RunConfig
+from iekd.config import ConfigError, RunConfig, refuse_unread
+from iekd.hints import did_you_mean
 
 np.set_printoptions(legacy="1.25")  # numbers print and glue as 1.23, not as np.float64(1.23)
 
@@ -44,8 +44,14 @@ def given() -> dict[str, Any]:
 
 
 def run_config(**fields: Any) -> RunConfig:
-    """The run that the notebook's parameters describe; arguments fill in what is no parameter there."""
-    return RunConfig.create(**{**fields, **given()})
+    """The run that the notebook's parameters describe; arguments fill in what is no parameter there.
+
+    A parameter that the method does not read is refused. (`given` cannot do that: on a page of several methods one of them may read it.)
+    """
+    own = given()
+    config = RunConfig.create(**{**fields, **own})
+    refuse_unread(own, [config])
+    return config
 
 
 def command(page: str) -> str:
@@ -85,7 +91,7 @@ def check(sources: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
         values[name] = value
     if problems:
         known = "\n".join(f"  {name}: {kind}" for name, kind in declared.items())
-        raise ConfigError("\n".join(problems) + f"\nThe parameters of this notebook are:\n{known}")
+        raise ConfigError(f"the parameters of this notebook are:\n{known}\n" + "\n".join(problems))  # last what a screen shows
     return values
 
 
@@ -105,5 +111,4 @@ def _assigned(source: str) -> list[str]:
 
 
 def _unknown(name: str, declared: dict[str, str]) -> str:
-    close = difflib.get_close_matches(name, declared, n=1)
-    return f"{name}: this notebook has no such parameter" + (f" (did you mean {close[0]!r}?)" if close else "")
+    return f"{name}: this notebook has no such parameter{did_you_mean(name, declared)}"

@@ -20,6 +20,7 @@ from iekd.claims import NO_RUNS, decisive
 from iekd.config import MethodName, RunConfig
 from iekd.grid import holding
 from iekd.stats import LEVEL
+from iekd.store import StoreError, write_atomic
 from iekd.tables import METRICS, heads_html, number
 
 # How the epoch is chosen, as the tabs of a table say it.
@@ -33,6 +34,7 @@ NO_VALIDATION = "no validation images"
 AGAINST_PAPER = {"better": "▼", "worse": "▲", "same": "≈"}  # signs only: four pairs stand side by side
 TEST_IMAGES, RECOMPRESSED = 10_000, 20  # of CIFAR-10, and of its copy that records with an exact error come from (a test counts)
 HEADLINE = ("supervised", "kd", "ft", "ie-ft")
+README = Path(__file__).parents[1] / "README.md"
 MARKERS = re.compile(r"(?<=<!-- headline:start -->\n).*?(?=<!-- headline:end -->)", re.DOTALL)
 
 
@@ -269,7 +271,16 @@ def _setting(config: RunConfig) -> str:
     )
 
 
-def update_readme(path: Path, frame: pd.DataFrame) -> None:
-    """Write the headline table between the markers of README.md."""
-    text = path.read_text(encoding="utf-8")
-    path.write_text(MARKERS.sub(lambda _: readme(frame), text), encoding="utf-8")
+def update_readme(frame: pd.DataFrame, preset: str = "class", path: Path = README) -> Path:
+    """Write the headline table between the markers of the checkout's README.md, wherever $IEKD_RUNS keeps the records; returns its path.
+
+    Raises `StoreError`, and leaves the file alone, without the runs that it needs, without the file, or without markers in it.
+    """
+    table = readme(frame, preset)
+    if NO_RUNS in table:
+        raise StoreError(f"{table.strip()} {path} stays as it is.")
+    new, places = MARKERS.subn(lambda _: table, path.read_text(encoding="utf-8") if path.exists() else "")
+    if places != 1:
+        raise StoreError(f"{path} needs one place for the table, between <!-- headline:start --> and <!-- headline:end --> on lines alone")
+    write_atomic(path, new.encode())
+    return path

@@ -6,6 +6,7 @@ truncated or altered file is noticed when it is read.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import tempfile
@@ -19,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+DELETE_IT = " Delete it; the run that made it will make it again."  # ends the message about a damaged file
+
 
 class StoreError(RuntimeError):
     """A file that cannot be written, read or trusted; the message names it and the way out."""
@@ -27,7 +30,7 @@ class StoreError(RuntimeError):
 def runs_folder() -> Path:
     """Where grids, records and the cache lie: $IEKD_RUNS, or `runs/` of the checkout, or `runs/` of the current folder."""
     if named := os.environ.get("IEKD_RUNS"):
-        return Path(named)
+        return Path(named).expanduser()  # a shell leaves the ~ of IEKD_RUNS='~/x' as it is
     checkout = Path(__file__).resolve().parents[1]
     return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
 
@@ -63,13 +66,29 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         temporary.chmod(0o644)  # NamedTemporaryFile makes private files
         os.replace(temporary, path)
     except OSError as error:
-        raise StoreError(
-            f"cannot write {path}: {error.strerror or error}. Free some space or make the folder writable (or set IEKD_RUNS to another "
-            "folder) and start the same command again: it goes on from the last checkpoint."
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:  # also when Ctrl-C comes in between
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Raise `StoreError` now if `atomic` could not write this file hours later."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> StoreError:
+    return StoreError(
+        f"cannot write {path}: {error.strerror or error}. Free some space or make the folder writable (or set IEKD_RUNS to another "
+        "folder) and start the same command again: it goes on from the last checkpoint."
+    )
 
 
 def checksum(tensors: dict[str, Tensor]) -> str:
@@ -100,9 +119,9 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise StoreError(f"{path} cannot be read ({error}). Delete it; the run that made it will make it again.") from error
+        raise StoreError(f"{path} cannot be read ({error}).{DELETE_IT}") from error
     if metadata.get("checksum") != checksum(tensors):
-        raise StoreError(f"{path} is damaged: its content does not match its checksum. Delete it; the run that made it will make it again.")
+        raise StoreError(f"{path} is damaged: its content does not match its checksum.{DELETE_IT}")
     return tensors, metadata
 
 

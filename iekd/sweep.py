@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from iekd import data, grid, memory, records, stopping, store, training
+from iekd import checkpoint, data, grid, memory, records, stopping, store, training
 from iekd.config import ConfigError, RunConfig
 from iekd.engine import in_step
 
@@ -100,13 +100,15 @@ class _Child(NamedTuple):
         if code == stopping.LATER:
             return None
         if code in [status for number in stopping.SIGNALS for status in (128 + number, -number)]:
-            return Outcome(config, "stopped", "goes on from its checkpoint")
+            begun = checkpoint.path_of(config).exists()
+            return Outcome(config, "stopped", "goes on from its checkpoint" if begun else "before its first checkpoint")
         if code < 0:
             return Outcome(config, "failed", f"killed by {signal.Signals(-code).name}")
         with log_path(self.configs[0]).open("rb") as log:
             log.seek(self.said)
             lines = log.read().decode(errors="replace").strip().splitlines()
-        about = [line for line in lines if config.path in line] if len(self.configs) > 1 else []
+        # the colon ends the path: seed1 is not seed10
+        about = [line for line in lines if f"{config.path}:" in line] if len(self.configs) > 1 else []
         if about and about[-1].endswith(training.BUSY):
             return None
         return Outcome(config, "failed", (about or lines or [f"exit status {code}"])[-1])

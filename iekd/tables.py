@@ -212,12 +212,13 @@ def _slug(text: str) -> str:
 def markdown(table: pd.DataFrame) -> str:
     """`arms` or `comparison`s for README and terminal, one pair below the other, without links."""
     compared = "baseline" in table
-    heads = ["pair", "method", "n", "error, % (mean ± sd)", "95 % interval", *(["minus baseline, points", "paper, %"] if compared else [])]
+    heads = ["data set", "pair", "method", "n", "error, % (mean ± sd)", "95 % interval"]
+    heads += ["minus baseline, points", "paper, %"] if compared else []
     lines = [heads, ["---"] * len(heads)]
     for row in table.to_dict("records"):
         ours = [str(row["n"]), spread(row), interval(row["low"], row["high"])]
         others = ["; ".join(difference_lines(row)), "; ".join(_against_paper(row))] if compared else []
-        lines.append([row.get("scope", row["pair"]).replace("-", " → "), row["label"], *ours, *others])
+        lines.append([row["dataset"], row.get("scope", row["pair"]).replace("-", " → "), row["label"], *ours, *others])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 

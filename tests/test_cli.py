@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import signal
+import subprocess
+import sys
 
 import pytest
 import yaml
@@ -13,7 +17,10 @@ from tiny import SMALL, made_up, tiny
 from iekd import cli, records
 from iekd.config import RunConfig
 
-SMALL_OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+def words_of(config: RunConfig) -> list[str]:
+    """`iekd run` with the options that make this run."""
+    return shlex.split(config.command())[1:]
 
 
 @pytest.fixture
@@ -41,15 +48,15 @@ def test_help_lists_the_commands_and_every_field(iekd):
 
 def test_dry_run_prints_configuration_hash_and_path_and_trains_nothing(iekd, runs):
     config = tiny("ie-ft", explore="cka", seed=3)
-    status, out, err = iekd("run", *SMALL_OPTIONS, "--method", "ie-ft", "--explore", "cka", "--seed", 3, "--dry-run")
+    status, out, err = iekd(*words_of(config), "--dry-run")
     assert (status, err) == (0, "") and not runs.exists()
     *printed, name, path = out.strip().splitlines()
-    assert json.loads("\n".join(printed)) == config.model_dump()
+    assert json.loads("\n".join(printed)) == config.model_dump(exclude=config.unread())
     assert name == f"hash {config.hash}" and path == f"record {records.record_path(config)}"
 
 
 def test_a_run_prints_its_errors_and_its_record_and_loads_the_second_time(iekd, runs):
-    words = ("run", *SMALL_OPTIONS, "--method", "kd")
+    words = words_of(tiny("kd"))
     status, out, _ = iekd(*words)
     record = records.find(tiny("kd"))
     assert status == 0 and f"last: test error {record.metrics['last'].test_error:.2f} % (epoch 3)" in out
@@ -60,7 +67,7 @@ def test_a_run_prints_its_errors_and_its_record_and_loads_the_second_time(iekd, 
 
 
 def test_an_autoencoder_prints_its_loss(iekd):
-    status, out, _ = iekd("run", *SMALL_OPTIONS, "--method", "factor-ae")
+    status, out, _ = iekd(*words_of(tiny("factor-ae")))
     assert status == 0 and "last: test loss" in out
 
 
@@ -70,12 +77,14 @@ def test_an_autoencoder_prints_its_loss(iekd):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "--exlore", "cka"], "exlore: no such parameter (did you mean 'explore'?); the parameters are preset, dataset"),
+        (["run", "--exlore", "cka"], "exlore: no such parameter (did you mean 'explore'?); `iekd run --help` lists all of them"),
         (["run", "--exlore=cka", "--dry-run"], "exlore: no such parameter"),
         (["run", "--explor", "cka"], "explor: no such parameter (did you mean 'explore'?)"),  # no guessing by prefix
         (["run", "cka"], "cka: no such option"),
         (["run", "--seed"], "expected one argument"),
-        (["sweep", "g.yaml", "--job", "2"], "--job"),
+        (["sweep", "g.yaml", "--job", "2"], "iekd sweep: --job: no such option (did you mean '--jobs'?); see iekd sweep --help\n"),
+        (["sweep", "g.yaml", "--time-limt=3"], "--time-limt: no such option (did you mean '--time-limit'?)"),
+        (["data", "list", "--rooot", "x"], "iekd data list: --rooot: no such option (did you mean '--root'?); see iekd data list --help"),
         (["sweep", "g.yaml", "--jobs", "0"], "'0' is no number from 1"),
         (["sweep", "g.yaml", "--jobs", "two"], "'two' is no number from 1"),
         (["sweep", "g.yaml", "--time-limit", "0"], "'0' is no number of seconds"),
@@ -95,6 +104,9 @@ def test_a_wrong_option_exits_with_2_and_a_message(iekd, runs, words, message):
     [
         (["run", "--explore", "cca"], "iekd: explore: 'cca' is not usable; choose one of none, l1, l2"),
         (["run", "--method", "kd", "--explore", "cca"], "iekd: explore: 'cca' is not usable"),
+        (["run", "--explore", "cka"], "iekd: explore: supervised does not read it; methods that do: ie-ft\n"),
+        (["run", "--method", "ft", "--inherit-weight", "5"], "inherit_weight: ft does not read it; methods that do: ie-ft, ie-dml\n"),
+        (["table"], "iekd: there are no records of preset 'class' in "),
         (["run", "--seed", "many"], "iekd: seed: 'many' is not usable"),
         (["run", "--student", "resnet21"], "iekd: network 'resnet21' is not known; the networks are"),
         (["run", "--preset", "big"], "iekd: preset: 'big' is not usable; choose one of smoke, class, paper"),
@@ -115,7 +127,7 @@ def test_a_corrupt_record_exits_with_1_and_names_the_file(iekd):
     made_up(tiny()).save()
     path = records.record_path(tiny())
     path.write_text("{")
-    status, _, err = iekd("run", *SMALL_OPTIONS)
+    status, _, err = iekd(*words_of(tiny()))
     assert status == 1 and str(path) in err and "Restore it from git" in err
     assert iekd("table", "--preset", "smoke")[0] == 1
 
@@ -123,14 +135,14 @@ def test_a_corrupt_record_exits_with_1_and_names_the_file(iekd):
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_gives_a_status_of_its_own_and_a_last_line(iekd, monkeypatch, number, status):
     monkeypatch.setattr("iekd.training._fit", lambda *_: signal.raise_signal(number))
-    found, _, err = iekd("run", *SMALL_OPTIONS)
+    found, _, err = iekd(*words_of(tiny()))
     assert found == status
     assert err.splitlines()[-1] == f"iekd: stopped by {number.name}; the same command goes on from the last checkpoint"
 
 
 def test_a_run_of_another_process_is_left_to_it_on_demand(iekd, monkeypatch):
     monkeypatch.setattr(FileLock, "acquire", lambda *_, **__: (_ for _ in ()).throw(Timeout("")))
-    status, _, err = iekd("run", *SMALL_OPTIONS, "--no-wait")
+    status, _, err = iekd(*words_of(tiny()), "--no-wait")
     assert status == 75 and err == f"iekd: {tiny().path}: another process trains this run\n"
 
 
@@ -151,10 +163,12 @@ def test_data_list(iekd, tmp_path):
 
 def test_sweep_dry_run_and_summary(iekd, tmp_path):
     grid = tmp_path / "grid.yaml"
-    grid.write_text(yaml.safe_dump({"base": SMALL, "runs": [{"method": "supervised"}, {"method": "kd"}]}))
+    base = {name: value for name, value in SMALL.items() if name not in tiny("kd").unread()}
+    grid.write_text(yaml.safe_dump({"base": base, "runs": [{"method": "supervised"}, {"method": "kd"}]}))
     made_up(tiny(), error=12.5).save()
     status, out, _ = iekd("sweep", grid, "--dry-run")
-    lines = sorted(line.split() for line in out.splitlines())
+    lines = sorted(line.split() for line in out.splitlines()[:-1])
+    assert out.splitlines()[-1] == "3 runs with their parents: 1 done, 2 pending"
     assert status == 0 and lines == [["done", tiny().path], ["pending", tiny("kd").path], ["pending", tiny("kd").teacher_run().path]]
     for config in (tiny("kd"), tiny("kd").teacher_run()):
         made_up(config, error=20).save()
@@ -169,3 +183,46 @@ def test_table(iekd):
     assert status == 0 and "10.50 ± 0.71" in out
     status, out, _ = iekd("table", "--preset", "smoke", "--format", "csv")
     assert status == 0 and len(out.strip().splitlines()) == 2
+
+
+def test_table_tells_data_sets_apart_and_calls_nothing_a_student_that_may_be_a_teacher(iekd):
+    for dataset in ("digits", "cifar10"):
+        made_up(tiny(dataset=dataset)).save()
+    lines = iekd("table", "--preset", "smoke")[1].splitlines()
+    assert [line.split(" | ")[0] for line in lines] == ["| data set", "| ---", "| cifar10", "| digits"]
+    assert "| Trained alone |" in lines[-1] or "| Trained alone, " in lines[-1]
+
+
+def test_no_table_is_written_into_a_readme_that_is_not_ours(iekd, runs):
+    """`IEKD_RUNS` names records; the README beside it is somebody else's."""
+    theirs = runs.parent / "README.md"
+    theirs.write_text("theirs")
+    status, _, err = iekd("table", "--readme")
+    assert status == 1 and "there are no records of preset 'class'" in err and theirs.read_text() == "theirs"
+
+
+def test_a_bundle_that_cannot_be_written_is_refused_before_the_sweep(iekd, tmp_path, runs):
+    grid = tmp_path / "grid.yaml"
+    grid.write_text(yaml.safe_dump({"runs": [{"student": "resnet8x0.25"}]}))
+    for file in (grid / "results.tar", tmp_path):  # below a file; a folder
+        status, _, err = iekd("sweep", grid, "--bundle", file)
+        assert status == 1 and f"cannot write {file}" in err and not runs.exists()
+
+
+def test_an_empty_bundle_is_said_to_be_empty(iekd, tmp_path):
+    status, out, err = iekd("bundle", tmp_path / "results.tar")
+    assert status == 0 and "0 records" in out and "the archive is empty" in err
+
+
+def test_ctrl_c_while_the_libraries_are_imported_needs_no_traceback(tmp_path):
+    """The command must be ready for it before it imports torch, which takes seconds."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    path = os.pathsep.join([str(tmp_path), os.getcwd(), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "iekd", "doctor"],
+        env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (130, "iekd: stopped by SIGINT; the same command goes on from the last checkpoint\n")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from iekd import cli, grid
-from iekd.config import METHOD_FIELDS, NATIVE_SIZE, PRESETS, ConfigError, RunConfig
+from iekd.config import METHOD_FIELDS, NATIVE_SIZE, PRESETS, ConfigError, RunConfig, refuse_unread
 
 GRIDS = sorted((Path(__file__).parents[1] / "runs").glob("*.yaml"))
 
@@ -24,8 +24,8 @@ def every_run() -> list[RunConfig]:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        (dict(exlore="cka"), r"exlore: no such parameter \(did you mean 'explore'\?\); the parameters are preset, dataset, .*split_ratio"),
-        (dict(colour="red"), r"colour: no such parameter; the parameters are"),
+        (dict(exlore="cka"), r"exlore: no such parameter \(did you mean 'explore'\?\); `iekd run --help` lists all of them$"),
+        (dict(colour="red"), r"colour: no such parameter; `iekd run --help` lists"),
         (dict(explore="cca"), r"explore: 'cca' is not usable; choose one of none, l1, l2, cosine, partial-l2, orthogonal, cka"),
         (dict(method="ie"), r"method: 'ie' is not usable; choose one of supervised, factor-ae, kd, ft, ie-ft"),
         (dict(method=["kd"]), r"method: \['kd'\] is not usable"),
@@ -62,6 +62,31 @@ def test_a_value_that_the_method_does_not_read_is_checked_all_the_same():
         RunConfig.create("smoke", method="kd", explore="cca")
     with pytest.raises(ConfigError, match="network 'resnet21'"):
         RunConfig.create("smoke", method="supervised", teacher="resnet21")
+
+
+@pytest.mark.parametrize("method", METHOD_FIELDS)
+@pytest.mark.parametrize("name", ["teacher", "student", "explore", "kd_alpha", "epochs", "preset"])
+def test_a_field_that_changes_nothing_is_refused_when_somebody_names_it(method, name):
+    config = RunConfig.create("smoke", method=method)
+    if name not in config.unread():
+        return refuse_unread([name], [config])
+    with pytest.raises(ConfigError, match=rf"^{name}: {method} does not read it; methods that do: ") as error:
+        refuse_unread(["seed", name], [config])
+    readers = str(error.value).rpartition(": ")[2].split(", ")
+    assert readers == [m for m in METHOD_FIELDS if name not in RunConfig.create("smoke", method=m).unread()] and method not in readers
+
+
+def test_one_of_several_runs_that_reads_a_field_is_enough():
+    alone, kd, ft = (RunConfig.create("smoke", method=method) for method in ("supervised", "kd", "ft"))
+    refuse_unread(["kd_alpha", "teacher"], [alone, kd, ft])
+    with pytest.raises(ConfigError, match="kd_alpha: supervised, ft do not read it; methods that do: kd$"):
+        refuse_unread(["kd_alpha", "teacher"], [alone, ft])
+
+
+def test_the_weight_of_a_half_without_measure_is_refused_when_somebody_names_it():
+    config = RunConfig.create("smoke", method="ie-ft", explore="none", explore_weight=5)
+    with pytest.raises(ConfigError, match="explore_weight: ie-ft does not read it where the measure of that half is none"):
+        refuse_unread(["explore", "explore_weight"], [config])
 
 
 def test_it_is_frozen():

@@ -37,10 +37,20 @@ def test_lists_multiply():
 
 def test_a_grid_is_base_and_runs_each_once_and_seed_by_seed(write):
     path = write(
-        {"title": "t", "base": {**SMALL, "seed": [0, 1]}, "runs": [{"method": ["supervised", "kd"]}, {"method": "kd", "kd_alpha": 0.9}]}
+        {"title": "t", "base": {**SMALL, "seed": [0, 1]}, "runs": [{"method": ["supervised", "ft"]}, {"method": "ft", "ft_weight": 500}]}
     )
     configs = grid.read(path)
-    assert configs == [tiny(method, seed=seed) for seed in (0, 1) for method in ("supervised", "kd")]
+    assert configs == [tiny(method, seed=seed) for seed in (0, 1) for method in ("supervised", "ft")]
+
+
+def test_a_field_that_one_run_of_an_entry_reads_or_of_the_base_one_entry_may_stand(write):
+    runs = [{"method": ["supervised", "ft"], "ae_epochs": 3}, {"method": "supervised"}]
+    ft, alone = sorted(grid.read(write({"base": {"teacher_epochs": 2, "seed": 0}, "runs": runs})), key=lambda config: config.method)
+    assert (ft.teacher_epochs, ft.ae_epochs) == (2, 3) and alone == RunConfig.create("smoke")
+
+
+def test_an_empty_base_is_none(write):
+    assert grid.read(write(b"base:\nruns: [{}]")) == [RunConfig.create("smoke")]
 
 
 def test_an_entry_overrides_the_base(write):
@@ -57,6 +67,11 @@ def test_an_entry_overrides_the_base(write):
         ([1], "is not a grid"),
         ({"run": []}, "is not a grid: it needs a list `runs:`"),
         ({"runs": None}, "is not a grid"),
+        ({"runs": []}, "has no runs"),
+        ({"runs": [{}, {"seed": []}]}, "run 2: seed: an empty list, so the entry has no runs"),
+        ({"base": {"seed": "0-4"}, "runs": [{}]}, r"run 1: seed: '0-4' is no value; write several as a list, \[0, 1, 2\]"),
+        ({"runs": [{"method": ["kd", "ft"], "explore": "cka"}]}, "run 1: explore: kd, ft do not read it; methods that do: ie-ft"),
+        ({"base": {"explore": "cka"}, "runs": [{"method": "kd"}, {"method": "ft"}]}, "base: explore: kd, ft do not read it"),
         ({"runs": {"method": "kd"}}, "is not a grid"),
         ({"runs": ["kd"]}, "is not a grid"),
         ({"bases": {"seed": 1}, "runs": []}, "bases: no such key; the keys of a grid are title, notebook, base, runs"),

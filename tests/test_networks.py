@@ -63,6 +63,14 @@ def test_size_at_100_classes_is_the_published_one(name: str, count: int) -> None
     assert size(name, classes=100) == count
 
 
+@pytest.mark.parametrize("name, count", [("resnet8x4", 1_233_540), ("resnet32x4", 7_433_860)])
+def test_the_wide_resnets_are_those_of_repdistiller(name: str, count: int) -> None:
+    """Stem and stages of 32, 64, 128, 256 channels; the first block has a projection."""
+    assert size(name, classes=100) == count
+    network = build(name, 100)
+    assert network.conv.out_channels == 32 and [stage[0].conv1.out_channels for stage in network.stages] == [64, 128, 256]
+
+
 @pytest.mark.parametrize("depth", range(8, 111, 6))
 def test_resnet_sizes_follow_the_formula(depth: int) -> None:
     assert size(f"resnet{depth}") == resnet_formula(depth, 16)
@@ -248,3 +256,9 @@ def test_bad_names_are_refused_with_the_list(name: str) -> None:
     for call in (check_name, lambda n: build(n, 10)):
         with pytest.raises(ValueError, match=r"resnet<d>.*wrn<d>_<k>.*vgg13"):
             call(name)
+
+
+@pytest.mark.parametrize("wrong, meant", [("wrn_16_2", "wrn16_2"), ("ResNet20", "resnet20"), ("vgg-13", "vgg13")])
+def test_another_spelling_of_a_name_is_told_ours(wrong: str, meant: str) -> None:
+    with pytest.raises(ValueError, match=rf"'{wrong}' is not known \(did you mean '{meant}'\?\)"):
+        check_name(wrong)

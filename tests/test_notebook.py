@@ -58,7 +58,9 @@ def test_a_whole_number_is_a_float_too():
 def test_a_bad_parameter_is_refused_with_the_list_of_parameters(values, message):
     with pytest.raises(ConfigError, match=message) as error:
         checked("\n".join(f"{name} = {value!r}" for name, value in values.items()), **values)
-    assert "The parameters of this notebook are:\n  method: str\n  seed: int\n  lr: float\n  quick: bool" in str(error.value)
+    *known, problem = str(error.value).splitlines()  # the problem last: it is what stands on the screen
+    assert known == ["the parameters of this notebook are:", "  method: str", "  seed: int", "  lr: float", "  quick: bool"]
+    assert problem.startswith(next(iter(values)))
 
 
 def test_all_bad_parameters_are_named_at_once():
@@ -100,6 +102,15 @@ def test_a_bad_value_is_refused_by_the_configuration(kernel):
     kernel("method: str = 'ie-ft'\nexplore: str = 'l1'", "explore = 'cca'", explore="cca")
     with pytest.raises(ConfigError, match="explore: 'cca' is not usable; choose one of none, l1"):
         notebook.run_config()
+
+
+def test_a_parameter_that_the_method_does_not_read_is_refused(kernel):
+    cell = "method: str = 'ie-ft'\nexplore: str = ''\nteacher: str = ''\nkd_alpha: float = -1.0"
+    kernel(cell, "method = 'kd'\nexplore = 'cka'", method="kd", explore="cka")
+    with pytest.raises(ConfigError, match="^explore: kd does not read it; methods that do: ie-ft$"):
+        notebook.run_config()
+    kernel(cell, "method = 'kd'\nkd_alpha = 0.5", method="kd", kd_alpha=0.5)
+    assert notebook.run_config() == RunConfig.create("smoke", method="kd", kd_alpha=0.5)
 
 
 # ---------------------------------------------------------------------- papermill itself

@@ -8,6 +8,7 @@ from tiny import made_up
 from iekd import grid as grids
 from iekd import records, results, tables
 from iekd.config import RunConfig
+from iekd.store import StoreError
 
 ROOT = Path(__file__).parents[1]
 TEACHER, ALONE, KD, FT, IE = {"role": "teacher"}, {"method": "supervised"}, {"method": "kd"}, {"method": "ft"}, {"method": "ie-ft"}
@@ -182,9 +183,24 @@ def test_readme_lists_the_arms_that_ran(runs):
 def test_update_readme_changes_only_what_lies_between_the_markers(tmp_path, runs):
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- headline:start -->\nold\n<!-- headline:end -->\nafter\n")
-    results.update_readme(readme, runs)
-    results.update_readme(readme, runs)
+    results.update_readme(runs, path=readme)
+    results.update_readme(runs, path=readme)
     assert readme.read_text() == f"before\n<!-- headline:start -->\n{results.readme(runs)}<!-- headline:end -->\nafter\n"
+
+
+@pytest.mark.parametrize("text", ["no markers", "<!-- headline:end -->\n<!-- headline:start -->\n", None])
+def test_a_readme_without_a_place_for_the_table_stays_as_it_is(tmp_path, runs, text):
+    readme = tmp_path / "README.md"
+    if text:
+        readme.write_text(text)
+    with pytest.raises(StoreError, match="README.md needs one place for the table"):
+        results.update_readme(runs, path=readme)
+    assert (readme.read_text() if text else readme.exists()) == (text or False)
+
+
+def test_without_runs_the_table_of_readme_stays_as_it_is(tmp_path, runs):
+    with pytest.raises(StoreError, match="There are no runs yet at class scale"):
+        results.update_readme(runs[runs["method"] != "supervised"], path=tmp_path / "README.md")
 
 
 def test_a_teacher_row_counts_the_runs_that_teach_and_no_other_of_that_network(tmp_path, monkeypatch):

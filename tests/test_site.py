@@ -90,6 +90,19 @@ def test_figures_have_a_description(path):
     assert all(s.get("image", {}).get("alt") for s in settings if "figure" in s or "image" in s)
 
 
+@each_notebook
+def test_solutions_are_folded_on_the_site_and_in_jupyter_and_can_be_taken_out(path):
+    below, solutions = False, []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        if cell["cell_type"] == "markdown":
+            for title in re.findall(r"^## (.*)", "".join(cell["source"]), re.MULTILINE):
+                below = title == "Exercises"
+        tags = cell["metadata"].get("tags", [])
+        assert ("solution" in tags) == (below and cell["cell_type"] == "code"), "".join(cell["source"])
+        solutions += [cell["metadata"]] if "solution" in tags else []
+    assert all("hide-cell" in found["tags"] and found.get("jupyter", {}).get("source_hidden") for found in solutions)
+
+
 @pytest.mark.parametrize("page", ["tables", "ablations", "methods", "mutual", "small-teacher", "analysis", "speed"])
 def test_every_table_of_results_has_its_data_and_its_command(page):
     """`results.grid_html`, `results.paper_html` and `verdicts.board_html` bring them along; what a page frames itself names them."""
@@ -125,4 +138,4 @@ def test_readme_has_room_for_the_generated_table():
 
 def test_readme_pictures_and_links_exist():
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert all(link.startswith("https://") or (ROOT / link).exists() for link in links), links
+    assert all(link.startswith("https://") or (ROOT / link.partition("#")[0]).exists() for link in links), links

@@ -41,6 +41,12 @@ def test_the_checksum_sees_every_change(tensors, change):
     assert store.checksum(other) != store.checksum(tensors)
 
 
+def test_the_home_folder_may_be_named_by_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("IEKD_RUNS", "~/x")
+    assert store.runs_folder() == tmp_path / "x"
+
+
 # ---------------------------------------------------------------------- writing
 
 

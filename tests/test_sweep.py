@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tiny import SMALL, content, made_up, start, tiny
 
-from iekd import grid, records, store, sweep, training
+from iekd import checkpoint, grid, records, store, sweep, training
 from iekd.config import RunConfig
 from iekd.store import StoreError
 from iekd.sweep import Outcome
@@ -137,8 +137,8 @@ def test_at_the_time_limit_the_rest_is_pending(started, monkeypatch):
 @pytest.mark.parametrize(
     ("code", "state", "reason"),
     [
-        (128 + signal.SIGTERM, "stopped", "goes on from its checkpoint"),
-        (-signal.SIGTERM, "stopped", "goes on from its checkpoint"),  # before Python was ready
+        (128 + signal.SIGTERM, "stopped", "before its first checkpoint"),
+        (-signal.SIGTERM, "stopped", "before its first checkpoint"),  # before Python was ready
         (-signal.SIGKILL, "failed", "killed by SIGKILL"),
         (3, "failed", "the last line"),
     ],
@@ -149,6 +149,20 @@ def test_what_an_exit_status_means(monkeypatch, code, state, reason):
     said = len("of an earlier sweep\n")
     monkeypatch.setattr(sweep, "_start_process", lambda config, jobs: sweep._Child(config, Ended(code), 0, said))
     assert sweep.sweep([tiny()]) == [Outcome(tiny(), state, reason)]
+
+
+def test_what_was_stopped_says_whether_it_has_a_checkpoint(monkeypatch):
+    store.write_atomic(checkpoint.path_of(tiny()), b"")
+    monkeypatch.setattr(sweep, "_start_process", lambda config, jobs: sweep._Child(config, Ended(143), 0, 0))
+    assert sweep.sweep([tiny()]) == [Outcome(tiny(), "stopped", "goes on from its checkpoint")]
+
+
+def test_in_the_log_of_a_pack_seed_1_is_not_seed_10():
+    one, ten = tiny(seed=1), tiny(seed=10)
+    sweep.log_path(one).parent.mkdir(parents=True)
+    sweep.log_path(one).write_text(f"iekd: {one.path}: lower lr\niekd: {ten.path}: {training.BUSY}\n")
+    child = sweep._Child([one, ten], Ended(1), 0, 0)
+    assert child.outcome(one) == Outcome(one, "failed", f"iekd: {one.path}: lower lr") and child.outcome(ten) is None
 
 
 def test_what_another_process_claimed_in_between_is_tried_again(monkeypatch):
@@ -223,7 +237,8 @@ LONG = {**SMALL, "epochs": 3000}  # a minute if nobody stops it
 
 def sweep_process(tmp_path, *options: str) -> subprocess.Popen:
     file = tmp_path / "grid.yaml"
-    file.write_text(yaml.safe_dump({"base": LONG, "runs": [{"method": "supervised", "seed": [0, 1, 2]}]}))
+    read = {name: value for name, value in LONG.items() if name not in tiny().unread()}
+    file.write_text(yaml.safe_dump({"base": read, "runs": [{"method": "supervised", "seed": [0, 1, 2]}]}))
     words = [sys.executable, "-m", "iekd", "sweep", str(file), "--jobs", "2", *options]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

@@ -95,7 +95,7 @@ def test_two_pairs_stand_below_one_another(runs):
     scopes = arms.scope(runs, "paper"), arms.scope(other, "paper", **setting)
     table = tables.pd.concat([tables.comparison(s) for s in scopes])
     lines = tables.markdown(table).splitlines()
-    assert len(lines) == 2 + len(table) and all(line.count("|") == 8 for line in lines)
+    assert len(lines) == 2 + len(table) and all(line.count("|") == 9 for line in lines)
 
 
 def content(link: ElementTree.Element) -> list[str]:

@@ -260,6 +260,7 @@ def test_an_unusable_checkpoint_is_set_aside_and_the_run_starts_afresh(folder, m
     assert content(train(config)) == expected
     assert checkpoint_of(config).with_suffix(".damaged").exists() and not checkpoint_of(config).exists()
     said = "".join(capsys.readouterr())
+    assert "Delete it" not in said  # nothing is left to delete
     assert "the checkpoint cannot be used" in said and config.path in said and "starting from the first epoch" in said
 
 

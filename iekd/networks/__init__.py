@@ -19,7 +19,7 @@ __all__ = ["Output", "build", "check_name", "feature_shapes"]
 
 ALLOWED = (
     "resnet<d> with depth d = 6n + 2 from 8 to 110 (resnet20, resnet56); "
-    "resnet<d>x<m> with its channels times m (resnet8x0.5); "
+    "resnet<d>x<m> with its channels times m (resnet8x0.5, resnet32x4); "
     "wrn<d>_<k> with depth d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13; mobilenetv2x0.5"
 )
 
@@ -58,7 +58,18 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
         depth, factor = int(match[1]), int(match[2])
         if depth >= 10 and depth % 6 == 4:
             return partial(WideResNet, depth, factor)
-    raise ValueError(f"network {name!r} is not known; the networks are {ALLOWED}")
+    raise ValueError(f"network {name!r} is not known{_other_spelling(name)}; the networks are {ALLOWED}")
+
+
+def _other_spelling(name: str) -> str:
+    """' (did you mean ...?)' for the same letters and digits: 'ResNet20', 'WRN-16-2'; a depth that does not exist is better not guessed."""
+
+    def bare(text: str) -> str:
+        return re.sub("[^a-z0-9.]", "", text.lower())
+
+    resnets = [f"resnet{depth}{width}" for depth in range(8, 111, 6) for width in ("", "x0.25", "x0.5", "x2", "x4")]
+    known = [*resnets, *(f"wrn{depth}_{k}" for depth in range(10, 47, 6) for k in (1, 2, 4, 8, 10)), "vgg13", "mobilenetv2x0.5"]
+    return next((f" (did you mean {other!r}?)" for other in known if bare(other) == bare(name)), "")
 
 
 def _is_multiplier(text: str) -> bool:
