@@ -87,7 +87,9 @@ class IEFT(nn.Module):
             self.halves["explore"] = Half(exploring, teacher_encoder, explore, measures.EXPLORE, explore_weight)
             self.halves["explore"].encoder.requires_grad_(explore_encoder == "trained")
         if explore_target == "inherit" and set(self.halves) == {"explore"}:
-            raise ConfigError(f"split_ratio: {ratio:g} of {channels} channels is none, so there is no inherited factor to explore away from")
+            raise ConfigError(
+                f"split_ratio: {ratio:g} of {channels} channels is none, so there is no inherited factor to explore away from"
+            )
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         factors = {name: half.factor(student.feature) for name, half in self.halves.items()}
