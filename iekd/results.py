@@ -267,7 +267,9 @@ def _setting(config: RunConfig) -> str:
     return (
         f"**{config.preset.capitalize()} scale** ({config.teacher} teaches {config.student}; {config.dataset}{size}, {images}, "
         f"{config.epochs} epochs): {METRICS['last'].lower()}, mean ± standard deviation over n seeds. Differences are paired by seed, "
-        f"with {100 * LEVEL:.0f} % interval and Holm-corrected p. It is a small setting, not the paper's; the book says what it can tell."
+        f"with {100 * LEVEL:.0f} % interval and Holm-corrected p. Every method has its usual weight; FT's is "
+        f"{config.replace(method='ft').ft_weight / config.inherit_weight:g} times IE-FT's (the book compares them at one weight, too). "
+        "It is a small setting, not the paper's; the book says what it can tell."
     )
 
 
