@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
 
     bench = commands.add_parser("bench", help="measure the engine beside the usual training loop, and a step of every method")
     bench.add_argument("--rounds", type=_count, default=5, help="medians are over so many (default 5)")
-    bench.add_argument("--images", type=_count, nargs=2, default=(2560, 640), metavar=("CLASS", "PAPER"), help="images of an epoch")
+    bench.add_argument("--images", type=_count, nargs=2, metavar=("CLASS", "PAPER"), help="images of an epoch (default: see iekd.bench)")
     bench.set_defaults(do=_bench)
 
     data = commands.add_parser("data", help="list data sets, or pack one into the compact form that travels on a stick")
@@ -257,7 +257,7 @@ def _bench(options: argparse.Namespace) -> None:
 
     from iekd import bench
 
-    measured = bench.bench(dict(zip(("class", "paper"), options.images, strict=True)), options.rounds)
+    measured = bench.bench(dict(zip(("class", "paper"), options.images, strict=True)) if options.images else None, options.rounds)
     for part in ("loops", "methods", "packing", "profile"):
         print(pd.DataFrame(measured[part]).to_string(index=False), end="\n\n")
     print(f"kept in {bench.save(measured)}")

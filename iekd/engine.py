@@ -120,7 +120,7 @@ def train_epochs(members: Sequence[Member], epoch: int, step_all: Step | None = 
     """
     plans: dict[tuple, Tensor] = {}
     for config, run in members:
-        run.learner.train()
+        begin(run, epoch)
         if (key := batches(config)) not in plans:
             plans[key] = draw_epoch(config, run.dataset, epoch)
     config, run = members[0]
@@ -135,6 +135,13 @@ def train_epochs(members: Sequence[Member], epoch: int, step_all: Step | None = 
         log.append(row)
     values = torch.stack(log).double().cpu().split([len(n) for n in names], dim=1)  # the only moment that waits for the device
     return [_read_log(c, epoch, n, v, images) for (c, _), n, v in zip(members, names, values, strict=True)]
+
+
+def begin(run: Run, epoch: int) -> None:
+    """Before the first step of an epoch."""
+    run.learner.train()
+    if hasattr(method := run.learner["method"], "begin"):
+        method.begin(epoch)
 
 
 def in_step(config: RunConfig) -> tuple:
@@ -239,11 +246,13 @@ def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """For the next step. A rate on the device is filled, without waiting for it, and only when it changes."""
     for group in optimiser.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)  # without waiting for the device
-        else:
+        if not isinstance(group["lr"], Tensor):
             group["lr"] = rate
+        elif group.get("filled") != rate:
+            group["lr"].fill_(rate)
+            group["filled"] = rate
 
 
 def learning_rate(config: RunConfig, epoch: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import pytest
@@ -107,7 +108,8 @@ def test_runs_at_different_epochs_go_on_together(elsewhere, monkeypatch):
     elsewhere("alone")
     alone = [unpacked(training.train(config, progress=False)) for config in configs]
     elsewhere("packed")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
     epochs = engine.train_epochs
 
     def until(members, epoch, step_all):

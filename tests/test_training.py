@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ def folder(tmp_path, monkeypatch):
 def every_epoch(monkeypatch):
     """Checkpoints after every epoch."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
 
 
 def checkpoint_of(config: RunConfig):
@@ -138,7 +140,7 @@ def test_an_autoencoder_learns_to_reconstruct():
 
 
 def train_in_child(config: RunConfig) -> int:
-    training.CHECKPOINT_SECONDS = -1
+    training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1, math.inf
     train(config)
     return 0
 
@@ -221,6 +223,14 @@ def test_checkpoints_are_not_written_all_the_time(monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 3600)
     train(tiny())
     assert not written
+
+
+def test_runs_that_save_slowly_save_less_often(monkeypatch):
+    written = []
+    monkeypatch.setattr(checkpoint, "save", lambda *_: written.append(1) or time.sleep(0.05))
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    training.train_pack([tiny(seed=seed, epochs=40) for seed in range(2)], progress=False)
+    assert len(written) == 2  # 0.1 s for both: the next would be due after 2 s, and all is over before
 
 
 # ---------------------------------------------------------------------- checkpoints that cannot be used
