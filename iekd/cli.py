@@ -86,7 +86,7 @@ def parser() -> argparse.ArgumentParser:
     bundle = commands.add_parser("bundle", help="pack records, weights and checkpoints into one archive")
     bundle.add_argument("file", type=Path, help="the archive to write, for example results.tar")
     bundle.add_argument("grids", type=Path, nargs="*", metavar="GRID", help="only the runs of these grid files (default: all)")
-    bundle.add_argument("--only-parents", action="store_true", help="of the weights only those that other runs need")
+    bundle.add_argument("--limit", type=float, default=math.inf, metavar="MB", help="of weights and checkpoints at most; 0 = only records")
     bundle.set_defaults(do=_bundle)
 
     merge = commands.add_parser("merge", help="take in an archive that another machine packed")
@@ -216,7 +216,7 @@ def _bundle(options: argparse.Namespace) -> None:
     from iekd import bundle, grid
 
     configs = [config for path in options.grids for config in grid.read(path)]
-    print(bundle.pack(options.file, configs or None, options.only_parents))
+    print(bundle.pack(options.file, configs or None, options.limit * 1e6))
 
 
 def _merge(options: argparse.Namespace) -> int:

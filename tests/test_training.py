@@ -7,6 +7,7 @@ import math
 import random
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -226,11 +227,19 @@ def test_checkpoints_are_not_written_all_the_time(monkeypatch):
 
 
 def test_runs_that_save_slowly_save_less_often(monkeypatch):
-    written = []
-    monkeypatch.setattr(checkpoint, "save", lambda *_: written.append(1) or time.sleep(0.05))
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
-    training.train_pack([tiny(seed=seed, epochs=40) for seed in range(2)], progress=False)
-    assert len(written) == 2  # 0.1 s for both: the next would be due after 2 s, and all is over before
+    now, written = [0.0], []
+
+    def save(*_):
+        written.append(now[0])
+        now[0] += 0.5
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(checkpoint, "save", save)
+    member = training._Member(tiny(), {}, None, "", {})
+    for _ in range(50):  # epochs of a second
+        now[0] += 1
+        member.keep(2)
+    assert written == [3.0, 24.5, 46.0]  # after 2 s, then after 20 times the second that two of them take
 
 
 # ---------------------------------------------------------------------- checkpoints that cannot be used
