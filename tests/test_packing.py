@@ -148,11 +148,11 @@ def test_a_packed_sweep_makes_the_same_records(elsewhere):
 def test_a_cuda_graph_computes_what_its_step_computes(method):
     from iekd.graphs import Graphed
 
-    config = tiny(method, batch_size=16, **FIRST_STAGE.get(method, {}))
+    config = tiny(method, batch_size=16, epochs=5, lr=0.01, **FIRST_STAGE.get(method, {}))  # so many that smaller batches are captured
     histories = []
     for step_all in (None, Graphed()):
         run = training.make_run(config, "cuda")
-        histories.append([engine.train_epochs([(config, run)], epoch, step_all)[0]["loss"] for epoch in range(2)])
+        histories.append([engine.train_epochs([(config, run)], epoch, step_all)[0]["loss"] for epoch in range(5)])
     assert histories[1] == pytest.approx(histories[0], rel=1e-2)
 
 
