@@ -125,9 +125,10 @@ def test_runs_at_different_epochs_go_on_together(elsewhere, monkeypatch):
     assert [unpacked(record) for record in training.train_pack(configs, progress=False)] == alone
 
 
-def test_what_cannot_go_in_step_is_refused():
+@pytest.mark.parametrize("other", [{"batch_size": 32}, {"precision": "tf32"}, {"precision": "bf16"}])
+def test_what_cannot_go_in_step_is_refused(other):
     with pytest.raises(ConfigError, match="cannot be packed"):
-        training.train_pack([tiny(), tiny(batch_size=32)], progress=False)
+        training.train_pack([tiny(), tiny(**other)], progress=False)
 
 
 def test_a_packed_sweep_makes_the_same_records(elsewhere):
