@@ -19,10 +19,11 @@ from torch.nn import functional as F
 from iekd import augment, measures, methods, records, store, training
 from iekd.config import METHOD_FIELDS, RunConfig
 from iekd.data import Split
-from iekd.engine import Run, Teacher
+from iekd.engine import Run
 from iekd.methods.ft import FT
 from iekd.methods.ie import IEFT, channel_split
 from iekd.records import Analysis
+from iekd.teacher import Teacher
 
 METRICS = {
     "cka_halves": "debiased CKA between the two parts of the student's feature",
@@ -241,7 +242,7 @@ def _first(split: Split) -> Split:
 def _batches(run: Run, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
     """Normalised images and labels."""
     for pixels, labels in zip(split.images.split(BATCH), split.labels.split(BATCH), strict=True):
-        yield augment.normalise(pixels, run.mean, run.std).contiguous(memory_format=torch.channels_last), labels
+        yield augment.normalise(pixels, run.mean, run.std), labels
 
 
 # ---------------------------------------------------------------------- frames

@@ -49,8 +49,8 @@ def crop_and_flip(images: Tensor, draws: Draws, pad: int) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> float32 with the mean and deviation, each (1, C, 1, 1) in 0..1 units, taken out."""
-    return (images.float() / 255 - mean) / std
+    """uint8 (B, C, H, W) -> float32 in channels_last, with the mean and deviation, each (1, C, 1, 1) in 0..1 units, taken out."""
+    return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 
 def _reflect(index: Tensor, size: int) -> Tensor:

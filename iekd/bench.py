@@ -8,11 +8,13 @@ measured is written, with the machine, to `runs/bench/<device>-<cores>.json`.
 
 from __future__ import annotations
 
+import collections
 import json
 import multiprocessing
 import os
+import re
 import statistics
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
@@ -21,34 +23,39 @@ from typing import Any, get_args
 
 import torch
 from torch import nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from tqdm import tqdm
 
 from iekd import data, engine, memory, records, store, views
 from iekd.config import MethodName, RunConfig
-from iekd.engine import Run, build_network
+from iekd.engine import Member, Run, build_network
 from iekd.factor import FactorAutoEncoder
 from iekd.graphs import Graphed
 from iekd.plain import PlainRun
 from iekd.roof import now, rates, roof
 
 SCHEMA = 1
+# Training images of an epoch. A graphics card is through with a few batches before its fixed costs are.
+IMAGES = {"cpu": {"class": 2560, "paper": 640}, "cuda": {"class": 12800, "paper": 12800}}
 VIEWS = 2  # of the option with finite views: their number does not change the time of a step
 COMPARED = ("supervised", "kd", "ft", "ie-ft")
 METHODS = tuple(name for name in get_args(MethodName) if name != "factor-ae")
 PLAIN, CARELESS = "plain loop", "plain loop, gradient through the teacher"
 PACKED = ("supervised", "kd", "ft", "ie-ft"), (0, 1)  # methods and seeds of the runs that are packed
-ENGINE, BF16 = "engine", "engine, bfloat16"
+ENGINE, TF32, BF16 = "engine", "engine, TF32", "engine, bfloat16"
 FINITE, FINITE_BF16 = "engine, finite views", "engine, finite views, bfloat16"
+PRECISION = {TF32: "tf32", BF16: "bf16", FINITE_BF16: "bf16"}  # of the engine's sides; the others compute in float32
 
 
-def bench(images: Mapping[str, int], rounds: int) -> dict[str, Any]:
+def bench(images: Mapping[str, int] | None, rounds: int) -> dict[str, Any]:
     """All measurements, as they are stored: 'loops', 'methods' and 'profile' are lists of rows, beside machine and versions.
 
-    `images`: training images of an epoch by preset ('class', 'paper'). Times are medians over `rounds`. 'packing' and 'roof'
-    came later: old measurements are without.
+    `images`: training images of an epoch by preset ('class', 'paper'), by default `IMAGES`. Times are medians over `rounds`. 'loops'
+    names precisions; all else is computed in that of the preset. 'packing' and 'roof' came later: old measurements are without.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    images = images or IMAGES[device.type]
     memory.keep()
     loops = [row for preset in images for method in COMPARED for row in compare(preset, method, images[preset], rounds, device)]
     provenance, able = records.provenance(), rates(device)
@@ -85,18 +92,14 @@ def compare(preset: str, method: str, images: int, rounds: int, device: torch.de
     """One row per side: images per second (median), how many times the plain loop's (median, smallest and largest of the rounds), and the
     peak of its process's memory in MB (without worker processes; on a GPU, of its tensors there)."""
     config = _config(preset, method)
-    names = [PLAIN, CARELESS, ENGINE, BF16, FINITE, FINITE_BF16] if config.has_teacher else [PLAIN, ENGINE, BF16]
+    names = [PLAIN, CARELESS, ENGINE, TF32, BF16, FINITE, FINITE_BF16] if config.has_teacher else [PLAIN, ENGINE, TF32, BF16]
+    names = [name for name in names if name != TF32 or device.type == "cuda"]
     with ExitStack() as processes:
         sides = {name: processes.enter_context(_apart(name, preset, method, images, str(device))) for name in names}
         times = in_turns(sides, rounds, device, f"{config.pair} {method}")
         peaks = {name: side("peak") for name, side in sides.items()}
-    return [
-        {
-            "preset": preset, "pair": config.pair, "method": method, "side": side, "images": images, "peak_mb": peaks[side],
-            "images_per_second": round(images / statistics.median(seconds), 1), **ratios(times[PLAIN], seconds),
-        }
-        for side, seconds in times.items()
-    ]  # fmt: skip
+    about = {"preset": preset, "pair": config.pair, "method": method, "images": images}
+    return [{**about, "side": side, "peak_mb": peaks[side], **speed} for side, speed in speeds(times, images).items()]
 
 
 @contextmanager
@@ -140,15 +143,17 @@ def _serve(connection: Any, side: str, preset: str, method: str, images: int, de
 
 def _epoch_of(side: str, preset: str, method: str, images: int, device: torch.device) -> Callable[[], Any]:
     """What trains an epoch on one side."""
-    config, dataset = _config(preset, method), random_images(preset, images)
+    config, dataset = _config(preset, method).replace(precision=PRECISION.get(side, "fp32")), random_images(preset, images)
     parents = _parents(config)
     if side in (PLAIN, CARELESS):
         return PlainRun(config, parents, device, dataset, teacher_grad=side == CARELESS).train_epoch
-    variant = config.replace(precision="bf16") if side in (BF16, FINITE_BF16) else config
-    run = engine.make_run(variant, parents, device, dataset)
-    if side in (FINITE, FINITE_BF16):
-        return _with_views(variant, run)
-    return partial(engine.train_epochs, [(variant, run)], 0, Graphed() if device.type == "cuda" else None)
+    member = config, engine.make_run(config, parents, device, dataset)
+    return _epoch([_with_views(*member) if side in (FINITE, FINITE_BF16) else member], device)
+
+
+def _epoch(members: Sequence[Member], device: torch.device, epoch: int = 0) -> Callable[[], Any]:
+    """What trains an epoch of these runs as `iekd run` and `iekd pack` do: on a GPU from CUDA graphs."""
+    return partial(engine.train_epochs, members, epoch, Graphed() if device.type == "cuda" else None)
 
 
 def methods_cost(images: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
@@ -163,7 +168,7 @@ def methods_cost(images: int, rounds: int, device: torch.device) -> list[dict[st
         extra[method] = sum(p.numel() for p in run.learner["method"].parameters() if p.requires_grad)
         first = config.init_epochs / config.epochs if method in ("fitnet", "ab") else 0.0
         shares[method] = {config.epochs - 1: 1 - first} | ({0: first} if first else {})
-        work |= {(method, epoch): partial(engine.train_epoch, config, run, epoch) for epoch in shares[method]}
+        work |= {(method, epoch): _epoch([(config, run)], device, epoch) for epoch in shares[method]}
     times = in_turns(work, rounds, device, "methods")
 
     def mean(method: str) -> list[float]:
@@ -180,52 +185,48 @@ def methods_cost(images: int, rounds: int, device: torch.device) -> list[dict[st
 
 def packing(preset: str, images: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
     """One row per way to make eight runs (four methods, two seeds): images per second over all of them, and how many times as many as
-    one run after the other. On a GPU also with CUDA graphs."""
+    one run after the other."""
     dataset, (methods, seeds) = random_images(preset, images), PACKED
     configs = [_config(preset, method).replace(seed=seed) for seed in seeds for method in methods]
     parents = max((_parents(config) for config in configs), key=len)  # one teacher for all, as the seeds of a teacher have
 
-    def fresh() -> list[Run]:
-        return [engine.make_run(c, {role: parents[role] for role in c.parents()}, device, dataset) for c in configs]
+    def fresh() -> list[Member]:
+        return [(c, engine.make_run(c, {role: parents[role] for role in c.parents()}, device, dataset)) for c in configs]
 
-    alone, together = fresh(), fresh()
-    engine.share_teachers(together)
-    members = list(zip(configs, together, strict=True))
-    sides: dict[str, Callable[[], Any]] = {
-        "one after the other": lambda: [engine.train_epoch(config, run, 0) for config, run in zip(configs, alone, strict=True)],
-        "packed": lambda: engine.train_epochs(members, 0),
-    }
-    if device.type == "cuda":
-        steps, graph = [Graphed() for _ in configs], Graphed()
-        sides["one after the other, CUDA graphs"] = lambda: [
-            engine.train_epochs([(config, run)], 0, step) for config, run, step in zip(configs, alone, steps, strict=True)
-        ]
-        sides["packed, one CUDA graph"] = lambda: engine.train_epochs(members, 0, graph)
+    alone, together = [_epoch([member], device) for member in fresh()], fresh()
+    engine.share_teachers([run for _, run in together])
+    sides = {"one after the other": lambda: [epoch() for epoch in alone], "packed": _epoch(together, device)}
     times = in_turns(sides, rounds, device, f"{configs[-1].pair} packed")
-    total, first = images * len(configs), next(iter(sides))
-    return [
-        {
-            "preset": preset, "pair": configs[-1].pair, "runs": len(configs), "side": side,
-            "images_per_second": round(total / statistics.median(seconds), 1), **ratios(times[first], seconds),
-        }
-        for side, seconds in times.items()
-    ]  # fmt: skip
+    about = {"preset": preset, "pair": configs[-1].pair, "runs": len(configs)}
+    return [{**about, "side": side, **speed} for side, speed in speeds(times, images * len(configs)).items()]
 
 
 def step_profile(preset: str, method: str, images: int, device: torch.device, most: int = 8) -> list[dict[str, Any]]:
-    """Where the time of the engine's step goes: the operators with the largest share of it, and the rest."""
+    """Where the time of the engine's step goes: the operators (on a GPU its kernels) with the largest share of it, and the rest."""
     config = _config(preset, method)
-    run = engine.make_run(config, _parents(config), device, random_images(preset, images))
-    engine.train_epoch(config, run, 0)
+    epoch = _epoch([(config, engine.make_run(config, _parents(config), device, random_images(preset, images)))], device)
+    epoch()
     kinds = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if device.type == "cuda" else [])
     with profile(activities=kinds) as taken:
-        engine.train_epoch(config, run, 1)
-    own = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-    spent = sorted(((getattr(event, own), event.key) for event in taken.key_averages()), reverse=True)
-    total = sum(t for t, _ in spent)
-    rows = [(name, t / total) for t, name in spent[:most]]
-    rows.append(("all others", 1 - sum(share for _, share in rows)))
-    return [{"preset": preset, "pair": config.pair, "method": method, "operator": name, "share": round(share, 4)} for name, share in rows]
+        epoch()
+    spent = own_times(taken.key_averages(), device)
+    shares = {name: spent[name] / sum(spent.values()) for name in sorted(spent, key=spent.get, reverse=True)[:most]}
+    shares["all others"] = 1 - sum(shares.values())
+    about = {"preset": preset, "pair": config.pair, "method": method}
+    return [{**about, "operator": name, "share": round(share, 4)} for name, share in shares.items()]
+
+
+def own_times(events: Iterable[Any], device: torch.device) -> dict[str, float]:
+    """Time by operator. On a GPU by kernel, without the arguments of its template: what the profiler says there of an operator, or of a
+    range that the program named, is the time of the same kernels once more."""
+    times: dict[str, float] = collections.defaultdict(float)
+    for event in events:
+        if device.type == "cpu":
+            times[event.key] += event.self_cpu_time_total
+        elif event.device_type == DeviceType.CUDA and not event.is_user_annotation:
+            name = re.sub(r"[<(].*", "", event.key.replace("(anonymous namespace)::", "")).removeprefix("void ").strip()
+            times[name] += event.self_device_time_total
+    return times
 
 
 # ---------------------------------------------------------------------- how
@@ -240,6 +241,12 @@ def in_turns(work: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.d
             work[name]()
             times[name].append(now(device) - began)
     return {name: seconds[1:] for name, seconds in times.items()}
+
+
+def speeds(times: Mapping[str, list[float]], images: int) -> dict[str, dict[str, float]]:
+    """Images per second of every side, and how many times as many as those of the first."""
+    first = next(iter(times.values()))
+    return {side: {"images_per_second": round(images / statistics.median(t), 1), **ratios(first, t)} for side, t in times.items()}
 
 
 def ratios(slow: list[float], fast: list[float]) -> dict[str, float]:
@@ -288,9 +295,9 @@ def _settle(teacher: nn.Module | None, autoencoder: nn.Module | None, shape: tup
         passed = getattr(network.train()(passed), "feature", None)  # of the teacher: what the auto-encoder sees
 
 
-def _with_views(config: RunConfig, run: Run) -> Callable[[], Any]:
-    """An epoch on finite views whose teacher has been asked before (which is not part of the time)."""
+def _with_views(config: RunConfig, run: Run) -> Member:
+    """The run on finite views, whose teacher has been asked before (which is not part of the time)."""
     finite = config.replace(views=VIEWS)
     kept = views.shapes(finite, len(run.dataset.train.labels))
     tensors = {name: tensor.to(run.mean.device) for name, tensor in views.compute(finite, run, kept).items()}
-    return partial(engine.train_epoch, finite, run._replace(stored=views.Stored(tensors)), 0)
+    return finite, run._replace(stored=views.Stored(tensors))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import re
 import tarfile
 import tempfile
@@ -26,29 +27,32 @@ MEMBER = re.compile(r"records(/\w[\w=.+-]*)+\.json|cache(/\w[\w=.+-]*)+\.safeten
 RESULT = ("parents", "weights", "data", "history", "metrics")  # what two trainings of one run must agree in: not time and machine
 
 
-def pack(file: Path, configs: list[RunConfig] | None = None, only_parents: bool = False) -> str:
+def pack(file: Path, configs: list[RunConfig] | None = None, limit: float = math.inf) -> str:
     """Write one archive of the given runs and their parents (None = all that the store has), as far as they have come; says what is in it.
 
     Of a finished run the record, its analysis if there is one, and its weights if they are at hand; of a begun one the checkpoint.
-    `only_parents`: only the weights that other runs need, of teachers and auto-encoders. A sweep may run meanwhile.
+    `limit`: bytes that the tensors may take. What others need comes first: weights of teachers and auto-encoders, then checkpoints, then
+    other weights, the smallest of each first. Records are small and always in it. A sweep may run meanwhile.
     Raises `StoreError` if a record is damaged or the archive cannot be written.
     """
     paths = list(grid.with_parents(configs)) if configs is not None else _all_paths()
-    dropped = _without_children(paths, configs or []) if only_parents else set()
+    found = [source for path in paths for source in _sources(path)]
+    sources, beyond = _within(found, limit, _needed(paths, configs or []))
     digests = {}
     with store.atomic(file) as output, tarfile.open(fileobj=output, mode="w") as archive:
-        for path in paths:
-            for name, source in _sources(path):
-                if name in dropped:
-                    continue
+        for name, source in sources:
+            try:
                 content = source.read_bytes()
-                digests[name] = hashlib.sha256(content).hexdigest()
-                _add(archive, name, content)
+            except FileNotFoundError:  # a checkpoint whose run has just been finished
+                continue
+            digests[name] = hashlib.sha256(content).hexdigest()
+            _add(archive, name, content)
         _add(archive, MANIFEST, json.dumps({"files": digests}, indent=1).encode())
     begun = sum(name.endswith(CHECKPOINT) for name in digests)
     finished = sum(name.startswith("records/") and not name.endswith(ANALYSIS) for name in digests)
     weights = sum(name.startswith("cache/") for name in digests) - begun
-    return f"{file}: {finished} records, {weights} weights, {begun} checkpoints"
+    left = f"; {beyond} weights and checkpoints did not fit" if beyond else ""
+    return f"{file}: {finished} records, {weights} weights, {begun} checkpoints{left}"
 
 
 class Merged(NamedTuple):
@@ -84,12 +88,33 @@ def _all_paths() -> list[str]:
     return sorted({str(p.relative_to(folder)).removesuffix(end) for folder, end in found for p in folder.rglob(f"*{end}")})
 
 
-def _without_children(paths: list[str], configs: list[RunConfig]) -> set[str]:
-    """The names of the weights that none of these runs needs."""
+def _needed(paths: list[str], configs: list[RunConfig]) -> set[str]:
+    """The names of the weights that some of these runs needs."""
     finished = [record for path in paths if (record := store.records_folder() / f"{path}.json").exists()]
     known = [*grid.with_parents(configs).values(), *(records.read(record).config for record in finished)]
-    needed = {parent.path for config in known for parent in config.parents().values()}
-    return {f"cache/{path}.safetensors" for path in paths if path not in needed}
+    return {f"cache/{parent.path}.safetensors" for config in known for parent in config.parents().values()}
+
+
+def _within(found: list[tuple[str, Path]], limit: float, needed: set[str]) -> tuple[list[tuple[str, Path]], int]:
+    """What of it an archive holds, in the same order, and how many files with tensors are too much for it."""
+
+    def worth(name: str) -> tuple:
+        return name not in needed, not name.endswith(CHECKPOINT), sizes[name], name
+
+    sizes = {name: _size(source) for name, source in found if name.startswith("cache/")}
+    chosen = set()
+    for name in sorted(sizes, key=worth):
+        if sizes[name] <= limit:
+            chosen.add(name)
+            limit -= sizes[name]
+    return [(name, source) for name, source in found if name in chosen or name not in sizes], len(sizes) - len(chosen)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # just finished, as in `pack`
+        return 0
 
 
 def _sources(path: str) -> Iterator[tuple[str, Path]]:

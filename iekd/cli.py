@@ -193,7 +193,7 @@ def _bundle_options(commands: Any) -> None:
     bundle = commands.add_parser("bundle", help="pack records, weights and checkpoints into one archive")
     bundle.add_argument("file", type=Path, help="the archive to write, for example results.tar")
     bundle.add_argument("grids", type=Path, nargs="*", metavar="GRID", help="only the runs of these grid files (default: all)")
-    bundle.add_argument("--only-parents", action="store_true", help="of the weights only those that other runs need")
+    bundle.add_argument("--limit", type=float, default=math.inf, metavar="MB", help="of weights and checkpoints at most; 0 = only records")
     bundle.set_defaults(do=_bundle, parser=bundle)
 
 
@@ -201,7 +201,7 @@ def _bundle(options: argparse.Namespace) -> None:
     from iekd import bundle, grid
 
     configs = [config for path in options.grids for config in grid.read(path)]
-    _print_bundled(bundle.pack(options.file, configs or None, options.only_parents))
+    _print_bundled(bundle.pack(options.file, configs or None, options.limit * 1e6))
 
 
 def _print_bundled(contents: str) -> None:
@@ -271,7 +271,7 @@ def _table(options: argparse.Namespace) -> None:
 def _bench_options(commands: Any) -> None:
     bench = commands.add_parser("bench", help="measure the engine beside the usual training loop, and a step of every method")
     bench.add_argument("--rounds", type=count, default=5, help="medians are over so many (default 5)")
-    bench.add_argument("--images", type=count, nargs=2, default=(2560, 640), metavar=("CLASS", "PAPER"), help="images of an epoch")
+    bench.add_argument("--images", type=count, nargs=2, metavar=("CLASS", "PAPER"), help="images of an epoch (default: see iekd.bench)")
     bench.set_defaults(do=_bench, parser=bench)
 
 
@@ -280,7 +280,7 @@ def _bench(options: argparse.Namespace) -> None:
 
     from iekd import bench
 
-    measured = bench.bench(dict(zip(("class", "paper"), options.images, strict=True)), options.rounds)
+    measured = bench.bench(dict(zip(("class", "paper"), options.images, strict=True)) if options.images else None, options.rounds)
     for part in ("loops", "methods", "packing", "profile"):
         print(pd.DataFrame(measured[part]).to_string(index=False), end="\n\n")
     print(f"kept in {bench.save(measured)}")

@@ -18,65 +18,15 @@ from torch import Tensor, nn
 
 from iekd import augment, data, methods, networks, precision, store, views
 from iekd.config import RunConfig
-from iekd.fold import fold
-from iekd.fuse import fuse
 from iekd.methods import Batch
 from iekd.networks import Output
+from iekd.teacher import Teacher
 
 SUFFIX = {"student": "", "peer": "_peer"}  # of what is measured on a network, in the history
 
 
 class TrainingError(RuntimeError):
     """A run that cannot go on; the message says where it stopped and what to do."""
-
-
-class Teacher(nn.Module):
-    """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval mode, never with gradient.
-
-    Copies with their BN folded (iekd.fold): the same features by the same names, up to float32 rounding, or bfloat16 (iekd.precision).
-    Runs with the same teacher share what it makes of a batch by a common `seen` (see `share_teachers` and `look`).
-    """
-
-    def __init__(self, network: nn.Module, encoder: nn.Module | None, bf16: bool = False):
-        super().__init__()
-        self.network, self.encoder = fold(network), fold(encoder) if encoder is not None else None
-        self.seen: dict[int, tuple[Tensor, Output]] | None = None  # by the identity of the batch, which is kept beside its output
-        self.code = "factor"  # what the factor is called in there; equal for equal encoders
-        self.bf16 = bf16
-        if bf16:
-            precision.freeze_in_bf16(self)
-        self.eval()
-
-    def place(self, device: torch.device) -> Teacher:
-        """On this device, in the form that is fastest there."""
-        self.to(device, memory_format=torch.channels_last)
-        if device.type == "cpu" and not self.bf16:
-            self.network, self.encoder = fuse(self.network), fuse(self.encoder) if self.encoder is not None else None
-        return self
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Output:
-        known = self.seen[id(images)][1] if self.seen and id(images) in self.seen else self._compute(images, None)
-        output = Output(known.logits, {name: value for name, value in known.features.items() if not name.startswith("factor")})
-        if self.encoder is not None:
-            output.features["factor"] = known.features[self.code]
-        return precision.widen(output) if self.bf16 else output
-
-    @torch.no_grad()
-    def look(self, images: Tensor) -> None:
-        """Compute the output for all runs that share it; until `seen` is emptied, `forward` need not."""
-        self.seen[id(images)] = images, self._compute(images, self.seen.get(id(images), (images, None))[1])
-
-    def _compute(self, images: Tensor, output: Output | None) -> Output:
-        """The network's output, and this teacher's factor under its `code`; what is there already is not computed again."""
-        with self._arithmetic(images.device):
-            output = self.network(images) if output is None else output
-            if self.encoder is not None and self.code not in output.features:
-                output.features[self.code] = self.encoder(output.feature)
-        return output
-
-    def _arithmetic(self, device: torch.device) -> AbstractContextManager:
-        return precision.autocast(device) if self.bf16 else nullcontext()
 
 
 class Run(NamedTuple):
@@ -94,8 +44,10 @@ class Run(NamedTuple):
 def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.device, dataset: data.DataSet | None = None) -> Run:
     """Networks, method and optimiser of a configuration at their initial values. Every method starts from the same student weights.
 
-    `parents` are the trained networks by role: 'teacher', 'autoencoder'. `dataset` stands for the one that the configuration names.
+    From now on this process computes in the run's precision (`precision.settle`). `parents` are the trained networks by role: 'teacher',
+    'autoencoder'. `dataset` stands for the one that the configuration names.
     """
+    precision.settle(config.precision)
     dataset = dataset or data.load(config)
     teacher, autoencoder = parents.get("teacher"), parents.get("autoencoder")
     with torch.random.fork_rng(devices=[]):
@@ -168,7 +120,7 @@ def train_epochs(members: Sequence[Member], epoch: int, step_all: Step | None = 
     """
     plans: dict[tuple, Tensor] = {}
     for config, run in members:
-        run.learner.train()
+        begin(run, epoch)
         if (key := batches(config)) not in plans:
             plans[key] = draw_epoch(config, run.dataset, epoch)
     config, run = members[0]
@@ -183,6 +135,13 @@ def train_epochs(members: Sequence[Member], epoch: int, step_all: Step | None = 
         log.append(row)
     values = torch.stack(log).double().cpu().split([len(n) for n in names], dim=1)  # the only moment that waits for the device
     return [_read_log(c, epoch, n, v, images) for (c, _), n, v in zip(members, names, values, strict=True)]
+
+
+def begin(run: Run, epoch: int) -> None:
+    """Before the first step of an epoch."""
+    run.learner.train()
+    if hasattr(method := run.learner["method"], "begin"):
+        method.begin(epoch)
 
 
 def in_step(config: RunConfig) -> tuple:
@@ -233,14 +192,13 @@ def prepare(config: RunConfig, run: Run, plan: Tensor) -> Tensor:
     pixels = run.dataset.train.images[index]
     if config.augment == "standard":
         pixels = augment.crop_and_flip(pixels, augment.Draws(dy, dx, flip.bool()), run.dataset.pad)
-    return augment.normalise(pixels, run.mean, run.std).contiguous(memory_format=torch.channels_last)
+    return augment.normalise(pixels, run.mean, run.std)
 
 
 def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
     """The update, or updates, of a normalised batch (B, C, H, W). Returns detached loss terms and `train_error` (wrong answers / B), on
     the device; the names of a peer's end in '_peer'."""
     log = {}
-    images = images.contiguous(memory_format=torch.channels_last)  # itself, if it is so already
     for whose, output, terms in _updates(run, images, batch):
         run.optimiser.zero_grad()  # to None: the optimiser leaves alone what this update does not reach
         sum(terms.values()).backward()
@@ -271,7 +229,7 @@ def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
     run.learner.eval()
     found: dict[str, list[Tensor]] = {}
     for pixels, answers in zip(images.split(batch_size), labels.split(batch_size), strict=True):
-        views = augment.normalise(pixels, run.mean, run.std).contiguous(memory_format=torch.channels_last)
+        views = augment.normalise(pixels, run.mean, run.std)
         for role, suffix in SUFFIX.items():
             if role in run.learner:
                 found.setdefault(f"error{suffix}", []).append(run.learner[role](views).logits.argmax(1) != answers)
@@ -288,11 +246,13 @@ def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """For the next step. A rate on the device is filled, without waiting for it, and only when it changes."""
     for group in optimiser.param_groups:
-        if isinstance(group["lr"], Tensor):
-            group["lr"].fill_(rate)  # without waiting for the device
-        else:
+        if not isinstance(group["lr"], Tensor):
             group["lr"] = rate
+        elif group.get("filled") != rate:
+            group["lr"].fill_(rate)
+            group["filled"] = rate
 
 
 def learning_rate(config: RunConfig, epoch: float) -> float:

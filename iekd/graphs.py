@@ -19,21 +19,26 @@ Logs = tuple[list[list[str]], Tensor]  # what `engine.lock_step` returns
 
 
 class Graphed:
-    """`engine.lock_step` as a CUDA graph, for full batches; the smaller last one of an epoch is computed step by step.
-
-    The graph is captured anew when the runs change, or the phase of one of their methods (see iekd.methods).
-    """
+    """`engine.lock_step` as CUDA graphs: one for each size of a batch (the last of an epoch is smaller) in each phase of the methods
+    (see iekd.methods). They are captured anew when the runs change."""
 
     def __init__(self) -> None:
-        self.signature: Any = None
+        self.runs: list[int] = []
 
     def __call__(self, members: Sequence[Member], part: Tensor, epoch: int) -> Logs:
-        if part.shape[-1] < members[0][0].batch_size:
-            return lock_step(members, part, epoch)
-        signature = [(id(run.learner), _phase(run.learner["method"], epoch)) for _, run in members]
-        if signature != self.signature:
-            self.signature, self.graph, self.eager = signature, None, WARM_UP
-            self.streams = Streams(len(members))
+        if (runs := [id(run.learner) for _, run in members]) != self.runs:
+            self.runs, self.streams, self.graphs = runs, Streams(len(members)), {}
+        kind = part.shape[-1], *(_phase(run.learner["method"], epoch) for _, run in members)
+        return self.graphs.setdefault(kind, _Graph(self.streams))(members, part, epoch)
+
+
+class _Graph:
+    """The graph of one kind of steps: the first of them are computed step by step, then one is captured and from now on replayed."""
+
+    def __init__(self, streams: Streams):
+        self.streams, self.eager, self.graph = streams, WARM_UP, None
+
+    def __call__(self, members: Sequence[Member], part: Tensor, epoch: int) -> Logs:
         if self.eager:
             self.eager -= 1
             with self.streams.beside():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from iekd import data, networks
+from iekd import data, networks, precision
 from iekd.config import RunConfig
 from iekd.grid import flops
 
@@ -26,8 +26,11 @@ ROUNDS = 20
 
 
 def rates(device: torch.device) -> dict[str, float]:
-    """What the device can do: GFLOP/s in float32 and bfloat16 (a large matrix product or convolution, the faster one), GB/s of a copy."""
-    return {"gflops": arithmetic(torch.float32, device), "gflops_bf16": arithmetic(torch.bfloat16, device), "gbytes": copy(device)}
+    """What the device can do: GFLOP/s in float32, TF32 (on a GPU) and bfloat16 (a large matrix product or convolution, the faster one),
+    GB/s of a copy."""
+    names = {"gflops": "fp32", "gflops_tf32": "tf32", "gflops_bf16": "bf16"}
+    able = {name: arithmetic(how, device) for name, how in names.items() if how != "tf32" or device.type == "cuda"}
+    return {**able, "gbytes": copy(device)}
 
 
 def roof(config: RunConfig, rates: Mapping[str, float]) -> dict[str, Any]:
@@ -55,8 +58,10 @@ def outputs(network: str, config: RunConfig) -> int:
     return sum(counted)
 
 
-def arithmetic(dtype: torch.dtype, device: torch.device) -> float:
-    """GFLOP/s, with PyTorch's settings of precision as they are (on a GPU convolutions may use TF32)."""
+def arithmetic(how: str, device: torch.device) -> float:
+    """GFLOP/s in a precision of `RunConfig`, which this process computes in from now on."""
+    precision.settle(how)
+    dtype = torch.bfloat16 if how == "bf16" else torch.float32
     size, channels, side = (8192, 256, 64) if device.type == "cuda" else (1024, 64, 16)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     images = torch.randn(128, channels, side, side, device=device).to(dtype, memory_format=torch.channels_last)
@@ -68,7 +73,7 @@ def arithmetic(dtype: torch.dtype, device: torch.device) -> float:
 
 def copy(device: torch.device) -> float:
     """GB/s of a large copy, reading and writing."""
-    source = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)  # far beyond any cache's size, or most
+    source = torch.rand(2**28 if device.type == "cuda" else 2**26, device=device)  # far beyond any cache's size, or most
     target = torch.empty_like(source)
     return 2 * FLOAT * source.numel() / _seconds(lambda: target.copy_(source), device) / 1e9
 

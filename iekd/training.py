@@ -28,6 +28,7 @@ from iekd.records import Metric, Record
 BUSY = "another process trains this run"
 LOOK_AGAIN_SECONDS = 60.0  # until several processes ask again for a run that another one trains
 CHECKPOINT_SECONDS = 2.0  # least time between two checkpoints, which are written at the end of an epoch
+CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into them
 
 
 class Busy(TrainingError):
@@ -144,10 +145,11 @@ class _Member:
     history: list[dict] = field(default_factory=list)
     seconds: float = 0.0  # its share of the time: a moment that n runs share counts 1/n for each
     saved: float = field(default_factory=time.monotonic)
+    saving: float = 0.0  # seconds that the last checkpoint took
 
     @property
     def checkpoint(self) -> Path:
-        return store.cache_folder() / f"{self.config.path}.checkpoint.safetensors"
+        return checkpoint.path_of(self.config)
 
     def resume(self) -> None:
         self.history, self.seconds = parallel.lead(checkpoint.resume, self.checkpoint, self.config, self.parents, self.run)
@@ -159,14 +161,17 @@ class _Member:
             return {}
         return {f"{part}_{name}": value for part in ("validation", "test") for name, value in engine.evaluate(self.run, part).items()}
 
-    def keep(self) -> None:
-        """Write a checkpoint if it is time; it costs milliseconds."""
-        parallel.lead(self._keep, parallel.highest(stopping.number()) > 0)
+    def keep(self, runs: int) -> None:
+        """Write a checkpoint if it is time. Each of these runs waits while the others write theirs: many write less often."""
+        wait = max(CHECKPOINT_SECONDS, runs * self.saving / CHECKPOINT_SHARE)
+        parallel.lead(self._keep, parallel.highest(stopping.number()) > 0, wait)
 
-    def _keep(self, now: bool) -> None:
-        if now or time.monotonic() - self.saved > CHECKPOINT_SECONDS:
+    def _keep(self, now: bool, wait: float) -> None:
+        began = time.monotonic()
+        if now or began - self.saved > wait:
             checkpoint.save(self.checkpoint, self.config, self.parents, self.run, self.history, self.seconds)
             self.saved = time.monotonic()
+            self.saving = self.saved - began
 
 
 def _fit(configs: Sequence[RunConfig], progress: bool) -> list[Record | TrainingError]:
@@ -197,7 +202,7 @@ def _fit(configs: Sequence[RunConfig], progress: bool) -> list[Record | Training
                 member.seconds += spent / len(together)
             for member in (m for m in together if m.config.path not in outcomes):
                 if epoch + 1 < member.config.epochs:
-                    member.keep()
+                    member.keep(len(together))
                 else:
                     outcomes[member.config.path] = parallel.lead(_end, member)
             _show(bar, together, spent)

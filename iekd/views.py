@@ -108,7 +108,7 @@ def _images(config: RunConfig, run: engine.Run, places: Tensor) -> Tensor:
     pixels = run.dataset.train.images[index.to(run.mean.device)]
     if config.augment == "standard":
         pixels = augment.crop_and_flip(pixels, draw(config, run.dataset).at(places).to(run.mean.device), run.dataset.pad)
-    return augment.normalise(pixels, run.mean, run.std).contiguous(memory_format=torch.channels_last)
+    return augment.normalise(pixels, run.mean, run.std)
 
 
 def _folder(config: RunConfig, run: engine.Run) -> Path:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 import os
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from iekd import augment, bench, engine
 from iekd.config import RunConfig
@@ -77,3 +80,43 @@ def test_what_was_measured_is_kept_by_machine(tmp_path, monkeypatch):
 def test_a_profile_has_all_of_the_time():
     rows = bench.step_profile("class", "kd", 130, CPU)
     assert sum(row["share"] for row in rows) == pytest.approx(1, abs=1e-3)
+    *largest, others = (row["operator"] for row in rows)
+    assert others == "all others" and len(set(largest)) == len(largest) == 8
+    shares = [row["share"] for row in rows[:-1]]
+    assert any("conv" in name for name in largest[:4]) and shares == sorted(shares, reverse=True)
+
+
+def test_on_a_gpu_the_time_is_that_of_the_kernels():
+    def event(key, where, device_time, cpu_time=7.0, named=False):
+        return SimpleNamespace(
+            key=key, device_type=where, self_device_time_total=device_time, self_cpu_time_total=cpu_time, is_user_annotation=named
+        )
+
+    events = [
+        event("aten::conv2d", DeviceType.CPU, 5.0),  # the time of its kernel
+        event("void cudnn::conv<float, 3>(float*)", DeviceType.CUDA, 5.0),
+        event("void at::native::(anonymous namespace)::add<4, Add<float>>(int)", DeviceType.CUDA, 1.0),
+        event("void at::native::(anonymous namespace)::add<2, Add<float>>(int)", DeviceType.CUDA, 2.0),
+        event("Optimizer.step#SGD.step", DeviceType.CUDA, 8.0, named=True),
+        event("Memcpy DtoD (Device -> Device)", DeviceType.CUDA, 0.5),
+    ]
+    expected = {"cudnn::conv": 5.0, "at::native::add": 3.0, "Memcpy DtoD": 0.5}
+    assert bench.own_times(events, torch.device("cuda")) == expected
+    assert bench.own_times(events[:1], CPU) == {"aten::conv2d": 7.0}
+
+
+@pytest.mark.parametrize(("device", "sides"), [("cpu", []), ("cuda", [bench.TF32])])
+def test_tf32_is_a_side_where_there_is_such_a_thing(monkeypatch, device, sides):
+    asked = []
+    monkeypatch.setattr(bench, "_apart", lambda side, *_: asked.append(side) or nullcontext(lambda *_: 0))
+    monkeypatch.setattr(bench, "in_turns", lambda work, *_: {name: [1.0] for name in work})
+    bench.compare("class", "kd", 130, 1, torch.device(device))
+    assert [side for side in asked if side == bench.TF32] == sides and len(asked) == 6 + len(sides)
+
+
+def test_every_side_computes_in_its_precision(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(bench, "_epoch", lambda members, *_: seen.update({side: members[0][0].precision}))
+    for side in (bench.ENGINE, bench.TF32, bench.BF16, bench.FINITE, bench.FINITE_BF16):
+        bench._epoch_of(side, "paper", "supervised" if "views" not in side else "kd", 64, CPU)
+    assert list(seen.values()) == ["fp32", "tf32", "bf16", "fp32", "bf16"]

@@ -96,7 +96,7 @@ def test_the_engine_folds_the_teacher_and_its_encoder_and_training_stays_the_sam
     assert norms(run.teacher) == 0
     log = engine.train_epoch(config, run, 0)
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "fold", lambda network: network.eval().requires_grad_(False))
+        patch.setattr("iekd.teacher.fold", lambda network: network.eval().requires_grad_(False))
         plain = training.make_run(config)
         assert norms(plain.teacher) > 0
         expected = engine.train_epoch(config, plain, 0)

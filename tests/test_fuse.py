@@ -8,9 +8,10 @@ from test_fold import lived
 from torch import nn
 from torch.nn.functional import relu
 
-from iekd import engine, networks
+from iekd import networks
 from iekd.fold import fold
 from iekd.fuse import AVAILABLE, FusedConv, fuse
+from iekd.teacher import Teacher
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this torch has no oneDNN")
 
@@ -84,6 +85,6 @@ def test_a_sum_of_two_convolutions_and_of_one_with_itself():
 
 def test_a_teacher_is_fused_on_a_cpu_and_keeps_its_weights():
     network = networks.build("resnet8", 10)
-    teacher = engine.Teacher(network, None).place(torch.device("cpu"))
-    assert fused_convs(teacher) and not fused_convs(engine.Teacher(network, None, bf16=True).place(torch.device("cpu")))
+    teacher = Teacher(network, None).place(torch.device("cpu"))
+    assert fused_convs(teacher) and not fused_convs(Teacher(network, None, bf16=True).place(torch.device("cpu")))
     assert sum(p.numel() for p in teacher.parameters()) == sum(p.numel() for p in fold(network).parameters())

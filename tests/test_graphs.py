@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import pytest
+import torch
 from tiny import tiny
 
 from iekd import engine, graphs, training
@@ -17,7 +20,7 @@ CASES = {
 
 
 class Recorder:
-    """`graphs.Streams` without a GPU. A captured step computes nothing; each replay computes it, and fills the same row."""
+    """`graphs.Streams` without a GPU. A captured step computes nothing."""
 
     captures = 0
 
@@ -37,14 +40,9 @@ class Recorder:
 
     def capture(self, step):
         Recorder.captures += 1
-        self.step = step
         with self.as_it_was():
             names, row = step()
-        self.row = row
-        return self, (names, row)
-
-    def replay(self):
-        self.row.copy_(self.step()[1])
+        return Recording(step, row), (names, row)
 
     @contextmanager
     def as_it_was(self):
@@ -54,6 +52,16 @@ class Recorder:
         yield
         for tensor, value in zip(tensors, before, strict=True):
             tensor.data.copy_(value)
+
+
+class Recording(NamedTuple):
+    """The graph: each replay computes the step, and fills the same row."""
+
+    step: Callable
+    row: torch.Tensor
+
+    def replay(self):
+        self.row.copy_(self.step()[1])
 
 
 def moving(run):
@@ -84,8 +92,18 @@ def test_replayed_steps_are_those_of_the_plain_loop(method, recorder):
     runs = [training.make_run(config)]
     recorder(runs)
     assert rows_of([config], Graphed(), runs) == plain
-    phases = {"fitnet": 1 + (EPOCHS - 2), "ab": 2, "ie-dml": EPOCHS}  # two epochs of stage 1 are one phase
-    assert Recorder.captures == phases.get(method, 1)
+    # Of the full batches one in each phase; the smaller ones come once an epoch, and only those of the phases that last are captured.
+    phases, lasting = {"fitnet": (2, 0), "ab": (2, 0), "ie-dml": (4, 0)}.get(method, (1, 1))
+    assert Recorder.captures == phases + lasting
+
+
+def test_a_weight_that_falls_is_filled_and_not_captured(recorder):
+    """FitNet's, in a stage that lasts long enough for the smaller batches to be captured too."""
+    config = tiny("fitnet", batch_size=24, epochs=EPOCHS, teachers=1, init_epochs=0)
+    plain = rows_of([config], None, [training.make_run(config)])
+    runs = [training.make_run(config)]
+    recorder(runs)
+    assert rows_of([config], Graphed(), runs) == plain and Recorder.captures == 2
 
 
 def test_a_pack_is_captured_once_and_again_when_it_shrinks(recorder):
@@ -95,7 +113,7 @@ def test_a_pack_is_captured_once_and_again_when_it_shrinks(recorder):
     engine.share_teachers(runs)
     recorder(runs)
     step_all = Graphed()
-    assert rows_of(configs, step_all, runs) == plain and Recorder.captures == 1
+    assert rows_of(configs, step_all, runs) == plain and Recorder.captures == 2  # batches of two sizes
     recorder(runs[:2])
     engine.train_epochs(list(zip(configs, runs, strict=True))[:2], EPOCHS - 1, step_all)
     assert Recorder.captures == 1  # counted anew: once for the smaller pack
@@ -108,4 +126,15 @@ def test_the_first_steps_are_computed_step_by_step(recorder, monkeypatch):
     calls = []
     monkeypatch.setattr(Recorder, "beside", lambda self: calls.append(1) or nullcontext())
     engine.train_epochs([(config, runs[0])], 0, Graphed())
-    assert len(calls) == WARM_UP
+    assert len(calls) == WARM_UP + 1  # the last batch is smaller
+
+
+def test_a_rate_on_the_device_is_filled_when_it_changes(monkeypatch):
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], torch.tensor(0.5))
+    filled = []
+    fill = torch.Tensor.fill_
+    monkeypatch.setattr(torch.Tensor, "fill_", lambda self, value: filled.append(value) or fill(self, value))
+    for rate in (0.5, 0.5, 0.25, 0.25, 0.5):
+        engine.set_rate(optimiser, rate)
+        assert optimiser.param_groups[0]["lr"] == rate
+    assert filled == [0.5, 0.25, 0.5]

@@ -210,6 +210,7 @@ def test_fitnet(student, teacher):
     assert terms["hint"].item() == pytest.approx(100 * ((guided - numpy(teacher.features["stage2"])) ** 2).mean(), rel=1e-4)
     p, q = (special.softmax(numpy(o.logits) / 3, axis=1) for o in (teacher, student))
     for epoch, weight in ((2, 4), (4, 2.5), (6, 1)):
+        method.begin(epoch)
         terms = method(BATCH._replace(epoch=epoch), student, teacher)
         assert list(terms) == ["task", "kd"]
         assert terms["task"].item() == pytest.approx(cross_entropy(student.logits), rel=1e-5)
@@ -388,6 +389,7 @@ def run_of(method: str, **fields) -> engine.Run:
 
 
 def step(run: engine.Run, epoch: int = 0, count: int = 64) -> dict[str, torch.Tensor]:
+    engine.begin(run, epoch)
     images, labels, _ = run.dataset.train
     return engine.step(run, images[:count].float() / 128 - 0.5, Batch(labels[:count], torch.arange(count), epoch))
 
@@ -396,7 +398,6 @@ def step(run: engine.Run, epoch: int = 0, count: int = 64) -> dict[str, torch.Te
 @pytest.mark.parametrize("epoch", [0, 2])  # of a staged method one in each stage
 def test_what_a_stage_uses_is_trained_and_the_rest_stands_still(method, epoch):
     run = run_of(method, init_epochs=2)
-    run.learner.train()
     step(run, 0), step(run, 2)  # every part has momentum now
     before = {name: p.detach().clone() for name, p in run.learner.named_parameters()}
     step(run, epoch)
@@ -415,7 +416,6 @@ def test_what_a_stage_uses_is_trained_and_the_rest_stands_still(method, epoch):
 def test_the_teacher_gets_no_gradient_and_keeps_its_statistics(method):
     run = run_of(method)
     before = {name: tensor.clone() for name, tensor in run.teacher.state_dict().items()}
-    run.learner.train()
     for epoch in range(3):
         step(run, epoch)
     assert all(torch.equal(tensor, before[name]) for name, tensor in run.teacher.state_dict().items())
@@ -426,7 +426,7 @@ def test_the_teacher_gets_no_gradient_and_keeps_its_statistics(method):
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_a_step_looks_at_no_value(monkeypatch, method, epoch):
     """On the meta device there are none: what would wait for the device, or branch on a value, raises. So it can be captured."""
-    monkeypatch.setattr(engine, "fuse", lambda network: network)  # as on a GPU
+    monkeypatch.setattr("iekd.teacher.fuse", lambda network: network)  # as on a GPU
     run = run_of(method)
     learner = run.learner.to("meta")
     images = torch.empty(16, 1, 8, 8, device="meta")
@@ -469,14 +469,12 @@ def test_terms_and_gradients_can_be_captured_in_a_cuda_graph(method):
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_batch_of_one_or_two(method, count):
     run = run_of(method)
-    run.learner.train()
     assert all(term.isfinite() for epoch in (0, 2) for term in step(run, epoch, count).values())
 
 
 @pytest.mark.parametrize("method", ALL)
 def test_the_loss_of_a_method_goes_down_on_one_batch(method):
     run = run_of(method, lr=0.01)
-    run.learner.train()
     losses = [sum(v for k, v in step(run, 0).items() if k != "train_error").item() for _ in range(30)]
     assert np.mean(losses[-3:]) < 0.8 * losses[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import get_args
 
 import pytest
@@ -107,7 +108,8 @@ def test_runs_at_different_epochs_go_on_together(elsewhere, monkeypatch):
     elsewhere("alone")
     alone = [unpacked(training.train(config, progress=False)) for config in configs]
     elsewhere("packed")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
     epochs = engine.train_epochs
 
     def until(members, epoch, step_all):
@@ -123,9 +125,10 @@ def test_runs_at_different_epochs_go_on_together(elsewhere, monkeypatch):
     assert [unpacked(record) for record in training.train_pack(configs, progress=False)] == alone
 
 
-def test_what_cannot_go_in_step_is_refused():
+@pytest.mark.parametrize("other", [{"batch_size": 32}, {"precision": "tf32"}, {"precision": "bf16"}])
+def test_what_cannot_go_in_step_is_refused(other):
     with pytest.raises(ConfigError, match="cannot be packed"):
-        training.train_pack([tiny(), tiny(batch_size=32)], progress=False)
+        training.train_pack([tiny(), tiny(**other)], progress=False)
 
 
 def test_a_packed_sweep_makes_the_same_records(elsewhere):
@@ -146,11 +149,11 @@ def test_a_packed_sweep_makes_the_same_records(elsewhere):
 def test_a_cuda_graph_computes_what_its_step_computes(method):
     from iekd.graphs import Graphed
 
-    config = tiny(method, batch_size=16, **FIRST_STAGE.get(method, {}))
+    config = tiny(method, batch_size=16, epochs=5, lr=0.01, **FIRST_STAGE.get(method, {}))  # so many that smaller batches are captured
     histories = []
     for step_all in (None, Graphed()):
         run = training.make_run(config, "cuda")
-        histories.append([engine.train_epochs([(config, run)], epoch, step_all)[0]["loss"] for epoch in range(2)])
+        histories.append([engine.train_epochs([(config, run)], epoch, step_all)[0]["loss"] for epoch in range(5)])
     assert histories[1] == pytest.approx(histories[0], rel=1e-2)
 
 

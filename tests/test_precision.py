@@ -1,4 +1,4 @@
-"""bfloat16: the networks compute in it, everything else stays in float32."""
+"""TF32 is a GPU's and never by accident; in bfloat16 the networks compute, everything else stays in float32."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from tiny import content, tiny
 
 from iekd import augment, engine, networks, precision, training
+from iekd.config import RunConfig
 from iekd.methods import Batch
 
 CPU = torch.device("cpu")
@@ -73,3 +74,24 @@ def test_a_run_in_bfloat16_learns_and_is_the_same_twice():
     assert record.history["loss"][-1] < record.history["loss"][0]
     assert content(training.train(config, progress=False, again=True)) == content(record)
     assert "precision=bf16" in config.path and config.teacher_run().precision == "bf16"
+
+
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize(("name", "allowed"), [("fp32", False), ("tf32", True), ("bf16", False)])
+def test_making_a_run_settles_whether_a_gpu_may_use_tf32(name, allowed, before):
+    convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
+    convolutions.allow_tf32 = products.allow_tf32 = before
+    engine.make_run(tiny(precision=name), {}, CPU)
+    assert (convolutions.allow_tf32, products.allow_tf32) == (allowed, allowed)
+
+
+def test_tf32_computes_in_float32_on_a_cpu():
+    (_, terms), (_, expected) = step_of(tiny("ie-ft", precision="tf32")), step_of(tiny("ie-ft"))
+    assert terms == expected
+
+
+def test_the_paper_preset_computes_in_tf32_and_its_paths_do_not_say_so():
+    config = RunConfig.create("paper", method="ie-ft")
+    assert config.precision == "tf32" and {parent.precision for parent in config.parents().values()} == {"tf32"}
+    assert config.path == "paper/cifar10/resnet56-resnet20/ie-ft/seed0"
+    assert [RunConfig.create(preset, method="kd").precision for preset in ("class", "smoke")] == ["fp32", "fp32"]

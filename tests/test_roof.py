@@ -28,4 +28,17 @@ def test_limits_are_rate_over_work():
 
 def test_rates_are_measured(monkeypatch):
     monkeypatch.setattr(roof, "ROUNDS", 1)
-    assert all(rate > 0 for rate in roof.rates(CPU).values())
+    rates = roof.rates(CPU)
+    assert list(rates) == ["gflops", "gflops_bf16", "gbytes"] and all(rate > 0 for rate in rates.values())
+
+
+def test_on_a_gpu_float32_is_measured_without_tf32_and_tf32_by_itself(monkeypatch):
+    asked = []
+    flags = torch.backends.cudnn, torch.backends.cuda.matmul
+    monkeypatch.setattr(roof, "_seconds", lambda work, device: asked.append([flag.allow_tf32 for flag in flags]) or 1.0)
+    monkeypatch.setattr(roof, "copy", lambda device: 1.0)
+    for flag in flags:
+        flag.allow_tf32 = True
+    monkeypatch.setattr(torch, "randn", lambda *size, device: torch.zeros(*size, device="meta"))
+    assert list(roof.rates(torch.device("cuda"))) == ["gflops", "gflops_tf32", "gflops_bf16", "gbytes"]
+    assert asked == 2 * [[False, False]] + 2 * [[True, True]] + 2 * [[False, False]]  # a product and a convolution each

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +44,7 @@ def folder(tmp_path, monkeypatch):
 def every_epoch(monkeypatch):
     """Checkpoints after every epoch."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
 
 
 def checkpoint_of(config: RunConfig):
@@ -138,7 +141,7 @@ def test_an_autoencoder_learns_to_reconstruct():
 
 
 def train_in_child(config: RunConfig) -> int:
-    training.CHECKPOINT_SECONDS = -1
+    training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1, math.inf
     train(config)
     return 0
 
@@ -221,6 +224,22 @@ def test_checkpoints_are_not_written_all_the_time(monkeypatch):
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 3600)
     train(tiny())
     assert not written
+
+
+def test_runs_that_save_slowly_save_less_often(monkeypatch):
+    now, written = [0.0], []
+
+    def save(*_):
+        written.append(now[0])
+        now[0] += 0.5
+
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(checkpoint, "save", save)
+    member = training._Member(tiny(), {}, None, "", {})
+    for _ in range(50):  # epochs of a second
+        now[0] += 1
+        member.keep(2)
+    assert written == [3.0, 24.5, 46.0]  # after 2 s, then after 20 times the second that two of them take
 
 
 # ---------------------------------------------------------------------- checkpoints that cannot be used

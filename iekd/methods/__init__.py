@@ -4,9 +4,10 @@
 no method by name. Two networks that teach each other (DML, IE-DML) need several updates a batch: there the method has, instead,
 `updates(batch, images, student, peer)`, a generator of (whose, output or None, terms); the loop makes an update after each.
 The teacher's output is without gradient; its `features["factor"]` is there when the method has an auto-encoder.
-What `forward` does depends on the epoch at most (stages, a weight that falls), never on values: within an epoch every step is the
-same work. A method that depends on the epoch says how by `phase(epoch)`: equal values, equal work. Parameters that a stage leaves out
-of its terms get no gradient at all (None), so the optimiser leaves them alone.
+What `forward` does depends on the epoch at most (its stages), never on values: within an epoch every step is the same work. A method
+with stages says by `phase(epoch)` which one this is: equal values, equal work. A number that is another one in every epoch is a tensor,
+which `begin(epoch)` fills before the first step. Parameters that a stage leaves out of its terms get no gradient at all (None), so the
+optimiser leaves them alone.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,16 +29,20 @@ class FitNet(nn.Module):
         super().__init__()
         self.pair, self.weight, self.init_epochs, self.epochs = pair, weight, init_epochs, epochs
         self.regressor = nn.Sequential(connector(pair.student_channels, pair.teacher_channels), nn.ReLU())
+        self.register_buffer("soft", torch.tensor(torch.nan), persistent=False)  # lambda now; a CUDA graph reads it from the device
 
-    def phase(self, epoch: int) -> int:
-        return max(epoch, self.init_epochs - 1)  # in stage 2 the weight is another one in every epoch
+    def phase(self, epoch: int) -> bool:
+        return epoch >= self.init_epochs
+
+    def begin(self, epoch: int) -> None:
+        self.soft.fill_(self.soft_weight(epoch))
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
-        if batch.epoch < self.init_epochs:
+        if not self.phase(batch.epoch):
             guided = self.regressor(student.features[self.pair.student])
             return {"hint": self.weight * F.mse_loss(guided, teacher.features[self.pair.teacher])}
         divergence = soft_divergence(student.logits, teacher.logits, TEMPERATURE) / TEMPERATURE**2
-        return {"task": F.cross_entropy(student.logits, batch.labels), "kd": self.soft_weight(batch.epoch) * divergence}
+        return {"task": F.cross_entropy(student.logits, batch.labels), "kd": self.soft * divergence}
 
     def soft_weight(self, epoch: int) -> float:
         """lambda in an epoch of stage 2: 4 in its first, 1 in its last."""

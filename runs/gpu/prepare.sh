@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 piece=${1:-45} there=${2:-3.12} python=${PYTHON:-python3}
 
-rm -rf .gpu
+rm -rf .gpu/packages .gpu/all .gpu/data-*
 mkdir -p .gpu/packages .gpu/all
 # The one dependency that such machines tend to lack.
 "$python" -m pip download --quiet --only-binary=:all: --python-version "$there" --implementation cp \
