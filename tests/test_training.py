@@ -235,7 +235,7 @@ def test_runs_that_save_slowly_save_less_often(monkeypatch):
 
     monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(checkpoint, "save", save)
-    member = training._Member(tiny(), {}, None, "", {})
+    member = training._Member(tiny(), {}, None, "", {}, saved=0.0)
     for _ in range(50):  # epochs of a second
         now[0] += 1
         member.keep(2)
