@@ -73,7 +73,7 @@ def board(
     largest p: "reproduced" only if a is significantly better than every one. While an arm lacks planned seeds, or a
     rival was not run, the verdict is open. The pilot's seeds are shown where there are no others; they decide nothing.
     """
-    tested = [test(frame, claim, preset, metric, **setting) for claim in claims]
+    tested = [examine(frame, claim, preset, metric, **setting) for claim in claims]
     within = [t.within[t.decisive] if t.contrasts else np.nan for t in tested]
     return pd.DataFrame([_row(c, t, p, preset) for c, t, p in zip(claims, tested, zip(within, holm(within), strict=True), strict=True)])
 
@@ -119,7 +119,7 @@ def _size(word: Verdict, tested: Tested, smallest: float) -> str:
 # ---------------------------------------------------------------------- contrasts
 
 
-def test(frame: pd.DataFrame, claim: Claim, preset: str = "class", metric: str = "last", **setting: Any) -> Tested:
+def examine(frame: pd.DataFrame, claim: Claim, preset: str = "class", metric: str = "last", **setting: Any) -> Tested:
     """The contrasts of a claim on confirmatory seeds, else on the pilot's."""
     metric = claim.metric or metric
     if claim.a is None:
@@ -134,9 +134,6 @@ def test(frame: pd.DataFrame, claim: Claim, preset: str = "class", metric: str =
     if pilot.contrasts:
         return pilot._replace(note="; ".join(filter(None, (pilot.note, PILOT))))
     return confirmed if confirmed.note == TOO_FEW else pilot  # of two that say nothing, the one that says more
-
-
-test.__test__ = False  # type: ignore[attr-defined]  # no test of pytest's
 
 
 def _contrasts(frame: pd.DataFrame, claim: Claim, preset: str, metric: str, setting: dict[str, Any]) -> Tested:
@@ -202,7 +199,7 @@ def contrasts(frame: pd.DataFrame, preset: str = "class", claims: tuple[Claim, .
     """
     rows = []
     for claim in (c for c in claims if c.a and not c.metric):
-        tested = test(frame, claim, preset)
+        tested = examine(frame, claim, preset)
         early = _contrasts(frame[frame["seed"] < CONFIRMATORY], claim, preset, "last", {}) if preset == "class" else Tested()
         pilot = {c.rival: c.result.difference for c in early.contrasts}
         for contrast, within in zip(tested.contrasts, tested.within, strict=True):
