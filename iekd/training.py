@@ -368,10 +368,8 @@ def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Pat
     if path := parallel.lead(records.weights_at_hand, config):
         return path
     tqdm.write(
-        tqdm.write(
-            f"{config.path}: its weights are not at hand; training it again; if they come out different, its record is replaced, "
-            "unless others learned from it"
-        )
+        f"{config.path}: its weights are not at hand; training it again; if they come out different, its record is replaced, "
+        "unless others learned from it"
     )
     train(config, progress=progress, again=True, wait=wait)
     if path := parallel.lead(records.weights_at_hand, config):
