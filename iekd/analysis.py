@@ -44,17 +44,19 @@ NOISE_IMAGES = 1000  # the first of either split: the directions differ by more 
 BATCH = 500
 
 
-def analyse(config: RunConfig) -> Analysis:
-    """The analysis of a finished run: from its file, or measured on its weights now. Nothing is trained.
+def analyse(config: RunConfig, retrain: bool = False) -> Analysis:
+    """The analysis of a finished run: from its file, or measured on its weights now.
 
-    Raises `StoreError` if the run is not finished or weights are not at hand.
+    Weights that are not at hand (the repository has records, few weights) are trained again with `retrain`; without, nothing is trained.
+    Raises `StoreError` if the run is not finished or weights are missing.
     """
-    if reason := impossible(config):
+    if reason := impossible(config, retrain):
         raise store.StoreError(f"{config.path} cannot be analysed: {reason}")
     record = records.find(config)
     if before := records.read_analysis(records.analysis_path(config), record):
         return before
     run = training.load_run(config)
+    record = records.find(config)  # trained again elsewhere, it may be another one
     teacher = run.teacher or Teacher(training.load_network(reference(config).teacher_run()), None)
     noise = weight_noise(run, config.seed)
     metrics = {**similarity(config, run, teacher), **_rises(noise)}
@@ -77,18 +79,16 @@ def reference(config: RunConfig) -> RunConfig:
     return config if "split" in METHOD_FIELDS[config.method] else config.replace(method="ie-ft")
 
 
-def impossible(config: RunConfig) -> str:
-    """Why a run cannot be analysed; '' if it can, or has been."""
+def impossible(config: RunConfig, retrain: bool = False) -> str:
+    """Why a run cannot be analysed; '' if it can, or has been. `retrain`: missing weights are no reason."""
     record = records.find(config)
     if record is None:
         return "it is not finished; `iekd run` or `iekd sweep` finishes it"
-    if records.read_analysis(records.analysis_path(config), record):
+    if retrain or records.read_analysis(records.analysis_path(config), record):
         return ""
     needed = [config, *config.parents().values(), reference(config).teacher_run()]
     missing = dict.fromkeys(run.path for run in needed if not records.weights_at_hand(run))
-    return (
-        f"no weights at hand of {', '.join(missing)}; `iekd run` makes them (delete the record first, if there is one)" if missing else ""
-    )
+    return f"no weights at hand of {', '.join(missing)}; `iekd analyse --retrain` makes them again" if missing else ""
 
 
 # ---------------------------------------------------------------------- similarity

@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from iekd import __version__, stopping  # nothing here may bring torch: that takes seconds, and a Ctrl-C then is to be handled too
-from iekd.config import PRESETS, ConfigError, RunConfig, refuse_unread
+from iekd.config import ConfigError, RunConfig, refuse_unread
 from iekd.options import count, refuse, seconds
+from iekd.presets import PRESETS
 from iekd.stopping import LATER
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _do(options: argparse.Namespace) -> int:
     from iekd import parallel, store
     from iekd.data import DataError
-    from iekd.training import Busy, TrainingError
+    from iekd.engine import TrainingError
+    from iekd.locks import Busy
 
     try:
         if options.do is not _run and parallel.launched() > 1:
@@ -122,7 +124,9 @@ def _pack_options(commands: Any) -> None:
 
 
 def _pack(options: argparse.Namespace) -> int:
-    from iekd.training import Busy, TrainingError, train_pack
+    from iekd.engine import TrainingError
+    from iekd.locks import Busy
+    from iekd.training import train_pack
 
     given = [parser().parse_args(shlex.split(command)[1:]) for command in options.commands]
     outcomes = train_pack([configuration(each) for each in given])
@@ -227,6 +231,7 @@ def _merge(options: argparse.Namespace) -> int:
 def _analyse_options(commands: Any) -> None:
     analyse = commands.add_parser("analyse", help="measure what the finished runs of a grid learned: similarity, flatness")
     analyse.add_argument("grid", type=Path, help="a YAML file, for example runs/class.yaml")
+    analyse.add_argument("--retrain", action="store_true", help="train runs again whose weights are not at hand")
     analyse.set_defaults(do=_analyse, parser=analyse)
 
 
@@ -237,10 +242,10 @@ def _analyse(options: argparse.Namespace) -> None:
 
     done, skipped = 0, []
     for config in tqdm([c for c in grid.read(options.grid) if c.student != "none"], desc="analyses", unit="run"):
-        if reason := analysis.impossible(config):
+        if reason := analysis.impossible(config, options.retrain):
             skipped.append(f"skipped {config.path}: {reason}")
         else:
-            analysis.analyse(config)
+            analysis.analyse(config, options.retrain)
             done += 1
     print(*skipped, f"{done} runs analysed, {len(skipped)} skipped", sep="\n")
 

@@ -14,61 +14,17 @@ from typing import Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from iekd.hints import did_you_mean
+from iekd.presets import PRESETS, usual
 
 Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100"]
 MethodName = Literal[
-    "supervised",
-    "factor-ae",
-    "kd",
-    "ft",
-    "ie-ft",
-    "at",
-    "od",
-    "tf-kd",
-    "fitnet",
-    "ab",
-    "ie-at",
-    "ie-od",
-    "sp",
-    "cc",
-    "vid",
-    "rkd",
-    "pkt",
-    "nst",
-    "crd",
-    "dml",
-    "ie-dml",
+    "supervised", "factor-ae", "kd", "ft", "ie-ft", "at", "od", "tf-kd", "fitnet", "ab", "ie-at", "ie-od",
+    "sp", "cc", "vid", "rkd", "pkt", "nst", "crd", "dml", "ie-dml",
 ]  # fmt: skip
 Inherit = Literal["none", "l1", "l2", "cosine", "partial-l2"]
 Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka"]
 
 NATIVE_SIZE = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32}  # side of the images in pixels
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # Seconds: tests and the live cells of the book.
-    "smoke": dict(
-        dataset="digits", teacher="resnet14x0.5", student="resnet8x0.25", epochs=12, teacher_epochs=25, ae_epochs=10,
-        batch_size=64, lr=0.1, schedule="onecycle", train_images=400, validation_images=200, augment="none",
-        init_epochs=2,
-    ),
-    # A 2-core laptop: real images, about a minute a run (the choices are justified in the book's appendix).
-    "class": dict(
-        dataset="cifar10", teacher="resnet20", student="resnet8", epochs=15, teacher_epochs=30, ae_epochs=10,
-        batch_size=128, lr=0.1, schedule="onecycle", train_images=8000, validation_images=2000, image_size=16, evaluate_every=3,
-        init_epochs=2,
-    ),
-    # The recipe of the authors' code (FACTS: networks and recipe, C), all images, last epoch reported. It names no precision: TF32 is what
-    # PyTorch's convolutions take by default on the cards that have it.
-    "paper": dict(
-        dataset="cifar10", teacher="resnet56", student="resnet20", epochs=160, teacher_epochs=160, ae_epochs=30,
-        batch_size=128, lr=0.1, schedule="steps", train_images=0, validation_images=0, precision="tf32",
-    ),
-}  # fmt: skip
-
-# What a data set changes by default. KD: the settings of the authors' code for each data set.
-DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
-    "cifar10": dict(kd_alpha=0.95, kd_temperature=20.0),
-}
 
 # The fields that only some methods read; the others do not belong to the identity of a run.
 _TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
@@ -260,7 +216,7 @@ class RunConfig(BaseModel):
             raise ConfigError("\n".join(unknown_field(name) for name in unknown))
         dataset = fields.get("dataset", PRESETS[preset]["dataset"])
         try:
-            return cls(**{**_usual(preset, str(dataset)), **fields})
+            return cls(**{**usual(preset, str(dataset)), **fields})
         except ValidationError as error:
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
 
@@ -293,9 +249,9 @@ class RunConfig(BaseModel):
 
     def changed(self) -> dict[str, Any]:
         """The fields in which this run differs from its preset, apart from those that every path names."""
-        usual = RunConfig(**{**_usual(self.preset, self.dataset), "method": self.method}).model_dump()
+        preset = RunConfig(**{**usual(self.preset, self.dataset), "method": self.method}).model_dump()
         named = {"preset", "dataset", "teacher", "student", "method", "seed"}
-        return {k: v for k, v in self.model_dump(exclude=named).items() if v != usual[k]}
+        return {k: v for k, v in self.model_dump(exclude=named).items() if v != preset[k]}
 
     @property
     def variant(self) -> str:
@@ -340,19 +296,14 @@ class RunConfig(BaseModel):
 
     def named(self) -> dict[str, str]:
         """The fields that make this run again, as text: what a command line or papermill must name, the preset fills in the rest."""
-        usual = PRESETS[self.preset]
-        named = {k: getattr(self, k) for k in ("dataset", "teacher", "student") if getattr(self, k) not in ("none", usual[k])}
+        preset = PRESETS[self.preset]
+        named = {k: getattr(self, k) for k in ("dataset", "teacher", "student") if getattr(self, k) not in ("none", preset[k])}
         fields = {"preset": self.preset, "method": self.method, **named, **self.changed(), "seed": self.seed}
         return {name: _text(value) for name, value in fields.items()}
 
     def command(self) -> str:
         """The shell command that makes this run again."""
         return "iekd run " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.named().items())
-
-
-def _usual(preset: str, dataset: str) -> dict[str, Any]:
-    """What a preset fills in for a data set."""
-    return {**PRESETS[preset], "preset": preset, "dataset": dataset, **DATASET_DEFAULTS.get(dataset, {})}
 
 
 def _unread_by(method: str) -> set[str]:

@@ -21,9 +21,9 @@ from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 
+from iekd import store
 from iekd.config import ConfigError, Dataset
 from iekd.sprites import DataError, pack_name, read_pack, write_pack
 
@@ -174,8 +174,7 @@ def _download(name: str, root: Path | None) -> Found:
     folder = default_folder()
     print(f"iekd: downloading {name} with torchvision into {folder}", file=sys.stderr, flush=True)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / ".download.lock"):  # runs started side by side: one downloads, the others wait
+        with store.locked(folder / ".download.lock"):  # runs started side by side: one downloads, the others wait
             _torchvision(name)(folder, download=True)
     except Exception as error:  # whatever fails in a download, the ways out are the same
         searched = ", ".join(map(str, _roots(root)))

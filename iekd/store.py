@@ -1,4 +1,4 @@
-"""Files that are whole or not there: the runs folder, atomic writes, tensors with a checksum.
+"""Files that are whole or not there: the runs folder, atomic writes, locks, tensors with a checksum.
 
 Tensors are safetensors files; nothing is ever unpickled. The checksum of the tensors' bytes lies in the file's metadata, so a
 truncated or altered file is noticed when it is read.
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -70,6 +71,26 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
     finally:  # also when Ctrl-C comes in between
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Held by one process at a time; the system frees it if the process dies.
+
+    Raises filelock's `Timeout` if another process holds it and this one shall not wait, and `StoreError` if the file cannot be made.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:  # which is an OSError
+        raise
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_writable(path: Path) -> None:

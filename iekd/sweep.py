@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from iekd import checkpoint, data, grid, memory, records, stopping, store, training
+from iekd import checkpoint, data, grid, locks, memory, records, stopping, store, training
 from iekd.config import ConfigError, RunConfig
 from iekd.engine import in_step
 
@@ -109,7 +109,7 @@ class _Child(NamedTuple):
             lines = log.read().decode(errors="replace").strip().splitlines()
         # the colon ends the path: seed1 is not seed10
         about = [line for line in lines if f"{config.path}:" in line] if len(self.configs) > 1 else []
-        if about and about[-1].endswith(training.BUSY):
+        if about and about[-1].endswith(locks.BUSY):
             return None
         return Outcome(config, "failed", (about or lines or [f"exit status {code}"])[-1])
 
@@ -248,9 +248,9 @@ def _impossible(config: RunConfig) -> str:
 
 def _is_busy(config: RunConfig) -> bool:
     try:
-        with training.claim(config, wait=False):
+        with locks.claim(config, wait=False):
             return False
-    except training.Busy:
+    except locks.Busy:
         return True
 
 

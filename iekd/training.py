@@ -7,32 +7,27 @@ what came out. `train_pack` does the same for several runs in lock step, each of
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from iekd import checkpoint, data, engine, memory, methods, mutual, parallel, records, stopping, store, views
+from iekd import checkpoint, data, engine, memory, methods, parallel, records, stopping, store, views
 from iekd.config import ConfigError, RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
 from iekd.graphs import Graphed
-from iekd.records import Metric, Record
+from iekd.locks import claim, claim_for_all
+from iekd.outcome import finish
+from iekd.records import Record
 
-BUSY = "another process trains this run"
-LOOK_AGAIN_SECONDS = 60.0  # until several processes ask again for a run that another one trains
 CHECKPOINT_SECONDS = 2.0  # least time between two checkpoints, which are written at the end of an epoch
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into them
-
-
-class Busy(TrainingError):
-    """Another process trains this run now."""
 
 
 def train(config: RunConfig, *, progress: bool = True, again: bool = False, wait: bool = True) -> Record:
@@ -53,7 +48,7 @@ def train(config: RunConfig, *, progress: bool = True, again: bool = False, wait
         parallel.lead(_fetch, config)
     for parent in config.parents().values():
         _weights(parent, progress, wait)
-    with _claim_for_all(config, wait):
+    with claim_for_all(config, wait):
         record = parallel.lead(records.find, config)
         if record and record != before:  # another process finished it while this one waited
             return record
@@ -234,7 +229,7 @@ def _begin(configs: Sequence[RunConfig], device: torch.device) -> list[_Member]:
 
 def _end(member: _Member) -> Record | TrainingError:
     try:
-        record = _finish(member.config, member.parents, member.run, member.history, member.seconds, member.started, member.provenance)
+        record = finish(member.config, member.parents, member.run, member.history, member.seconds, member.started, member.provenance)
     except TrainingError as error:
         return error
     member.checkpoint.unlink(missing_ok=True)
@@ -250,116 +245,9 @@ def _show(bar: tqdm, together: list[_Member], seconds: float) -> None:
     bar.update(len(together))
 
 
-def _finish(
-    config: RunConfig, parents: dict[str, str], run: Run, history: list[dict], seconds: float, started: str, provenance: dict
-) -> Record:
-    """Store the weights, then the record: a record therefore always has its weights. Of two networks, the record of the first is last.
-
-    Raises `TrainingError` for weights that the last update made infinite, which no later loss would show.
-    """
-    state = run.learner.state_dict()
-    if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
-        raise TrainingError(f"{config.path}: the last step made '{broken[0]}' infinite. Nothing was recorded; lower lr or the weights.")
-    curves = {name: [row.get(name) for row in history] for name in dict.fromkeys(k for row in history for k in row)}
-    facts = dict(
-        started=started, seconds=round(seconds, 1), images_per_second=round(len(history) * len(run.dataset.train.labels) / seconds, 1),
-        data={"name": run.dataset.name, "checksum": run.dataset.checksum}, **provenance,
-    )  # fmt: skip
-    weights = _save_weights(config, state)
-    if config.is_mutual:
-        partner, swapped = config.partner(), mutual.swap_curves(curves)
-        _save(_record(partner, _save_weights(partner, mutual.swap_state(state)), {"first": weights}, swapped, facts))
-    return _save(_record(config, weights, parents, curves, facts))
-
-
-def _save(record: Record) -> Record:
-    """Save a record; one of a run that was trained again, and ended in the same weights, stays as it was.
-
-    Raises `TrainingError` if it ended in other weights and finished runs learned from the old ones: they would name a parent that
-    is nowhere.
-    """
-    before = records.find(record.config)
-    if before and (before.weights, before.parents) == (record.weights, record.parents):
-        return before
-    if before and before.weights != record.weights and (orphans := records.children(before.weights)):
-        raise TrainingError(
-            f"{record.config.path}: trained again, it came out different (another machine or version?), and {len(orphans)} finished runs "
-            f"learned from its lost weights ({orphans[0]}, ...). Bring these weights to {records.weights_paths(record.config)[1]}, set "
-            "IEKD_RUNS to another folder, or delete its record and those of the runs that learned from it."
-        )
-    record.save()
-    return record
-
-
-def _save_weights(config: RunConfig, state: dict[str, Tensor]) -> str:
-    return store.save_tensors(store.cache_folder() / f"{config.path}.safetensors", state, {"hash": config.hash})
-
-
-def _record(config: RunConfig, weights: str, parents: dict[str, str], curves: dict[str, list], facts: dict) -> Record:
-    return Record(config=config, hash=config.hash, weights=weights, parents=parents, history=curves, metrics=_metrics(curves), **facts)
-
-
-def _metrics(curves: dict[str, list[float | None]]) -> dict[str, Metric | None]:
-    """The three selection rules: last epoch; lowest validation error; lowest test error (biased, for comparison only). Ties: the first."""
-
-    def at(index: int) -> Metric:
-        values = {name: curves.get(name, [None] * (index + 1))[index] for name in Metric.model_fields if name != "epoch"}
-        return Metric(epoch=index + 1, **values)
-
-    def best(name: str) -> Metric | None:
-        known = [(value, i) for i, value in enumerate(curves.get(name, [])) if value is not None]
-        return at(min(known)[1]) if known else None
-
-    return {"last": at(len(curves["lr"]) - 1), "val_selected": best("validation_error"), "best_on_test": best("test_error")}
-
-
-@contextmanager
-def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
-    """Held by one process at a time while it trains this run; the system frees it if the process dies.
-
-    Raises `Busy` if another process holds it and this one shall not wait.
-    """
-    path = store.cache_folder() / f"{config.path}.lock"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(path)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            if not wait:
-                raise Busy(f"{config.path}: {BUSY}") from None
-            tqdm.write(f"{config.path}: {BUSY}; waiting for its record")
-            lock.acquire()
-    except OSError as error:
-        raise store.StoreError(f"cannot write {path}: {error.strerror}. Set IEKD_RUNS to a folder that can be written.") from error
-    with lock:
-        lock.release()  # acquired twice: above and by `with`
-        yield
-
-
 def _fetch(config: RunConfig) -> None:
     """Have the data set at hand: several processes shall not download it into one folder."""
     data.load(config)
-
-
-@contextmanager
-def _claim_for_all(config: RunConfig, wait: bool) -> Iterator[None]:
-    """`claim` by the first of several processes. They ask again and again: while it waited in a lock, the others would lose patience."""
-    with ExitStack() as held:
-        while not parallel.lead(_try_to_hold, held, config, wait):
-            time.sleep(LOOK_AGAIN_SECONDS)
-        yield
-
-
-def _try_to_hold(held: ExitStack, config: RunConfig, wait: bool) -> bool:
-    try:
-        held.enter_context(claim(config, wait and parallel.count() == 1))
-        return True
-    except Busy as busy:
-        if not wait:
-            raise
-        tqdm.write(f"{busy}; asking for it again every {LOOK_AGAIN_SECONDS:.0f} s")
-        return False
 
 
 def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Path:

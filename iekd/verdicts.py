@@ -12,7 +12,8 @@ from statsmodels.stats.power import TTestPower
 
 from iekd.arms import label, record_link, runs_of
 from iekd.claims import CLAIMS, CONFIRMATORY, NO_ANALYSIS, NO_RUNS, PILOT, PLANNED, SMALLEST, TEACHER, TOO_FEW, TRUST, Claim
-from iekd.config import PRESETS, ConfigError, RunConfig
+from iekd.config import ConfigError, RunConfig
+from iekd.presets import PRESETS
 from iekd.stats import Paired, Verdict, holm, paired, summary, verdict
 from iekd.tables import METRICS, foot, framed, interval, number, p_text
 

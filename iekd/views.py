@@ -10,13 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
@@ -77,7 +74,7 @@ def stored_outputs(config: RunConfig, run: engine.Run) -> Stored:
     """
     kept = shapes(config, len(run.dataset.train.labels))
     folder = _folder(config, run)
-    with _lock(folder):
+    with store.locked(folder / ".lock"):  # one process computes, the others load
         found = {name: _load(folder / f"{name}.safetensors", shape) for name, shape in kept.items()}
         missing = {name: kept[name] for name, tensor in found.items() if tensor is None}
         if missing:
@@ -85,21 +82,6 @@ def stored_outputs(config: RunConfig, run: engine.Run) -> Stored:
         for name in missing:
             store.save_tensors(folder / f"{name}.safetensors", {name: found[name]})
     return Stored({name: tensor.to(run.mean.device) for name, tensor in found.items()})
-
-
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Held by one process at a time while it looks at or makes the files of a folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
-        lock.acquire()
-    except OSError as error:
-        raise store.StoreError(f"cannot write {folder}: {error.strerror}. Set IEKD_RUNS to a folder that can be written.") from error
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _images(config: RunConfig, run: engine.Run, places: Tensor) -> Tensor:

@@ -283,6 +283,17 @@ def test_nothing_is_trained(tmp_path, monkeypatch):
         analyse(config)
 
 
+def test_missing_weights_are_made_again_on_request(runs):
+    config = finished("kd", seed=6)
+    before = records.record_path(config).read_bytes()
+    for run in (config, config.teacher_run()):
+        (store.cache_folder() / f"{run.path}.safetensors").unlink()
+    with pytest.raises(store.StoreError, match="no weights at hand of .*--retrain"):
+        analyse(config)
+    assert analyse(config, retrain=True).weights == records.find(config).weights
+    assert records.record_path(config).read_bytes() == before
+
+
 def test_the_command_analyses_what_is_finished(runs, tmp_path, capsys):
     done, missing = finished("kd", seed=4), tiny("kd", seed=5)
     grid = tmp_path / "grid.yaml"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from iekd import cli, grid
-from iekd.config import METHOD_FIELDS, NATIVE_SIZE, PRESETS, ConfigError, RunConfig, refuse_unread
+from iekd.config import METHOD_FIELDS, NATIVE_SIZE, ConfigError, RunConfig, refuse_unread
+from iekd.presets import PRESETS
 
 GRIDS = sorted((Path(__file__).parents[1] / "runs").glob("*.yaml"))
 

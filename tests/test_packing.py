@@ -9,7 +9,7 @@ import pytest
 import torch
 from tiny import content, tiny
 
-from iekd import engine, records, store, sweep, training
+from iekd import engine, locks, records, store, sweep, training
 from iekd.config import ConfigError, MethodName
 from iekd.engine import TrainingError
 
@@ -97,9 +97,9 @@ def test_a_run_that_fails_leaves_the_others_alone(elsewhere):
 def test_runs_that_are_finished_or_busy_are_left_out(elsewhere):
     done, busy, new = (tiny(seed=seed) for seed in range(3))
     before = training.train(done, progress=False)
-    with training.claim(busy):
+    with locks.claim(busy):
         outcomes = training.train_pack([done, busy, new], progress=False)
-    assert content(outcomes[0]) == content(before) and isinstance(outcomes[1], training.Busy)
+    assert content(outcomes[0]) == content(before) and isinstance(outcomes[1], locks.Busy)
     assert content(outcomes[2]) == content(records.find(new)) and not records.find(busy)
 
 

@@ -20,7 +20,7 @@ import torch
 from tiny import content, start, tiny
 from torch import nn
 
-from iekd import checkpoint, cli, engine, parallel, records, store, training
+from iekd import checkpoint, cli, engine, locks, parallel, records, store, training
 from iekd.config import MethodName, RunConfig
 from iekd.factor import FactorAutoEncoder
 from iekd.stopping import Stopped
@@ -271,19 +271,19 @@ def test_a_run_that_fails_ends_everywhere_with_the_reason(runs, tmp_path):
 
 def test_a_run_that_another_job_trains_is_left_to_it(runs, tmp_path):
     config = tiny()
-    with training.claim(config):
+    with locks.claim(config):
         assert together(run_command, runs, tmp_path, *config.command().split()[2:], "--no-wait") == [75, 75]
-    assert all(training.BUSY in (tmp_path / rank).read_text() for rank in "01")
+    assert all(locks.BUSY in (tmp_path / rank).read_text() for rank in "01")
 
 
 def hold(config: RunConfig, seconds: float, held: Path) -> None:
-    with training.claim(config):
+    with locks.claim(config):
         held.touch()
         time.sleep(seconds)
 
 
 def train_impatiently(config: RunConfig) -> None:
-    training.LOOK_AGAIN_SECONDS = 0.1
+    locks.LOOK_AGAIN_SECONDS = 0.1
     train_all([config])
 
 

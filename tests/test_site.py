@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import yaml
 
@@ -71,6 +72,11 @@ def test_papermill_sees_every_parameter(path):
     for node in ast.parse(parameter_cells(path)[0]).body:
         found = seen[node.target.id]
         assert found["inferred_type_name"] == node.annotation.id and found["help"], found
+
+
+@each_notebook
+def test_the_file_is_a_valid_notebook(path):
+    nbformat.validate(nbformat.read(path, as_version=nbformat.NO_CONVERT))  # what Jupyter and papermill do, where it is only a warning
 
 
 @each_notebook

@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tiny import SMALL, content, made_up, start, tiny
 
-from iekd import checkpoint, grid, records, store, sweep, training
+from iekd import checkpoint, grid, locks, records, store, sweep, training
 from iekd.config import RunConfig
 from iekd.store import StoreError
 from iekd.sweep import Outcome
@@ -160,7 +160,7 @@ def test_what_was_stopped_says_whether_it_has_a_checkpoint(monkeypatch):
 def test_in_the_log_of_a_pack_seed_1_is_not_seed_10():
     one, ten = tiny(seed=1), tiny(seed=10)
     sweep.log_path(one).parent.mkdir(parents=True)
-    sweep.log_path(one).write_text(f"iekd: {one.path}: lower lr\niekd: {ten.path}: {training.BUSY}\n")
+    sweep.log_path(one).write_text(f"iekd: {one.path}: lower lr\niekd: {ten.path}: {locks.BUSY}\n")
     child = sweep._Child([one, ten], Ended(1), 0, 0)
     assert child.outcome(one) == Outcome(one, "failed", f"iekd: {one.path}: lower lr") and child.outcome(ten) is None
 
@@ -172,7 +172,7 @@ def test_what_another_process_claimed_in_between_is_tried_again(monkeypatch):
 
 
 def hold(config: RunConfig, seconds: float, finish: bool) -> int:
-    with training.claim(config):
+    with locks.claim(config):
         store.write_atomic(store.cache_folder() / "held", b"")
         time.sleep(seconds)
         if finish:
