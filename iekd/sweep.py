@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +25,8 @@ from iekd.config import ConfigError, RunConfig
 from iekd.engine import in_step
 
 POLL_SECONDS = 0.1
+SHOW_SECONDS = {True: 1.0, False: 60.0}  # until the bar is drawn again, on a terminal and in a file
+EPOCHS = re.compile(rb"(\d+)/(\d+) \[[^\]]*epoch")  # in the bar of a run
 LOOK_AGAIN_SECONDS = 2.0  # until a run that another process trains is looked at again
 
 
@@ -54,6 +58,7 @@ def sweep(configs: list[RunConfig], jobs: int = 1, time_limit: float = math.inf,
             while work.left() and time.monotonic() < end and not stopping.asked():
                 work.collect()
                 work.start()
+                work.show()
                 time.sleep(POLL_SECONDS)
         finally:
             work.stop()
@@ -91,6 +96,21 @@ class _Child(NamedTuple):
         first, *others = self.configs
         return f"{first.variant} seed {first.seed}" + (f" and {len(others)} more" if others else "")
 
+    def log(self) -> bytes:
+        """What it has said so far."""
+        try:
+            with log_path(self.configs[0]).open("rb") as file:
+                file.seek(self.said)
+                return file.read()
+        except OSError:  # somebody cleared the cache
+            return b""
+
+    def progress(self) -> tuple[float, float]:
+        """The part of its epochs that were done when it began, by checkpoints, and the part that is done now: as its log says."""
+        bars = EPOCHS.findall(self.log())
+        begun, now = (int(done) / int(all_) for done, all_ in (bars[0], bars[-1])) if bars else (0.0, 0.0)
+        return begun, now
+
     def outcome(self, config: RunConfig) -> Outcome | None:
         """How one of its runs ended; None if another process trains this run."""
         code = self.process.returncode
@@ -104,9 +124,7 @@ class _Child(NamedTuple):
             return Outcome(config, "stopped", "goes on from its checkpoint" if begun else "before its first checkpoint")
         if code < 0:
             return Outcome(config, "failed", f"killed by {signal.Signals(-code).name}")
-        with log_path(self.configs[0]).open("rb") as log:
-            log.seek(self.said)
-            lines = log.read().decode(errors="replace").strip().splitlines()
+        lines = self.log().decode(errors="replace").strip().splitlines()
         # the colon ends the path: seed1 is not seed10
         about = [line for line in lines if f"{config.path}:" in line] if len(self.configs) > 1 else []
         if about and about[-1].endswith(locks.BUSY):
@@ -132,9 +150,15 @@ class _Sweep:
         self.parents = {config.path: [parent.path for parent in config.parents().values()] for config in pending}
         self.running: list[_Child] = []
         self.look_again: dict[str, float] = {}  # runs that another process trains
+        self.cost = {path: grid.cost(config) for path, config in self.pending.items()}
+        self.resumed = 0.0  # cost of what checkpoints had of the runs that have ended: it took no time here
+        self.shown = -math.inf
         self.bar = tqdm(
-            total=sum(map(grid.cost, pending)), smoothing=0, bar_format="{percentage:3.0f} %|{bar}| {elapsed}, {remaining} left{postfix}"
+            total=sum(self.cost.values()), smoothing=0, bar_format="{percentage:3.0f} %|{bar}| {elapsed}, {remaining} left{postfix}"
         )
+
+    def cost_of(self, configs: Iterable[RunConfig]) -> float:
+        return sum(self.cost[config.path] for config in configs)
 
     def left(self) -> bool:
         return bool(self.pending or self.running)
@@ -180,13 +204,14 @@ class _Sweep:
             return
         for each in chosen:
             del self.pending[each.path]
-        self.show()
+        self.show(now=True)
 
     def collect(self) -> None:
         """Settle the runs whose process has ended."""
         ended = [child for child in self.running if child.process.poll() is not None]
         self.running = [child for child in self.running if child not in ended]
         for child in ended:
+            self.resumed += self.cost_of(child.configs) * child.progress()[0]
             for config in child.configs:
                 self.settle_or_wait(config, child)
 
@@ -202,10 +227,16 @@ class _Sweep:
         self.pending.pop(outcome.config.path, None)
         if outcome.state == "failed":
             tqdm.write(f"failed: {outcome.config.path}: {outcome.reason} (log: {log or log_path(outcome.config)})")
-        self.bar.update(grid.cost(outcome.config))
-        self.show()
+        self.show(now=True)
 
-    def show(self) -> None:
+    def show(self, now: bool = False) -> None:
+        """Draw the bar, now or when it is time: what is settled, and the epochs that the runs under way have behind them."""
+        if not now and time.monotonic() < self.shown + SHOW_SECONDS[self.bar.fp.isatty()]:
+            return
+        self.shown = time.monotonic()
+        under_way = [(self.cost_of(child.configs), *child.progress()) for child in self.running]
+        self.bar.initial = self.resumed + sum(cost * begun for cost, begun, _ in under_way)
+        self.bar.n = self.bar.total - self.cost_of(self.pending.values()) - sum(cost * (1 - done) for cost, _, done in under_way)
         settled = sum(outcome.state != "pending" for outcome in self.outcomes.values())
         running = ", ".join(child.title for child in self.running)
         self.bar.set_postfix_str(f"{settled}/{len(self.outcomes)} runs; now {running or 'none'}")

@@ -91,7 +91,7 @@ def load_network(config: RunConfig) -> nn.Module:
     tensors, _ = store.load_tensors(_weights(config))
     with torch.random.fork_rng(devices=[]):  # whether a run is loaded or trained, the caller's random numbers stay the same
         if config.method == "factor-ae":
-            channels = load_network(config.teacher_run()).feature_channels
+            channels = build_network(config.teacher, config).feature_channels  # its weights do not matter
             network, prefix = FactorAutoEncoder(channels, config.factor_ratio, config.decoder), "method.autoencoder."
         else:
             network, prefix = build_network(config.student, config), "student."

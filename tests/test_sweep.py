@@ -165,6 +165,23 @@ def test_in_the_log_of_a_pack_seed_1_is_not_seed_10():
     assert child.outcome(one) == Outcome(one, "failed", f"iekd: {one.path}: lower lr") and child.outcome(ten) is None
 
 
+def test_the_bar_counts_epochs_under_way_and_not_those_of_checkpoints_as_time():
+    one, two, three = (tiny(seed=seed) for seed in (1, 2, 3))
+    work = sweep._Sweep([one, two, three], 1, 1)
+    each = grid.cost(one)
+    work.running = [sweep._Child([work.pending.pop(one.path)], Ended(None), time.monotonic(), len("10/10 [of old, epoch"))]
+    sweep.log_path(one).parent.mkdir(parents=True)
+    bars = "\r".join(f"seed 1: 40%|####      | {done}/10 [00:34<08:08, 11.62s/epoch, img/s=633]" for done in (4, 5, 7))
+    sweep.log_path(one).write_text("10/10 [of old, epoch" + bars + "\r views: 3/4 [00:01<00:01, 1 image/s]")
+    work.show(now=True)
+    assert (work.bar.initial, work.bar.n, work.bar.total) == pytest.approx((0.4 * each, 0.7 * each, 3 * each))
+    work.running = [work.running[0]._replace(process=Ended(0))]
+    work.collect()
+    assert (work.bar.initial, work.bar.n) == pytest.approx((0.4 * each, each))
+    sweep.log_path(one).unlink()
+    work.show(now=True)
+
+
 def test_what_another_process_claimed_in_between_is_tried_again(monkeypatch):
     codes = iter([75, 75, 0])
     monkeypatch.setattr(sweep, "_start_process", lambda config, jobs: sweep._Child(config, Ended(next(codes)), time.monotonic(), 0))
