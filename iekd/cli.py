@@ -13,7 +13,6 @@ import itertools
 import math
 import shlex
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -137,7 +136,7 @@ def _pack(options: argparse.Namespace) -> int:
 
 
 def _sweep_options(commands: Any) -> None:
-    sweep = commands.add_parser("sweep", help="finish all runs of grid files, one file after the other")
+    sweep = commands.add_parser("sweep", help="finish all runs of grid files, those of the first file first")
     sweep.add_argument("grids", type=Path, nargs="+", metavar="GRID", help="a YAML file, for example runs/class.yaml")
     sweep.add_argument("--jobs", type=count, default=1, help="processes at a time; the cores are shared out (default 1)")
     pack = "up to N runs in a process, in lock step (default 1); for a GPU, and for many small runs on a CPU"
@@ -158,9 +157,7 @@ def _sweep(options: argparse.Namespace) -> int:
         return _list(configs)
     if options.bundle:
         store.check_writable(options.bundle)
-    end = time.monotonic() + options.time_limit
-    outcomes = [o for part in grids for o in sweep(part, options.jobs, end - time.monotonic(), options.pack)]
-    ended = _report(list({o.config.path: o for o in outcomes}.values()))
+    ended = _report(sweep(*grids, jobs=options.jobs, time_limit=options.time_limit, pack=options.pack))
     if options.bundle:
         _print_bundled(bundle.pack(options.bundle, configs))
     stopping.check()

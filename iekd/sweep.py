@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,16 +42,16 @@ class Outcome(NamedTuple):
         return self.state in ("loaded", "done")
 
 
-def sweep(configs: list[RunConfig], jobs: int = 1, time_limit: float = math.inf, pack: int = 1) -> list[Outcome]:
+def sweep(*grids: list[RunConfig], jobs: int = 1, time_limit: float = math.inf, pack: int = 1) -> list[Outcome]:
     """Finish all runs and their parents, `jobs` processes at a time with an equal share of the cores, up to `pack` runs in each.
 
-    Runs are packed if they can go in lock step (`engine.in_step`) and can start at that moment. A failed run is reported and does not
-    stop the others; those that need it are reported as failed too. A run that another process trains is left to it. After `time_limit`
-    seconds, or when a signal asks to stop (`stopping.asked`), running runs write a checkpoint and leave, which takes `stopping.GRACE`
-    seconds at most.
+    The runs of a grid have precedence over those of the next, which fill what would else stand idle. Runs are packed if they can go in
+    lock step (`engine.in_step`) and can start at that moment. A failed run is reported and does not stop the others; those that need it
+    are reported as failed too. A run that another process trains is left to it. After `time_limit` seconds, or when a signal asks to
+    stop (`stopping.asked`), running runs write a checkpoint and leave, which takes `stopping.GRACE` seconds at most.
     Raises `StoreError` for a damaged record before anything runs.
     """
-    work = _Sweep(configs, jobs, pack)
+    work = _Sweep(grids, jobs, pack)
     end = time.monotonic() + time_limit
     with work.bar, stopping.deferred(stopping.GRACE + 10):
         try:
@@ -70,17 +70,20 @@ def log_path(config: RunConfig) -> Path:
     return store.cache_folder() / f"{config.path}.log"
 
 
-def in_order(needed: dict[str, RunConfig]) -> list[RunConfig]:
-    """Seed by seed, so that a sweep cut short leaves complete comparisons; in a seed what takes longest, with all that waits for it."""
-    chain, seed = {}, {}
-    children: dict[str, list[str]] = {path: [] for path in needed}
+def in_order(grids: Sequence[list[RunConfig]], needed: dict[str, RunConfig]) -> list[RunConfig]:
+    """Grid by grid and seed by seed, so that a sweep cut short leaves complete comparisons; in a seed what takes longest, with all that
+    waits for it. `needed`: what is to be trained of the grids' runs and their parents, parents first."""
+    turn: dict[str, tuple[int, int]] = {}  # grid and seed of the first run that needs it
+    for number, configs in enumerate(grids):
+        for config in configs:
+            turn.setdefault(config.path, (number, config.seed))
+    chain = {path: 0.0 for path in needed}  # the longest that waits for it, and itself
     for path, config in reversed(needed.items()):  # children before parents
-        chain[path] = grid.cost(config) + max((chain[child] for child in children[path]), default=0)
-        seed[path] = min((seed[child] for child in children[path]), default=config.seed)
-        for parent in config.parents().values():
-            if parent.path in needed:
-                children[parent.path].append(path)
-    return sorted(needed.values(), key=lambda config: (seed[config.path], -chain[config.path]))
+        chain[path] += grid.cost(config)
+        for parent in (parent.path for parent in config.parents().values() if parent.path in needed):
+            chain[parent] = max(chain[parent], chain[path])
+            turn[parent] = min(turn.get(parent, turn[path]), turn[path])
+    return sorted(needed.values(), key=lambda config: (turn[config.path], -chain[config.path]))
 
 
 class _Child(NamedTuple):
@@ -135,8 +138,9 @@ class _Child(NamedTuple):
 class _Sweep:
     """What is known of the runs, what runs, what is still to be started."""
 
-    def __init__(self, configs: list[RunConfig], jobs: int, pack: int):
+    def __init__(self, grids: Sequence[list[RunConfig]], jobs: int, pack: int):
         self.jobs, self.pack = jobs, pack
+        configs = list({config.path: config for configs in grids for config in configs}.values())
         self.outcomes = {config.path: Outcome(config, "loaded") for config in configs if records.find(config)}
         todo = [config for config in configs if config.path not in self.outcomes]  # a finished run needs no parents
         missing = {name: _no_data(name) for name in {config.dataset for config in todo}}
@@ -144,7 +148,7 @@ class _Sweep:
         self.outcomes |= {config.path: Outcome(config, "failed", reasons[config.path]) for config in todo if reasons[config.path]}
         needed = grid.with_parents([config for config in todo if config.path not in self.outcomes])
         self.outcomes |= {path: Outcome(config, "loaded") for path, config in needed.items() if records.find(config)}
-        pending = in_order({path: config for path, config in needed.items() if path not in self.outcomes})
+        pending = in_order(grids, {path: config for path, config in needed.items() if path not in self.outcomes})
         self.outcomes |= {config.path: Outcome(config, "pending") for config in pending}
         self.pending = {config.path: config for config in pending}
         self.parents = {config.path: [parent.path for parent in config.parents().values()] for config in pending}

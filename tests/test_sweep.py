@@ -33,7 +33,7 @@ def impatient(monkeypatch):
 
 def test_the_longest_chain_of_a_seed_comes_first_and_parents_before_children():
     configs = [tiny(method, seed=seed) for seed in (0, 1) for method in ("supervised", "ie-ft")]
-    ordered = sweep.in_order(grid.with_parents(configs))
+    ordered = sweep.in_order([configs], grid.with_parents(configs))
     last, first = SMALL["student"], SMALL["teacher"]
     one_seed = [("supervised", first), ("factor-ae", "none"), ("ie-ft", last), ("supervised", last)]
     assert [(c.method, c.student, c.seed) for c in ordered] == [(*run, seed) for seed in (0, 1) for run in one_seed]
@@ -41,7 +41,16 @@ def test_the_longest_chain_of_a_seed_comes_first_and_parents_before_children():
 
 def test_a_parent_belongs_to_the_seed_that_needs_it_first():
     first, later = tiny("kd", seed=1, teachers=2), tiny("kd", seed=2, teachers=2)  # of teacher 1, of teacher 0
-    assert sweep.in_order(grid.with_parents([later, first])) == [first.teacher_run(), first, later.teacher_run(), later]
+    assert sweep.in_order([[later, first]], grid.with_parents([later, first])) == [first.teacher_run(), first, later.teacher_run(), later]
+
+
+def test_a_grid_has_precedence_over_the_next_and_lends_it_what_both_need():
+    first, second, alone = tiny("kd", seed=5), tiny("ft", seed=0), tiny(seed=9)
+    grids = [[first], [second, alone, alone.replace(seed=3), first.teacher_run()]]
+    assert first.teacher_run() == second.teacher_run()
+    ordered = sweep.in_order(grids, grid.with_parents([config for configs in grids for config in configs]))
+    later = [second.autoencoder_run(), second, alone.replace(seed=3), alone]
+    assert ordered == [first.teacher_run(), first, *later]
 
 
 # ---------------------------------------------------------------------- runs that are made up
@@ -79,7 +88,7 @@ def started(monkeypatch):
 @pytest.mark.parametrize("jobs", [1, 3])
 def test_a_failed_run_is_listed_and_stops_only_what_needs_it(started, jobs):
     good, bad = tiny("ie-ft"), tiny("ie-ft", weight_decay=9)  # the teacher of `bad` has it too
-    outcomes = sweep.sweep([bad, good], jobs)
+    outcomes = sweep.sweep([bad, good], jobs=jobs)
     assert len(outcomes) == 6 and len(started) == 4
     found = states(outcomes)
     assert found[good.path] == "done" and all(found[c.path] == "done" for c in good.parents().values())
@@ -167,7 +176,7 @@ def test_in_the_log_of_a_pack_seed_1_is_not_seed_10():
 
 def test_the_bar_counts_epochs_under_way_and_not_those_of_checkpoints_as_time():
     one, two, three = (tiny(seed=seed) for seed in (1, 2, 3))
-    work = sweep._Sweep([one, two, three], 1, 1)
+    work = sweep._Sweep([[one, two, three]], 1, 1)
     each = grid.cost(one)
     work.running = [sweep._Child([work.pending.pop(one.path)], Ended(None), time.monotonic(), len("10/10 [of old, epoch"))]
     sweep.log_path(one).parent.mkdir(parents=True)
