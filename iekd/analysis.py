@@ -44,19 +44,17 @@ NOISE_IMAGES = 1000  # the first of either split: the directions differ by more 
 BATCH = 500
 
 
-def analyse(config: RunConfig, retrain: bool = False) -> Analysis:
-    """The analysis of a finished run: from its file, or measured on its weights now.
+def analyse(config: RunConfig) -> Analysis:
+    """The analysis of a finished run: from its file, or measured on its weights now. Nothing is trained.
 
-    Weights that are not at hand (the repository has records, few weights) are trained again with `retrain`; without, nothing is trained.
-    Raises `StoreError` if the run is not finished or weights are missing.
+    Raises `StoreError` if the run is not finished or weights are not at hand.
     """
-    if reason := impossible(config, retrain):
+    if reason := impossible(config):
         raise store.StoreError(f"{config.path} cannot be analysed: {reason}")
     record = records.find(config)
-    if before := records.read_analysis(records.analysis_path(config), record):
-        return before
+    if before := records.analysis_of(record):
+        return before[0]
     run = training.load_run(config)
-    record = records.find(config)  # trained again elsewhere, it may be another one
     teacher = run.teacher or Teacher(training.load_network(reference(config).teacher_run()), None)
     noise = weight_noise(run, config.seed)
     metrics = {**similarity(config, run, teacher), **_rises(noise)}
@@ -79,16 +77,16 @@ def reference(config: RunConfig) -> RunConfig:
     return config if "split" in METHOD_FIELDS[config.method] else config.replace(method="ie-ft")
 
 
-def impossible(config: RunConfig, retrain: bool = False) -> str:
-    """Why a run cannot be analysed; '' if it can, or has been. `retrain`: missing weights are no reason."""
+def impossible(config: RunConfig) -> str:
+    """Why a run cannot be analysed; '' if it can, or has been."""
     record = records.find(config)
     if record is None:
         return "it is not finished; `iekd run` or `iekd sweep` finishes it"
-    if retrain or records.read_analysis(records.analysis_path(config), record):
+    if records.analysis_of(record):
         return ""
     needed = [config, *config.parents().values(), reference(config).teacher_run()]
     missing = dict.fromkeys(run.path for run in needed if not records.weights_at_hand(run))
-    return f"no weights at hand of {', '.join(missing)}; `iekd analyse --retrain` makes them again" if missing else ""
+    return f"no weights at hand of {', '.join(missing)}; runs/again/grid.yaml says how to train them again" if missing else ""
 
 
 # ---------------------------------------------------------------------- similarity
@@ -251,11 +249,10 @@ def _batches(run: Run, split: Split) -> Iterator[tuple[Tensor, Tensor]]:
 def noise_of(runs: pd.DataFrame) -> pd.DataFrame:
     """Loss and error under weight noise of the analysed runs of a frame, mean over the draws: one row per run and sigma, with the run's
     path, variant and seed; empty if none was analysed."""
-    folder, parts = store.records_folder(), []
+    parts = []
     for row in runs.itertuples():
-        path = folder / f"{row.path}.json"
-        if analysis := records.read_analysis(path.with_suffix(records.ANALYSIS), records.read(path)):
-            curve = pd.DataFrame(analysis.noise).drop(columns="draw").groupby("sigma", as_index=False).mean()
+        if found := records.analysis_of(records.read(store.records_folder() / f"{row.path}.json")):
+            curve = pd.DataFrame(found[0].noise).drop(columns="draw").groupby("sigma", as_index=False).mean()
             parts.append(curve.assign(path=row.path, variant=row.variant, seed=row.seed))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 

@@ -228,7 +228,6 @@ def _merge(options: argparse.Namespace) -> int:
 def _analyse_options(commands: Any) -> None:
     analyse = commands.add_parser("analyse", help="measure what the finished runs of a grid learned: similarity, flatness")
     analyse.add_argument("grid", type=Path, help="a YAML file, for example runs/class.yaml")
-    analyse.add_argument("--retrain", action="store_true", help="train runs again whose weights are not at hand")
     analyse.set_defaults(do=_analyse, parser=analyse)
 
 
@@ -239,10 +238,10 @@ def _analyse(options: argparse.Namespace) -> None:
 
     done, skipped = 0, []
     for config in tqdm([c for c in grid.read(options.grid) if c.student != "none"], desc="analyses", unit="run"):
-        if reason := analysis.impossible(config, options.retrain):
+        if reason := analysis.impossible(config):
             skipped.append(f"skipped {config.path}: {reason}")
         else:
-            analysis.analyse(config, options.retrain)
+            analysis.analyse(config)
             done += 1
     print(*skipped, f"{done} runs analysed, {len(skipped)} skipped", sep="\n")
 

@@ -2,7 +2,8 @@
 
 `runs/records/<preset>/<dataset>/<teacher>-<student>/<method>[-<field>=<value>...]/seed<k>.json`
 
-What was measured on the trained weights afterwards (`iekd analyse`) lies beside it in `seed<k>.analysis.json`.
+What was measured on the trained weights afterwards (`iekd analyse`) lies beside it in `seed<k>.analysis.json`. Runs whose weights were
+not kept can be trained again for that, in a store of its own (`runs/again`): their records stay as they are.
 """
 
 from __future__ import annotations
@@ -149,6 +150,23 @@ def read_analysis(path: Path, record: Record) -> Analysis | None:
     return analysis if (analysis.hash, analysis.weights) == (record.hash, record.weights) else None
 
 
+def again_folder(folder: Path) -> Path:
+    """Where second trainings of the runs of a records folder lie: 'runs/again/records' beside 'runs/records'."""
+    return folder.parent / "again" / folder.name
+
+
+def analysis_of(record: Record, folder: Path | None = None) -> tuple[Analysis, Record] | None:
+    """What was measured on a run's weights, and the training that they are from: the record itself or, where its weights were not kept
+    and it was trained again to be measured, the record of that training. None if there is nothing."""
+    folder = folder or store.records_folder()
+    for place in (folder, again_folder(folder)):
+        path = place / f"{record.config.path}.json"
+        training = record if place == folder else read(path) if path.exists() else None
+        if training and (analysis := read_analysis(path.with_suffix(ANALYSIS), training)):
+            return analysis, training
+    return None
+
+
 def find(config: RunConfig) -> Record | None:
     """The finished record of a configuration, if there is one."""
     path = record_path(config)
@@ -171,7 +189,8 @@ def load(folder: Path | None = None, **where: Any) -> pd.DataFrame:
 
     Columns: every field of the configuration, `hash`, `path`, `variant`, `pair`, `command`, `seconds`, `images_per_second`, `device`,
     `threads`, and per selection rule `last`, `val_selected`, `best_on_test` (test error, percent), with `<rule>_epoch` and `<rule>_exact`.
-    Where runs have been analysed, also the metrics of `iekd.analysis` (NaN for the others).
+    Where runs have been analysed, also the metrics of `iekd.analysis` (NaN for the others), and `last_again`: the last test error of the
+    second training that was measured in place of a run whose weights were not kept.
     Keyword arguments keep the rows whose column has that value (or is in that list). Raises `StoreError` for a file that is no valid
     record, and for a copy of a record at another place: it would count twice.
     """
@@ -179,8 +198,7 @@ def load(folder: Path | None = None, **where: Any) -> pd.DataFrame:
     rows = []
     for path in files(folder):
         record = _read_at_its_place(path, folder)
-        analysis = read_analysis(path.with_suffix(ANALYSIS), record)
-        rows.append(as_row(record) | (analysis.metrics if analysis else {}))
+        rows.append(as_row(record) | _measured(record, folder))
     frame = pd.DataFrame(rows, columns=None if rows else list(_columns()))
     for column, value in where.items():
         frame = frame[frame[column].isin(value if isinstance(value, (list, tuple, set)) else [value])]
@@ -217,6 +235,14 @@ def as_row(record: Record) -> dict[str, Any]:
         row[f"{rule}_exact"] = metric.test_error_exact if metric else None
     last = record.metrics["last"]
     return {**row, "last_validation": last.validation_error, "last_loss": last.test_loss}
+
+
+def _measured(record: Record, folder: Path) -> dict[str, float | None]:
+    """The columns of an analysed run."""
+    if not (found := analysis_of(record, folder)):
+        return {}
+    analysis, training = found
+    return analysis.metrics | ({"last_again": training.metrics["last"].test_error} if training is not record else {})
 
 
 def _columns() -> list[str]:

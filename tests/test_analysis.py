@@ -283,15 +283,30 @@ def test_nothing_is_trained(tmp_path, monkeypatch):
         analyse(config)
 
 
-def test_missing_weights_are_made_again_on_request(runs):
+def test_a_run_without_weights_is_measured_on_a_second_training(runs, tmp_path, monkeypatch):
     config = finished("kd", seed=6)
-    before = records.record_path(config).read_bytes()
-    for run in (config, config.teacher_run()):
-        (store.cache_folder() / f"{run.path}.safetensors").unlink()
-    with pytest.raises(store.StoreError, match="no weights at hand of .*--retrain"):
+    record = records.find(config)
+    lost = record.model_copy(update={"weights": "0" * 64})  # as another version of PyTorch had made them
+    second = analyse(config)  # of the training that is at hand
+    monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "runs"))
+    lost.save()
+    with pytest.raises(store.StoreError, match="no weights at hand of .*runs/again/grid.yaml"):
         analyse(config)
-    assert analyse(config, retrain=True).weights == records.find(config).weights
-    assert records.record_path(config).read_bytes() == before
+    assert "cka_halves" not in records.load()
+
+    monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "runs" / "again"))
+    record.model_copy(update={"metrics": {**record.metrics, "last": record.metrics["last"].model_copy(update={"test_error": 12.5})}}).save()
+    second.save(config)
+    monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "runs"))
+    frame = records.load()  # the error of the first training, what was measured on the second
+    assert (len(frame), frame["last"][0], frame["last_again"][0]) == (1, record.metrics["last"].test_error, 12.5)
+    assert frame["cka_halves"][0] == second.metrics["cka_halves"] and analyse(config) == second
+    assert set(noise_of(frame)["path"]) == {config.path}
+
+    monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "runs" / "again"))
+    record.model_copy(update={"weights": "1" * 64}).save()
+    monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "runs"))
+    assert records.analysis_of(lost) is None  # a third training: what was measured on the second counts no more
 
 
 def test_the_command_analyses_what_is_finished(runs, tmp_path, capsys):
