@@ -80,6 +80,7 @@ def in_order(grids: Sequence[list[RunConfig]], needed: dict[str, RunConfig]) -> 
     chain = {path: 0.0 for path in needed}  # the longest that waits for it, and itself
     for path, config in reversed(needed.items()):  # children before parents
         chain[path] += grid.cost(config)
+        turn.setdefault(path, (len(grids), config.seed))  # a parent of finished runs only
         for parent in (parent.path for parent in config.parents().values() if parent.path in needed):
             chain[parent] = max(chain[parent], chain[path])
             turn[parent] = min(turn.get(parent, turn[path]), turn[path])
