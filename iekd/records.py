@@ -159,11 +159,11 @@ def analysis_of(record: Record, folder: Path | None = None) -> tuple[Analysis, R
     """What was measured on a run's weights, and the training that they are from: the record itself or, where its weights were not kept
     and it was trained again to be measured, the record of that training. None if there is nothing."""
     folder = folder or store.records_folder()
-    for place in (folder, again_folder(folder)):
-        path = place / f"{record.config.path}.json"
-        training = record if place == folder else read(path) if path.exists() else None
-        if training and (analysis := read_analysis(path.with_suffix(ANALYSIS), training)):
-            return analysis, training
+    first, second = (place / f"{record.config.path}.json" for place in (folder, again_folder(folder)))
+    if analysis := read_analysis(first.with_suffix(ANALYSIS), record):
+        return analysis, record
+    if second.exists() and (again := read(second)).hash == record.hash and (analysis := read_analysis(second.with_suffix(ANALYSIS), again)):
+        return analysis, again
     return None
 
 

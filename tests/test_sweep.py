@@ -44,6 +44,11 @@ def test_a_parent_belongs_to_the_seed_that_needs_it_first():
     assert sweep.in_order([[later, first]], grid.with_parents([later, first])) == [first.teacher_run(), first, later.teacher_run(), later]
 
 
+def test_a_parent_whose_runs_are_all_finished_has_its_place_too():
+    config = tiny("kd")
+    assert sweep.in_order([[]], {config.teacher_run().path: config.teacher_run()}) == [config.teacher_run()]
+
+
 def test_a_grid_has_precedence_over_the_next_and_lends_it_what_both_need():
     first, second, alone = tiny("kd", seed=5), tiny("ft", seed=0), tiny(seed=9)
     grids = [[first], [second, alone, alone.replace(seed=3), first.teacher_run()]]
