@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d, relu
 
 from iekd.networks import Output, build, check_name, feature_shapes
+from iekd.networks.resnet import Projection
 
 BAD = [
     *("", "none", "ResNet20", "resnet", "resnet21", "resnet2", "resnet116", "resnet020", "resnet20 ", "resnet20\n"),
@@ -262,3 +267,40 @@ def test_bad_names_are_refused_with_the_list(name: str) -> None:
 def test_another_spelling_of_a_name_is_told_ours(wrong: str, meant: str) -> None:
     with pytest.raises(ValueError, match=rf"'{wrong}' is not known \(did you mean '{meant}'\?\)"):
         check_name(wrong)
+
+
+# ---------------------------------------------------------------------- what this torch cannot do
+
+
+@pytest.mark.parametrize("name", ["resnet8x0.25", "resnet14x0.5", "resnet20", "wrn16_2", "wrn10_1", "vgg13", "mobilenetv2x0.5"])
+def test_no_pointwise_convolution_has_a_stride(name):
+    """PyTorch 2.14's gradient of one with few channels writes outside its memory; see `networks.common.thin`."""
+    found = [m for m in build(name, 10).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert all(convolution.stride == (1, 1) for convolution in found)
+
+
+STEPS = """
+import sys, torch
+from iekd import networks
+name, side = sys.argv[1], int(sys.argv[2])
+network = networks.build(name, 10).to(memory_format=torch.channels_last)
+for _ in range(20):
+    images = torch.randn(64, 3, side, side).contiguous(memory_format=torch.channels_last)
+    network(images).logits.sum().backward()
+"""
+
+
+@pytest.mark.parametrize("side", [8, 16, 32])
+@pytest.mark.parametrize("name", ["resnet8x0.25", "resnet8x0.5"])
+def test_narrow_networks_stay_within_their_memory(name, side):
+    """In a process of its own, which a fault would end; glibc, where it can, looks for what was overwritten."""
+    environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
+    result = subprocess.run([sys.executable, "-c", STEPS, name, str(side)], env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-500:]
+
+
+def test_a_projection_is_the_strided_convolution():
+    inputs = torch.randn(2, 16, 9, 8)
+    projection = Projection(16, 32, 2).eval()
+    expected = torch.conv2d(inputs, projection[0].weight, stride=2) / (1 + 1e-5) ** 0.5
+    assert torch.allclose(projection(inputs), expected, atol=1e-5)

@@ -12,7 +12,18 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from iekd.networks.common import Output, finish, he_init
+from iekd.networks.common import Output, finish, he_init, thin
+
+
+class Projection(nn.Sequential):
+    """The option-B shortcut: a 1x1 convolution of every `stride`-th pixel, and BN."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(thin(x, self.stride))
 
 
 class Block(nn.Module):
@@ -24,7 +35,7 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity() if (inputs, stride) == (outputs, 1) else projection(inputs, outputs, stride)
+        self.shortcut = nn.Identity() if (inputs, stride) == (outputs, 1) else Projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm2(self.conv2(relu(self.norm1(self.conv1(x))))) + self.shortcut(x)
@@ -63,11 +74,6 @@ class ResNet(nn.Module):
                 x = relu(before)
             features |= {f"stage{number}_pre": before, f"stage{number}": x}
         return finish(self.head, features)
-
-
-def projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """The option-B shortcut."""
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 def stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.ModuleList:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
-from iekd.networks.common import Output, finish, he_init
+from iekd.networks.common import Output, finish, he_init, thin
 
 
 class Block(nn.Module):
@@ -25,12 +25,13 @@ class Block(nn.Module):
         self.norm2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         same = (inputs, stride) == (outputs, 1)
-        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        self.stride = stride
+        self.shortcut = None if same else nn.Conv2d(inputs, outputs, 1, bias=False)
 
     def forward(self, x: Tensor, active: Tensor) -> Tensor:
         """`x` the sum so far, `active` = ReLU(norm1(x))."""
         residual = self.conv2(relu(self.norm2(self.conv1(active))))
-        return residual + (x if self.shortcut is None else self.shortcut(active))
+        return residual + (x if self.shortcut is None else self.shortcut(thin(active, self.stride)))
 
 
 class WideResNet(nn.Module):
