@@ -117,7 +117,7 @@ def _hsic(x: Tensor, y: Tensor) -> Tensor:
 # The measures of the losses without sign and scale; CKA in the form that all test images fit into.
 MEASURES = {
     "l1": measures.l1, "l2": measures.l2, "cosine": measures.cosine, "partial-l2": measures.partial_l2,
-    "orthogonal": measures.orthogonal, "cka": lambda x, y: cka(x.mean((2, 3)), y.mean((2, 3))),
+    "orthogonal": measures.orthogonal, "centred-l1": measures.centred_l1, "cka": lambda x, y: cka(x.mean((2, 3)), y.mean((2, 3))),
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ METHODS = {
 }  # the others are their name in capitals
 MEASURES = {
     "l1": "L1", "l2": "L2", "cosine": "cosine", "partial-l2": "partial L2", "orthogonal": "orthogonal", "cka": "CKA",
+    "centred-l1": "centred L1",
 }  # fmt: skip
 _CHANGE = re.compile(r"-([a-z_]+)=(.+?)(?=-[a-z_]+=|$)")
 

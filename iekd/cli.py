@@ -22,6 +22,8 @@ from iekd.options import count, refuse, seconds
 from iekd.presets import PRESETS
 from iekd.stopping import LATER
 
+ANALYSE = "then measure what it learned, as iekd analyse does, while its weights are there"
+
 if TYPE_CHECKING:
     from iekd.sweep import Outcome
 
@@ -89,6 +91,7 @@ def _run_options(commands: Any) -> None:
     run = commands.add_parser("run", help="load, resume or train one run, its parents first")
     run.add_argument("--dry-run", action="store_true", help="print the configuration and the path of its record, train nothing")
     run.add_argument("--no-wait", action="store_true", help=f"leave with status {LATER} if another process trains this run")
+    run.add_argument("--analyse", action="store_true", help=ANALYSE)
     for name, field in RunConfig.model_fields.items():
         choices = f"; one of {', '.join(map(str, get_args(field.annotation)))}" if get_args(field.annotation) else ""
         run.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=f"{field.description}{choices}".replace("%", "%%"))
@@ -109,6 +112,8 @@ def _run(options: argparse.Namespace) -> None:
         record = train(config, wait=not options.no_wait)
     if not first:
         return
+    if options.analyse:
+        _measure(config)
     metrics = {rule: metric for rule, metric in record.metrics.items() if metric}
     for rule, metric in metrics.items():
         value = f"test error {metric.test_error:.2f} %" if metric.test_error is not None else f"test loss {metric.test_loss:.4g}"
@@ -116,9 +121,20 @@ def _run(options: argparse.Namespace) -> None:
     print(f"{'record':>13}: {records.record_path(config)}  [{record.seconds:.0f} s, {record.images_per_second:.0f} images/s]")
 
 
+def _measure(config: RunConfig) -> None:
+    """Analyse a run that has just ended, while its weights are there, or say why that cannot be done."""
+    from iekd import analysis
+
+    if reason := analysis.impossible(config):
+        print(f"{config.path} was not analysed: {reason}")
+    else:
+        analysis.analyse(config)
+
+
 def _pack_options(commands: Any) -> None:
     pack = commands.add_parser("pack", help="several runs in one process, in lock step: what `iekd sweep --pack` starts")
     pack.add_argument("commands", nargs="+", metavar="COMMAND", help="each as one word: 'iekd run --method kd --seed 1'")
+    pack.add_argument("--analyse", action="store_true", help=ANALYSE)
     pack.set_defaults(do=_pack, parser=pack)
 
 
@@ -128,7 +144,12 @@ def _pack(options: argparse.Namespace) -> int:
     from iekd.training import train_pack
 
     given = [parser().parse_args(shlex.split(command)[1:]) for command in options.commands]
-    outcomes = train_pack([configuration(each) for each in given])
+    configs = [configuration(each) for each in given]
+    outcomes = train_pack(configs)
+    if options.analyse:
+        for config, outcome in zip(configs, outcomes, strict=True):
+            if not isinstance(outcome, TrainingError):
+                _measure(config)
     errors = [outcome for outcome in outcomes if isinstance(outcome, TrainingError)]
     for error in errors:
         print(f"iekd: {error}", file=sys.stderr)
@@ -143,6 +164,7 @@ def _sweep_options(commands: Any) -> None:
     sweep.add_argument("--pack", type=count, default=1, metavar="N", help=pack)
     sweep.add_argument("--time-limit", type=seconds, default=math.inf, metavar="SECONDS", help="then write checkpoints and leave")
     sweep.add_argument("--bundle", type=Path, metavar="FILE", help="at the end pack what there is into one archive, for iekd merge")
+    sweep.add_argument("--analyse", action="store_true", help="measure each run of the grids right after it, while its weights are there")
     sweep.add_argument("--dry-run", action="store_true", help="list the runs and whether they are done")
     sweep.set_defaults(do=_sweep, parser=sweep)
 
@@ -157,7 +179,7 @@ def _sweep(options: argparse.Namespace) -> int:
         return _list(configs)
     if options.bundle:
         store.check_writable(options.bundle)
-    ended = _report(sweep(*grids, jobs=options.jobs, time_limit=options.time_limit, pack=options.pack))
+    ended = _report(sweep(*grids, jobs=options.jobs, time_limit=options.time_limit, pack=options.pack, analyse=options.analyse))
     if options.bundle:
         _print_bundled(bundle.pack(options.bundle, configs))
     stopping.check()

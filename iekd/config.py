@@ -22,7 +22,7 @@ MethodName = Literal[
     "sp", "cc", "vid", "rkd", "pkt", "nst", "crd", "dml", "ie-dml",
 ]  # fmt: skip
 Inherit = Literal["none", "l1", "l2", "cosine", "partial-l2"]
-Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka"]
+Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka", "centred-l1"]
 
 NATIVE_SIZE = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32}  # side of the images in pixels
 
@@ -66,7 +66,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True, allow_inf_nan=False)
 
-    preset: Literal["smoke", "class", "paper"] = Field(
+    preset: Literal["smoke", "class", "desk", "paper"] = Field(
         "smoke", description="where unset fields come from; names the folder, not in the hash"
     )
     dataset: Dataset = Field("digits", description="data set")
@@ -124,8 +124,10 @@ class RunConfig(BaseModel):
         "random", description="IE: one random permutation of the channels per seed, or first part / second part"
     )
     split_ratio: float = Field(0.5, ge=0, le=1, description="IE: part of the channels that inherits")
-    explore_target: Literal["teacher", "inherit"] = Field(
-        "teacher", description="IE: what exploration is pushed away from, the factor of the teacher or that of the inheritance half"
+    explore_target: Literal["teacher", "inherit", "shuffled"] = Field(
+        "teacher",
+        description="IE: what exploration is pushed away from: the teacher's factor, that of the inheritance half, "
+        "or the teacher's factor of another image of the batch",
     )
     explore_encoder: Literal["trained", "frozen"] = Field(
         "trained", description="IE: the encoder of the exploration half learns, or stays at its random weights"

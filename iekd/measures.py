@@ -26,6 +26,9 @@ from torch import Tensor, nn
 
 Measure = Callable[[Tensor, Tensor], Tensor]
 
+# What `centred_l1` adds to a deviation's length, as a part of the factor's own length: our choice.
+RESIDUE = 0.1
+
 # A sample whose largest value is below this counts as zero: its gradient, of order 1/||x||, could overflow.
 DEAD = 1e-12
 
@@ -109,6 +112,29 @@ def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
     return _root(torch.where(forgiven, 0, (x - y).square()).mean())
 
 
+def centred_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean |x^ - y^| over batch and dimensions, of factors centred over the batch; 0 .. 2/sqrt(N). Our choice.
+
+    Exploration by `l1` is satisfied by one factor for all images. Here such a factor counts as zero, for
+    x^ = c / sqrt(||c||^2 + RESIDUE^2 ||x||^2) with c = x - mean over the batch: what is common to all images is taken
+    out first. The second term bounds the gradient by 2 / (RESIDUE ||x||) and keeps noise on a constant from being blown
+    up to full length. What maximises this distance is -sign(y^)/sqrt(N), nearly the *opposite* deviation: a push that
+    must look at the image. A batch of one image has no deviation: value and gradient are 0.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"factors differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}")
+    return (_centred_unit(student) - _centred_unit(teacher)).abs().mean()
+
+
+def _centred_unit(x: Tensor) -> Tensor:
+    """Deviation from the mean of the batch, (B, ...) -> (B, N), of length below 1; see `centred_l1`."""
+    x = divide_by_largest(_wide(x).flatten(1), dim=(0, 1))
+    deviation = x - x.mean(0)
+    squares = deviation.square().sum(1, keepdim=True) + RESIDUE**2 * x.square().sum(1, keepdim=True)
+    dead = squares == 0
+    return deviation * torch.where(dead, 0, torch.where(dead, 1, squares).rsqrt())
+
+
 def cka(student: Tensor, teacher: Tensor) -> Tensor:
     """Debiased linear CKA of the spatially average-pooled factors (B, C); 1 for equal, about 0 for independent factors.
 
@@ -190,4 +216,5 @@ EXPLORE: dict[str, Measure] = {
     "partial-l2": _loss(partial_l2, -1),
     "orthogonal": _loss(orthogonal, +1, dimensionless=True),
     "cka": _loss(cka, +1, dimensionless=True),
+    "centred-l1": _loss(centred_l1, -1),
 }

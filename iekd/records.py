@@ -34,6 +34,7 @@ class Metric(BaseModel):
     test_error_exact: float | None = None  # without the test images known to be recompressed copies
     validation_error: float | None = None
     test_loss: float | None = None
+    train_eval_error: float | None = None  # on the training images in evaluation mode, not augmented; last epoch only
 
 
 class Record(BaseModel):
@@ -53,6 +54,7 @@ class Record(BaseModel):
     seconds: float
     images_per_second: float
     data: dict[str, str]
+    loss_digest: str | None = None  # of the code that computed the loss (iekd.digest); None in older records
     history: dict[str, list[float | None]]
     metrics: dict[str, Metric | None]  # last, val_selected, best_on_test (biased: chosen on test data)
 
@@ -234,7 +236,7 @@ def as_row(record: Record) -> dict[str, Any]:
         row[f"{rule}_epoch"] = metric.epoch if metric else None
         row[f"{rule}_exact"] = metric.test_error_exact if metric else None
     last = record.metrics["last"]
-    return {**row, "last_validation": last.validation_error, "last_loss": last.test_loss}
+    return {**row, "last_validation": last.validation_error, "last_loss": last.test_loss, "last_train": last.train_eval_error}
 
 
 def _measured(record: Record, folder: Path) -> dict[str, float | None]:
@@ -248,7 +250,7 @@ def _measured(record: Record, folder: Path) -> dict[str, float | None]:
 def _columns() -> list[str]:
     rules = [f"{rule}{suffix}" for rule in ("last", "val_selected", "best_on_test") for suffix in ("", "_epoch", "_exact")]
     extra = ["hash", "path", "variant", "pair", "command", "seconds", "images_per_second", "device", "threads"]
-    return [*RunConfig.model_fields, *extra, *rules, "last_validation", "last_loss"]
+    return [*RunConfig.model_fields, *extra, *rules, "last_validation", "last_loss", "last_train"]
 
 
 @functools.cache

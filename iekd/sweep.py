@@ -42,16 +42,17 @@ class Outcome(NamedTuple):
         return self.state in ("loaded", "done")
 
 
-def sweep(*grids: list[RunConfig], jobs: int = 1, time_limit: float = math.inf, pack: int = 1) -> list[Outcome]:
+def sweep(*grids: list[RunConfig], jobs: int = 1, time_limit: float = math.inf, pack: int = 1, analyse: bool = False) -> list[Outcome]:
     """Finish all runs and their parents, `jobs` processes at a time with an equal share of the cores, up to `pack` runs in each.
 
     The runs of a grid have precedence over those of the next, which fill what would else stand idle. Runs are packed if they can go in
     lock step (`engine.in_step`) and can start at that moment. A failed run is reported and does not stop the others; those that need it
     are reported as failed too. A run that another process trains is left to it. After `time_limit` seconds, or when a signal asks to
     stop (`stopping.asked`), running runs write a checkpoint and leave, which takes `stopping.GRACE` seconds at most.
+    With `analyse` the runs of the grids are measured (`iekd.analysis`) by the process that made them, right afterwards.
     Raises `StoreError` for a damaged record before anything runs.
     """
-    work = _Sweep(grids, jobs, pack)
+    work = _Sweep(grids, jobs, pack, analyse)
     end = time.monotonic() + time_limit
     with work.bar, stopping.deferred(stopping.GRACE + 10):
         try:
@@ -139,10 +140,11 @@ class _Child(NamedTuple):
 class _Sweep:
     """What is known of the runs, what runs, what is still to be started."""
 
-    def __init__(self, grids: Sequence[list[RunConfig]], jobs: int, pack: int):
-        self.jobs, self.pack = jobs, pack
+    def __init__(self, grids: Sequence[list[RunConfig]], jobs: int, pack: int, analyse: bool = False):
+        self.jobs, self.pack, self.analyse = jobs, pack, analyse
         configs = list({config.path: config for configs in grids for config in configs}.values())
         self.outcomes = {config.path: Outcome(config, "loaded") for config in configs if records.find(config)}
+        self.asked_for = {config.path for config in configs}
         todo = [config for config in configs if config.path not in self.outcomes]  # a finished run needs no parents
         missing = {name: _no_data(name) for name in {config.dataset for config in todo}}
         reasons = {config.path: missing[config.dataset] or _impossible(config) for config in todo}
@@ -199,10 +201,12 @@ class _Sweep:
         """Start a process for this run, and for those after it that can go in step with it, up to `pack`."""
         chosen = [config]
         for other in list(self.pending.values()) if self.pack > 1 else ():
-            if len(chosen) < self.pack and other not in chosen and in_step(other) == in_step(config) and self.can_start(other):
+            alike = in_step(other) == in_step(config) and (other.path in self.asked_for) == (config.path in self.asked_for)
+            if len(chosen) < self.pack and other not in chosen and alike and self.can_start(other):
                 chosen.append(other)
         try:
-            self.running.append(_start_process(chosen, self.jobs))
+            analyse = self.analyse and all(each.path in self.asked_for for each in chosen)
+            self.running.append(_start_process(chosen, self.jobs, analyse))
         except OSError as error:  # the disk is full, or no process can be started
             for each in chosen:
                 self.settle(Outcome(each, "failed", f"cannot start: {error}"))
@@ -290,7 +294,7 @@ def _is_busy(config: RunConfig) -> bool:
         return True
 
 
-def _start_process(configs: list[RunConfig], jobs: int) -> _Child:
+def _start_process(configs: list[RunConfig], jobs: int, analyse: bool = False) -> _Child:
     """A process for a run, by the command that its record names, or for a pack; output goes to the log of the first, in the cache."""
     log = log_path(configs[0])
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -298,6 +302,7 @@ def _start_process(configs: list[RunConfig], jobs: int) -> _Child:
         command = [sys.executable, "-m", "iekd", *shlex.split(configs[0].command())[1:], "--no-wait"]
     else:
         command = [sys.executable, "-m", "iekd", "pack", *(config.command() for config in configs)]
+    command += ["--analyse"] if analyse else []
     threads, path = str(max(1, cores() // jobs)), os.pathsep.join(filter(None, sys.path))
     environment = {"OMP_NUM_THREADS": threads, **memory.HUGE_PAGES, **os.environ, "PYTHONPATH": path}
     with log.open("ab") as output:

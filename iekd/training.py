@@ -6,6 +6,7 @@ what came out. `train_pack` does the same for several runs in lock step, each of
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -17,13 +18,14 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from iekd import checkpoint, data, engine, memory, methods, parallel, records, stopping, store, views
+from iekd import checkpoint, data, digest, engine, memory, methods, parallel, records, stopping, store, views
 from iekd.config import ConfigError, RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
 from iekd.graphs import Graphed
 from iekd.locks import claim, claim_for_all
 from iekd.outcome import finish
+from iekd.probe import probe
 from iekd.records import Record
 
 CHECKPOINT_SECONDS = 2.0  # least time between two checkpoints, which are written at the end of an epoch
@@ -38,7 +40,7 @@ def train(config: RunConfig, *, progress: bool = True, again: bool = False, wait
     Raises `DataError`, `StoreError` or `TrainingError` with the cause and the way out; a killed run loses one epoch, or some seconds.
     """
     before = parallel.lead(records.find, config)
-    if before and not again:
+    if before and not again and not _outdated(before):
         return before
     if "first" in config.parents():  # the training of the first network leaves both records
         train(config.partner(), progress=progress, again=True, wait=wait)
@@ -75,7 +77,7 @@ def train_pack(configs: Sequence[RunConfig], *, progress: bool = True) -> list[R
                 for parent in config.parents().values():
                     _weights(parent, progress, wait=False)
                 claims.enter_context(claim(config, wait=False))
-                if record := records.find(config):
+                if record := finished(config):
                     outcomes[config.path] = record
             except TrainingError as error:
                 outcomes[config.path] = error
@@ -84,6 +86,30 @@ def train_pack(configs: Sequence[RunConfig], *, progress: bool = True) -> list[R
             raise ConfigError("these runs cannot be packed: they differ in data set, number of images, their size, batch size or precision")
         outcomes |= {config.path: outcome for config, outcome in zip(todo, _fit(todo, progress) if todo else [], strict=True)}
     return [outcomes[config.path] for config in configs]
+
+
+def finished(config: RunConfig) -> Record | None:
+    """The record of a run that need not be trained. At `smoke` scale one whose loss, or a parent's, was edited is none."""
+    record = records.find(config)
+    return None if record is None or _outdated(record) else record
+
+
+def _outdated(record: Record) -> bool:
+    """Whether a run must be trained anew because code was edited: at `smoke` scale. At others a line says that it was."""
+    config = record.config
+    edited = record.loss_digest is not None and digest.of(config) not in (record.loss_digest, None)
+    if config.preset != "smoke":
+        if edited:
+            _say_once(f"{config.path}: its loss was edited since it was trained; train(config, again=True) trains anew")
+        return False
+    known = {role: records.find(parent) for role, parent in config.parents().items()}
+    parents = {role: parent for role, parent in known.items() if parent is not None}  # a finished run needs none
+    return edited or any(p.weights != record.parents[role] or _outdated(p) for role, p in parents.items())
+
+
+@functools.cache
+def _say_once(message: str) -> None:
+    tqdm.write(message)
 
 
 def load_network(config: RunConfig) -> nn.Module:
@@ -150,11 +176,15 @@ class _Member:
         self.history, self.seconds = parallel.lead(checkpoint.resume, self.checkpoint, self.config, self.parents, self.run)
         parallel.align(checkpoint.state(self.run))
 
-    def evaluate(self) -> dict[str, float]:
-        epoch = len(self.history) + 1
-        if epoch % self.config.evaluate_every and epoch < self.config.epochs:
-            return {}
-        return {f"{part}_{name}": value for part in ("validation", "test") for name, value in engine.evaluate(self.run, part).items()}
+    def evaluate(self) -> dict[str, float | None]:
+        """What is measured at the end of an epoch: the probe, and when it is due errors; training images in the last."""
+        epoch, last = len(self.history) + 1, self.config.epochs
+        parts = ["validation", "test"] if epoch % self.config.evaluate_every == 0 or epoch == last else []
+        found = probe(self.run)
+        for part in (*parts, "train") if epoch == last else parts:
+            title = "train_eval" if part == "train" else part  # 'train_error' is that of the augmented batches
+            found |= {f"{title}_{name}": value for name, value in engine.evaluate(self.run, part).items()}
+        return found
 
     def keep(self, runs: int) -> None:
         """Write a checkpoint if it is time. Each of these runs waits while the others write theirs: many write less often."""

@@ -48,7 +48,7 @@ def test_a_refusal_says_what_is_allowed(fields, message):
 
 
 def test_an_unknown_preset_lists_the_presets():
-    with pytest.raises(ConfigError, match=r"preset: 'huge' is not usable; choose one of smoke, class, paper"):
+    with pytest.raises(ConfigError, match=r"preset: 'huge' is not usable; choose one of smoke, class, desk, paper"):
         RunConfig.create("huge")
 
 

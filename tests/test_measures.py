@@ -16,6 +16,8 @@ from iekd.config import Explore, Inherit
 from iekd.measures import (
     EXPLORE,
     INHERIT,
+    RESIDUE,
+    centred_l1,
     cka,
     cosine,
     expected_negative,
@@ -28,7 +30,7 @@ from iekd.measures import (
     unit,
 )
 
-MEASURES = {f.__name__: f for f in (l1, l2, cosine, orthogonal, partial_l2, cka)}
+MEASURES = {f.__name__: f for f in (l1, l2, cosine, orthogonal, partial_l2, cka, centred_l1)}
 LOSSES = {**{f"inherit-{k}": f for k, f in INHERIT.items()}, **{f"explore-{k}": f for k, f in EXPLORE.items()}}
 every_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
@@ -82,6 +84,12 @@ def np_biased_cka(x: np.ndarray, y: np.ndarray) -> float:
     return np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
 
 
+def np_centred(x: np.ndarray) -> np.ndarray:
+    flat = x.reshape(len(x), -1)
+    rows = zip(flat, flat - flat.mean(0), strict=True)
+    return np.array([c / math.sqrt(math.fsum(c**2) + RESIDUE**2 * math.fsum(row**2)) for row, c in rows])
+
+
 REFERENCES = {
     "l1": lambda x, y: np.mean(np.abs(np_unit(x) - np_unit(y))),
     "l2": lambda x, y: math.sqrt(np.mean((np_unit(x) - np_unit(y)) ** 2)),
@@ -89,6 +97,7 @@ REFERENCES = {
     "orthogonal": lambda x, y: np.mean([abs(c) for c in np_cosines(x, y)]),
     "partial_l2": np_partial,
     "cka": np_cka,
+    "centred_l1": lambda x, y: np.mean(np.abs(np_centred(x) - np_centred(y))),
 }
 
 
@@ -117,7 +126,7 @@ def test_loss_gradient_is_the_finite_difference(loss) -> None:
 # ---------------------------------------------------------------------- properties
 
 
-@pytest.mark.parametrize("name, at_equality", list(zip(MEASURES, (0, 0, 0, 1, 0, 1), strict=True)))
+@pytest.mark.parametrize("name, at_equality", list(zip(MEASURES, (0, 0, 0, 1, 0, 1, 0), strict=True)))
 def test_equality(name: str, at_equality: float) -> None:
     x, _ = factors()
     assert MEASURES[name](x, x.clone()).item() == pytest.approx(at_equality, abs=1e-12)
@@ -291,6 +300,7 @@ def test_losses_are_the_measures_with_sign_and_unit() -> None:
     expected |= {name.replace("inherit", "explore"): -value for name, value in expected.items()}
     expected |= {"inherit-cosine": scale * cosine(x, y), "explore-cosine": -scale * cosine(x, y)}
     expected |= {"explore-orthogonal": scale * orthogonal(x, y), "explore-cka": scale * cka(x, y)}
+    expected |= {"explore-centred-l1": -centred_l1(x, y)}
     assert expected.keys() == LOSSES.keys()
     for name, value in expected.items():
         torch.testing.assert_close(LOSSES[name](x, y), value)
@@ -314,6 +324,56 @@ def test_minimising_moves_the_right_way(name: str) -> None:
     judge = cka if name == "explore-cka" else (lambda a, b: 1 - cosine(a, b))
     change = judge(moved, y) - judge(x.detach(), y)
     assert change > 0 if name.startswith("inherit") else change < 0
+
+
+# ---------------------------------------------------------------------- an exploration that no constant satisfies
+
+
+def test_the_best_constant_satisfies_l1_and_not_the_centred_form() -> None:
+    """-sign(y^)/sqrt(N) of the mean image is nearly the largest L1 distance; centred, it is a factor of zeros."""
+    teacher = torch.nn.functional.leaky_relu(torch.randn(64, 8, 4, 4) + torch.randn(1, 8, 4, 4), 0.1)
+    constant = -teacher.mean(0, keepdim=True).sign().expand_as(teacher)
+    opposite = -teacher
+    assert l1(constant, teacher) > l1(opposite, teacher)
+    deviation = teacher - teacher.mean(0)
+    assert centred_l1(constant, teacher) < centred_l1(torch.randn_like(teacher), teacher) < centred_l1(-deviation, teacher)
+
+
+@pytest.mark.parametrize("noise", [0, 1e-8, 1e-4, 1e-2])
+def test_a_constant_with_noise_counts_as_a_constant(noise: float) -> None:
+    """Noise is not blown up to full length, and the gradient keeps its bound."""
+    teacher, constant = torch.randn(32, 8, 4, 4), torch.randn(1, 8, 4, 4).expand(32, -1, -1, -1)
+    student = (constant + noise * torch.randn(32, 8, 4, 4)).requires_grad_()
+    value = centred_l1(student, teacher)
+    zeros = centred_l1(torch.ones_like(teacher), teacher)
+    assert value.item() == pytest.approx(zeros.item(), rel=0.02)
+    value.backward()
+    lengths = student.detach().flatten(1).norm(dim=1)
+    bound = 2 / (RESIDUE * lengths.min()) / math.sqrt(student[0].numel() * len(student))
+    assert student.grad.norm() <= bound
+
+
+def test_the_centred_form_pushes_a_constant_where_l1_does_not() -> None:
+    """From the best constant with a little noise: the share of the energy that differs between images grows."""
+    torch.manual_seed(1)
+    teacher = torch.randn(64, 8, 2, 2)
+    start = torch.ones_like(teacher) + 0.05 * torch.randn_like(teacher)
+
+    def share_after(measure) -> float:
+        x = start.clone().requires_grad_()
+        for _ in range(200):
+            (gradient,) = torch.autograd.grad(-measure(x, teacher), x)
+            x = (x - 0.5 * len(x) * gradient).detach().requires_grad_()
+        return (1 - unit(x.detach()).mean(0).square().sum()).item()
+
+    assert share_after(centred_l1) > 5 * (1 - unit(start).mean(0).square().sum().item())
+
+
+def test_a_batch_of_one_has_no_deviation() -> None:
+    x, y = (z[:1].requires_grad_() for z in factors())
+    value = centred_l1(x, y)
+    value.backward()
+    assert value == 0 and (x.grad == 0).all()
 
 
 # ---------------------------------------------------------------------- margin ReLU

@@ -38,7 +38,11 @@ def test_the_file_is_small_plain_json_with_the_schema_first(saved):
     assert list(data)[0] == "schema" and data["schema"] == records.SCHEMA
     assert data["history"] == {"loss": [0.3333333, None]}
     wanted = {"schema", "config", "hash", "parents", "weights", "git", "versions", "device", "started", "seconds", "images_per_second"}
-    assert set(data) == wanted | {"data", "history", "metrics"} and set(data["metrics"]) == {"last", "val_selected", "best_on_test"}
+    assert set(data) == wanted | {"data", "loss_digest", "history", "metrics"} and set(data["metrics"]) == {
+        "last",
+        "val_selected",
+        "best_on_test",
+    }
     assert set(data["config"]) == set(RunConfig.model_fields)
     text = records.record_path(record.config).read_text()
     assert json.loads(text)["hash"] == record.hash and len(text) < 5000

@@ -161,13 +161,13 @@ def test_what_an_exit_status_means(monkeypatch, code, state, reason):
     sweep.log_path(tiny()).parent.mkdir(parents=True)
     sweep.log_path(tiny()).write_text("of an earlier sweep\nwords\nthe last line\n")
     said = len("of an earlier sweep\n")
-    monkeypatch.setattr(sweep, "_start_process", lambda config, jobs: sweep._Child(config, Ended(code), 0, said))
+    monkeypatch.setattr(sweep, "_start_process", lambda config, *_: sweep._Child(config, Ended(code), 0, said))
     assert sweep.sweep([tiny()]) == [Outcome(tiny(), state, reason)]
 
 
 def test_what_was_stopped_says_whether_it_has_a_checkpoint(monkeypatch):
     store.write_atomic(checkpoint.path_of(tiny()), b"")
-    monkeypatch.setattr(sweep, "_start_process", lambda config, jobs: sweep._Child(config, Ended(143), 0, 0))
+    monkeypatch.setattr(sweep, "_start_process", lambda config, *_: sweep._Child(config, Ended(143), 0, 0))
     assert sweep.sweep([tiny()]) == [Outcome(tiny(), "stopped", "goes on from its checkpoint")]
 
 
@@ -198,7 +198,7 @@ def test_the_bar_counts_epochs_under_way_and_not_those_of_checkpoints_as_time():
 
 def test_what_another_process_claimed_in_between_is_tried_again(monkeypatch):
     codes = iter([75, 75, 0])
-    monkeypatch.setattr(sweep, "_start_process", lambda config, jobs: sweep._Child(config, Ended(next(codes)), time.monotonic(), 0))
+    monkeypatch.setattr(sweep, "_start_process", lambda config, *_: sweep._Child(config, Ended(next(codes)), time.monotonic(), 0))
     assert sweep.sweep([tiny()]) == [Outcome(tiny(), "done", "0 s")]
 
 

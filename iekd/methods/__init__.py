@@ -46,6 +46,12 @@ from iekd.methods.vid import VID
 
 __all__ = ["Batch", "PairError", "build", "compared", "needs"]
 
+CLASSES: dict[str, type[nn.Module]] = {
+    "supervised": Supervised, "factor-ae": FactorAE, "kd": KD, "ft": FT, "ie-ft": IEFT, "at": AT, "od": OD, "tf-kd": TfKD,
+    "fitnet": FitNet, "ab": AB, "ie-at": IEAT, "ie-od": IEOD, "sp": SP, "cc": CC, "vid": VID, "rkd": RKD, "pkt": PKT,
+    "nst": NST, "crd": CRD, "dml": DML, "ie-dml": IEDML,
+}  # fmt: skip
+
 # The features that a method compares in height and width. One that is not here compares none, and takes any two networks.
 COMPARED: dict[str, Callable[[pairs.Shapes, pairs.Shapes], list[Pair]]] = {
     "ft": pairs.last,

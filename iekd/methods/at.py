@@ -20,7 +20,12 @@ def attention(feature: Tensor) -> Tensor:
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
     """mean over batch and positions of (Q_S / ||Q_S||_2 - Q_T / ||Q_T||_2)^2, for features of any number of channels; 0 .. 2 / (H W)."""
-    return (measures.unit(attention(student)) - measures.unit(attention(teacher))).square().mean()
+    return map_distance(attention(student), attention(teacher))
+
+
+def map_distance(student: Tensor, teacher: Tensor) -> Tensor:
+    """The same for two attention maps (B, H, W)."""
+    return (measures.unit(student) - measures.unit(teacher)).square().mean()
 
 
 class AT(nn.Module):

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from iekd import measures
 from iekd.factor import Encoder
 from iekd.methods.batch import Batch
+from iekd.methods.parts import Part
 from iekd.networks import Output
 
 
@@ -21,6 +22,13 @@ class FT(nn.Module):
         super().__init__()
         self.encoder, self.weight = Encoder(channels, factor_channels), weight
 
+    def parts(self, student: Output, teacher: Output) -> dict[str, Part]:
+        """The student's factor with the teacher's, both (B, K, H, W)."""
+        return {"ft": Part(self.encoder(student.feature), teacher.features["factor"], self._distance)}
+
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
-        factor = self.encoder(student.feature)
-        return {"task": F.cross_entropy(student.logits, batch.labels), "ft": self.weight * measures.l1(factor, teacher.features["factor"])}
+        terms = {name: part.value for name, part in self.parts(student, teacher).items()}
+        return {"task": F.cross_entropy(student.logits, batch.labels), **terms}
+
+    def _distance(self, factor: Tensor, target: Tensor) -> Tensor:
+        return self.weight * measures.l1(factor, target)

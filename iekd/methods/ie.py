@@ -17,6 +17,7 @@ from iekd.config import ConfigError
 from iekd.factor import SLOPE, Encoder
 from iekd.methods.batch import Batch
 from iekd.methods.pairs import Pair
+from iekd.methods.parts import Part, rolled
 from iekd.networks import Output
 
 
@@ -68,14 +69,15 @@ class IEFT(nn.Module):
 
     Weights 50 and 50 (reported second-hand) with mean-reduced measures: at N = 2048 each term starts near 1. A half without a measure
     ('none') or without channels has no term and no encoder. Both targets are the teacher's factor F_T (diagram and code);
-    explore_target 'inherit' pushes F_exp away from F_inh instead, through which no gradient goes (after a blog's text). A 'frozen'
+    explore_target 'inherit' pushes F_exp away from F_inh instead, through which no gradient goes (after a blog's text); 'shuffled' away
+    from the teacher's factor of the image before it in the batch, a push that cannot be about the image (our control). A 'frozen'
     exploration encoder stays at its random weights, so that only the student's feature can move away (our control).
     """
 
     def __init__(
         self, channels: int, teacher_encoder: Encoder, *, inherit: str = "l1", explore: str = "l1", inherit_weight: float = 50.0,
         explore_weight: float = 50.0, split: Literal["random", "halves"] = "random", ratio: float = 0.5, seed: int = 0,
-        explore_target: Literal["teacher", "inherit"] = "teacher", explore_encoder: Literal["trained", "frozen"] = "trained",
+        explore_target: Literal["teacher", "inherit", "shuffled"] = "teacher", explore_encoder: Literal["trained", "frozen"] = "trained",
     ):  # fmt: skip
         super().__init__()
         self.explore_target = explore_target
@@ -91,10 +93,16 @@ class IEFT(nn.Module):
                 f"split_ratio: {ratio:g} of {channels} channels is none, so there is no inherited factor to explore away from"
             )
 
-    def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
+    def parts(self, student: Output, teacher: Output) -> dict[str, Part]:
+        """What each half compares: its factor with its target, both (B, K, H, W)."""
         factors = {name: half.factor(student.feature) for name, half in self.halves.items()}
         targets = dict.fromkeys(factors, teacher.features["factor"])
         if self.explore_target == "inherit":
             targets["explore"] = factors["inherit"].detach()
-        terms = {name: half(factors[name], targets[name]) for name, half in self.halves.items()}
+        if self.explore_target == "shuffled":
+            targets["explore"] = rolled(targets["explore"])
+        return {name: Part(factors[name], targets[name], half, half.channels) for name, half in self.halves.items()}
+
+    def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
+        terms = {name: part.value for name, part in self.parts(student, teacher).items()}
         return {"task": F.cross_entropy(student.logits, batch.labels), **terms}

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iekd import measures
-from iekd.methods.at import attention, attention_distance
+from iekd.methods.at import attention, attention_distance, map_distance
 from iekd.methods.batch import Batch
 from iekd.methods.ie import split_stages
 from iekd.methods.pairs import Pair
+from iekd.methods.parts import Part
 from iekd.networks import Output
 
 
@@ -66,3 +67,22 @@ class IEAT(nn.Module):
         if self.explore:
             terms["explore"] = self.explore_weight * sum(half(student, teacher) for half in self.explore)
         return terms
+
+    def parts(self, student: Output, teacher: Output) -> dict[str, Part]:
+        """What each half compares at the last stage: attention maps (B, H, W)."""
+        found = {}
+        for name, halves in (("inherit", self.inherit), ("explore", self.explore)):
+            if halves:
+                half, weight = halves[-1], self.weight if name == "inherit" else self.explore_weight
+                feature = student.features[half.pair.student].index_select(1, half.channels)
+                target = teacher.features[half.pair.teacher]
+                loss = _of_maps(half, feature, weight)
+                found[name] = Part(attention(feature), attention(target), loss, half.channels, half.pair.student)
+        return found
+
+
+def _of_maps(half: Half, feature: Tensor, weight: float) -> Callable[[Tensor, Tensor], Tensor]:
+    """The weighted term of a half as a function of the two attention maps."""
+    if half.measure is attention_distance:
+        return lambda ours, theirs: weight * map_distance(ours, theirs)
+    return lambda ours, theirs: -weight * measures.l1_unit(feature) * measures.cosine(ours, theirs)

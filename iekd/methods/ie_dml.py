@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from iekd.methods.batch import Batch
 from iekd.methods.factor_ae import FactorAE
 from iekd.methods.ie import IEFT
+from iekd.methods.parts import Part
 from iekd.networks import Output
 
 Update = tuple[str, Output | None, dict[str, Tensor]]
@@ -59,6 +60,12 @@ class IEDML(nn.Module):
             with torch.no_grad():
                 told.features["factor"] = self._encoder(teacher)(told.feature)
             yield learner, output, self.losses[learner](batch, output, told)
+
+    def parts(self, own: Output, other: Output, learner: str = "student") -> dict[str, Part]:
+        """What the two halves of one network compare with the factor of the other's present feature, a constant."""
+        with torch.no_grad():
+            factor = self._encoder("peer" if learner == "student" else "student")(other.feature)
+        return self.losses[learner].parts(own, Output(other.logits, {**other.features, "factor": factor}))
 
     def phase(self, epoch: int) -> int:
         return epoch % 4 if self.turns == "epoch" else 0

@@ -16,6 +16,7 @@ from iekd.methods.batch import Batch
 from iekd.methods.ie import split_stages
 from iekd.methods.od import Stage, partial_squares
 from iekd.methods.pairs import Pair, halved_backwards
+from iekd.methods.parts import Part
 from iekd.networks import Output
 
 
@@ -46,3 +47,19 @@ class IEOD(nn.Module):
             away = [measures.EXPLORE["partial-l2"](*half(student, teacher)) for half in self.explore]
             terms["explore"] = self.explore_weight * halved_backwards(away)
         return terms
+
+    def parts(self, student: Output, teacher: Output) -> dict[str, Part]:
+        """What each half compares at the last stage: features before ReLU, through its connector, with the teacher's."""
+        losses = {"inherit": self._inherit, "explore": self._explore}
+        found = {}
+        for name, stages in (("inherit", self.inherit), ("explore", self.explore)):
+            if stages:
+                last = stages[-1]
+                found[name] = Part(*last(student, teacher), losses[name], last.channels, last.pair.student)
+        return found
+
+    def _inherit(self, feature: Tensor, target: Tensor) -> Tensor:
+        return self.weight * partial_squares(feature, target)
+
+    def _explore(self, feature: Tensor, target: Tensor) -> Tensor:
+        return self.explore_weight * measures.EXPLORE["partial-l2"](feature, target)

@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# The campaign's queue: bash runs/campaign.sh start | stop | status. `start` goes on where any machine left off.
+# Library and environment are those of the commit in runs/campaign.commit; records go into this checkout's runs/.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+runs=$PWD/runs
+home=${CAMPAIGN_HOME:-$HOME/iekd-campaign}
+commit=$(head -n 1 runs/campaign.commit)
+python=$home/env/bin/python
+cores=$(nproc)
+export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}
+
+# A worktree and an environment that nothing else changes while runs are under way.
+prepare() {
+  mkdir -p "$home/cache"
+  [ -e "$home/tree" ] || git worktree prune
+  [ -e "$home/tree" ] || git worktree add --detach "$home/tree" "$commit"
+  git -C "$home/tree" checkout --quiet --detach "$commit"
+  if [ ! -e "$home/env/ready" ]; then
+    "${PYTHON:-python3}" -m venv --clear "$home/env"
+    "$python" -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$home/tree"
+    touch "$home/env/ready"
+  fi
+  # Checkpoints and weights lie outside the checkout, which may be laid anew.
+  [ -e runs/cache ] || ln -s "$home/cache" runs/cache
+  mkdir -p runs/again/records/class/cifar10
+  [ -e runs/again/records/class/cifar10/resnet20 ] || cp -r runs/records/class/cifar10/resnet20 runs/again/records/class/cifar10
+}
+
+sweep() { # store, grids...
+  local store=$1; shift
+  IEKD_RUNS=$store OMP_NUM_THREADS=1 "$python" -m iekd sweep "$@" --jobs "$cores" || [ $? -eq 1 ]  # 1: some run failed, and it said so
+}
+
+# Desk scale needs bfloat16 in hardware; class scale runs anywhere.
+queue() {
+  trap 'kill -TERM "$child" 2>/dev/null; wait "$child"; exit 143' TERM
+  step() { sweep "$@" & child=$!; wait "$child"; }
+  if grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
+    step "$runs" "$runs/desk.yaml" "$runs/desk-secondary.yaml" --pack 5 --analyse
+  fi
+  step "$runs" "$runs/controls.yaml" --pack 8
+  step "$runs/again" "$runs/again/grid.yaml" --pack 8
+  step "$runs" "$runs/joint.yaml" "$runs/profile.yaml" "$runs/ladder.yaml" --pack 8
+  echo "The queue is done."
+}
+
+case ${1:-} in
+  start)
+    [ ! -e "$home/pid" ] || ! kill -0 "$(cat "$home/pid")" 2>/dev/null || { echo "It runs already: $(cat "$home/pid")"; exit 1; }
+    prepare
+    cd "$home/tree"
+    "$python" -c 'import iekd, torch; print("library", iekd.__file__, "torch", torch.__version__)'
+    setsid nohup nice -n 19 bash "$runs/campaign.sh" queue >>"$home/log" 2>&1 &
+    echo $! >"$home/pid"
+    echo "started: process $(cat "$home/pid"), log $home/log"
+    ;;
+  queue) cd "$home/tree"; queue ;;
+  stop)
+    kill -TERM "$(cat "$home/pid")"
+    while kill -0 "$(cat "$home/pid")" 2>/dev/null; do sleep 1; done
+    echo "stopped: every run has its checkpoint"
+    ;;
+  status) tail -c 400 "$home/log"; echo; git -C "$runs" status --short -- records again/records | wc -l | xargs echo "records not committed:" ;;
+  *) sed -n 2,3p "$runs/campaign.sh"; exit 2 ;;
+esac
