@@ -143,14 +143,14 @@ class _Sweep:
     def __init__(self, grids: Sequence[list[RunConfig]], jobs: int, pack: int, analyse: bool = False):
         self.jobs, self.pack, self.analyse = jobs, pack, analyse
         configs = list({config.path: config for configs in grids for config in configs}.values())
-        self.outcomes = {config.path: Outcome(config, "loaded") for config in configs if records.find(config)}
+        self.outcomes = {config.path: Outcome(config, "loaded") for config in configs if training.finished(config)}
         self.asked_for = {config.path for config in configs}
         todo = [config for config in configs if config.path not in self.outcomes]  # a finished run needs no parents
         missing = {name: _no_data(name) for name in {config.dataset for config in todo}}
         reasons = {config.path: missing[config.dataset] or _impossible(config) for config in todo}
         self.outcomes |= {config.path: Outcome(config, "failed", reasons[config.path]) for config in todo if reasons[config.path]}
         needed = grid.with_parents([config for config in todo if config.path not in self.outcomes])
-        self.outcomes |= {path: Outcome(config, "loaded") for path, config in needed.items() if records.find(config)}
+        self.outcomes |= {path: Outcome(config, "loaded") for path, config in needed.items() if training.finished(config)}
         pending = in_order(grids, {path: config for path, config in needed.items() if path not in self.outcomes})
         self.outcomes |= {config.path: Outcome(config, "pending") for config in pending}
         self.pending = {config.path: config for config in pending}
@@ -186,7 +186,7 @@ class _Sweep:
         if not all(p.finished for p in parents) or time.monotonic() < self.look_again.get(config.path, 0):
             return False
         try:
-            if records.find(config):
+            if training.finished(config):
                 self.settle(Outcome(config, "loaded", "another process made it"))
                 return False
             if _is_busy(config):

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The campaign's queue: bash runs/campaign.sh start | stop | status. `start` goes on where any machine left off.
+# The campaign's queue: bash runs/campaign.sh start | stop | status | commit. `start` goes on where any machine left off.
 # Library and environment are those of the commit in runs/campaign.commit; records go into this checkout's runs/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -13,12 +13,14 @@ export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}
 # A worktree and an environment that nothing else changes while runs are under way.
 prepare() {
   mkdir -p "$home/cache"
-  [ -e "$home/tree" ] || git worktree prune
-  [ -e "$home/tree" ] || git worktree add --detach "$home/tree" "$commit"
-  git -C "$home/tree" checkout --quiet --detach "$commit"
+  if [ "$(git -C "$home/tree" rev-parse HEAD 2>/dev/null)" != "$commit" ]; then  # none, or that of a checkout that is gone
+    rm -rf "$home/tree"
+    git worktree prune
+    git worktree add --quiet --detach "$home/tree" "$commit"
+  fi
   if [ ! -e "$home/env/ready" ]; then
     "${PYTHON:-python3}" -m venv --clear "$home/env"
-    "$python" -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$home/tree"
+    "$python" -m pip install -qq --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$home/tree"
     touch "$home/env/ready"
   fi
   # Checkpoints and weights lie outside the checkout, which may be laid anew.
@@ -45,6 +47,22 @@ queue() {
   echo "The queue is done."
 }
 
+# Records, with the weights that later runs and analyses need: parents, and the desk students of seeds 300 to 303.
+commit_records() {
+  local record weights
+  find runs/records -name 'seed*.json' ! -name '*.analysis.json' | while read -r record; do
+    weights=${record/records/cache}; weights=${weights%.json}.safetensors
+    case $record in
+      runs/records/*/*/*-*/*) [[ $record =~ /desk/.*/seed30[0-3]\.json$ ]] || continue ;;  # a student
+    esac
+    [ ! -e "$weights" ] || [ -e "${record%.json}.safetensors" ] || cp "$weights" "${record%.json}.safetensors"
+  done
+  git add runs/records runs/again/records
+  git diff --cached --quiet -- runs/records runs/again/records ||
+    git commit --quiet -m "Records of the campaign: $(git diff --cached --name-only -- runs | grep -c 'seed[0-9]*\.json') runs" -- runs/records runs/again/records
+  git log -1 --format='%h %s'
+}
+
 case ${1:-} in
   start)
     [ ! -e "$home/pid" ] || ! kill -0 "$(cat "$home/pid")" 2>/dev/null || { echo "It runs already: $(cat "$home/pid")"; exit 1; }
@@ -61,6 +79,7 @@ case ${1:-} in
     while kill -0 "$(cat "$home/pid")" 2>/dev/null; do sleep 1; done
     echo "stopped: every run has its checkpoint"
     ;;
+  commit) commit_records ;;
   status) tail -c 400 "$home/log"; echo; git -C "$runs" status --short -- records again/records | wc -l | xargs echo "records not committed:" ;;
   *) sed -n 2,3p "$runs/campaign.sh"; exit 2 ;;
 esac
