@@ -296,3 +296,14 @@ def test_a_sweep_that_is_asked_to_stop_takes_its_children_along_and_keeps_what_t
         config = tiny(**LONG, seed=seed)
         assert not sweep._is_busy(config)  # nobody is left
         assert "the same command goes on" in sweep.log_path(config).read_text().splitlines()[-1]
+
+
+def test_runs_are_analysed_while_their_weights_are_there(runs):
+    """In packs and alone; parents are not asked for, so they are not measured."""
+    configs = [tiny("ft"), tiny("ie-ft"), tiny("supervised")]
+    outcomes = sweep.sweep(configs, jobs=1, pack=2, analyse=True)
+    assert all(outcome.finished for outcome in outcomes)
+    measured = {path.name for path in (runs / "records").rglob("*.analysis.json")}
+    found = [config for config in configs if records.analysis_path(config).exists()]
+    assert found == configs and measured == {"seed0.analysis.json"}
+    assert not records.analysis_path(configs[0].teacher_run()).exists()

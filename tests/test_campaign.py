@@ -1,0 +1,59 @@
+"""The campaign: its grids are what the protocol says, and its runs came after it."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from iekd import grid, records
+from iekd.claims import PLANNED
+from iekd.config import RunConfig
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "runs" / "records"
+PINNED = (ROOT / "runs" / "campaign.commit").read_text().strip()
+
+
+def git(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True)
+
+
+def read(name: str) -> list[RunConfig]:
+    return grid.read(ROOT / "runs" / name)
+
+
+def test_every_primary_arm_has_the_planned_seeds_and_the_same_ones():
+    seeds: dict[str, set[int]] = {}
+    for config in read("desk.yaml"):
+        seeds.setdefault(config.variant, set()).add(config.seed)
+    assert len(seeds) == 5
+    assert all(found == set(range(300, 300 + PLANNED["desk"])) for found in seeds.values())
+
+
+def test_arms_of_a_seed_share_teacher_auto_encoder_and_data():
+    for seed in range(300, 308):
+        arms = [config for name in ("desk.yaml", "desk-secondary.yaml") for config in read(name) if config.seed == seed]
+        parents = {parent.path for config in arms for parent in config.parents().values()}
+        assert len(parents) == 2 and all(path.endswith(f"seed{seed % 4}") for path in parents)
+        assert len({(c.epochs, c.lr, c.batch_size, c.precision, c.train_images, c.validation_images) for c in arms}) == 1
+
+
+def test_the_pinned_commit_holds_the_protocol_and_the_grids():
+    if git("rev-parse", "--verify", f"{PINNED}^{{commit}}").returncode:
+        pytest.skip("a checkout without its history")
+    for name in ("book/campaign.ipynb", "runs/desk.yaml", "runs/desk-secondary.yaml", "runs/controls.yaml"):
+        assert git("cat-file", "-e", f"{PINNED}:{name}").returncode == 0
+    for name in ("runs/desk.yaml", "runs/desk-secondary.yaml", "runs/controls.yaml"):
+        assert git("show", f"{PINNED}:{name}").stdout == (ROOT / name).read_text(), "the plan changed after it was pinned"
+
+
+def test_every_run_of_the_campaign_comes_after_its_protocol():
+    if git("rev-parse", "--verify", f"{PINNED}^{{commit}}").returncode:
+        pytest.skip("a checkout without its history")
+    controls = [RECORDS / f"{config.path}.json" for config in read("controls.yaml")]
+    made = [path for path in [*records.files(RECORDS / "desk"), *controls] if path.exists()]
+    commits = {records.read(path).git["commit"] for path in made}
+    for commit in commits:
+        assert git("merge-base", "--is-ancestor", PINNED, commit).returncode == 0, commit
