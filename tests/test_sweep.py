@@ -76,7 +76,7 @@ def started(monkeypatch):
     """The runs that a sweep starts, in order; a run with weight decay 9 fails."""
     order = []
 
-    def run(configs: list[RunConfig], jobs: int) -> sweep._Child:
+    def run(configs: list[RunConfig], *_) -> sweep._Child:
         (config,) = configs
         order.append(config)
         assert all(records.find(parent) for parent in config.parents().values()), "started before its parents were done"
@@ -300,7 +300,7 @@ def test_a_sweep_that_is_asked_to_stop_takes_its_children_along_and_keeps_what_t
 
 def test_runs_are_analysed_while_their_weights_are_there(runs):
     """In packs and alone; parents are not asked for, so they are not measured."""
-    configs = [tiny("ft"), tiny("ie-ft"), tiny("supervised")]
+    configs = [tiny("ft"), tiny("ie-ft"), tiny("kd")]
     outcomes = sweep.sweep(configs, jobs=1, pack=2, analyse=True)
     assert all(outcome.finished for outcome in outcomes)
     measured = {path.name for path in (runs / "records").rglob("*.analysis.json")}
