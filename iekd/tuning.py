@@ -43,7 +43,7 @@ def size_note(configs: Sequence[RunConfig]) -> str:
     if not counts:
         return ""
     listed = "; ".join(f"{times:g} times as much for {', '.join(names)}" for times, names in counts.items())
-    return f"On last maps of {ours} × {ours} positions a weight counts otherwise than on the paper's of {theirs} × {theirs}: {listed}."
+    return f"On last maps of {ours} × {ours} positions instead of the paper's {theirs} × {theirs} a weight counts {listed}."
 
 
 def search(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
