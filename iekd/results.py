@@ -157,14 +157,21 @@ def remark(runs: pd.DataFrame) -> str:
 
 def version_note(runs: pd.DataFrame, baselines: Sequence[str]) -> str:
     """How many paired differences to the baselines (variants) are between runs of two versions of PyTorch, as a sentence; '' if none is."""
-    files = {(r.variant, r.seed): store.records_folder() / f"{r.path}.json" for r in runs[runs["role"] == "student"].itertuples()}
-    torch = {run: records.read(file).versions["torch"].partition("+")[0] for run, file in files.items() if file.exists()}
+    students = runs[runs["role"] == "student"]
+    known = torch_versions(students["path"])
+    torch = {(r.variant, r.seed): known[r.path] for r in students.itertuples() if r.path in known}
     pairs = [{torch[v, seed], torch[b, seed]} for v, seed in torch for b in baselines if v != b and (b, seed) in torch]
     mixed = [versions for versions in pairs if len(versions) > 1]
     if not mixed:
         return ""
     names = " and ".join(sorted(set.union(*mixed)))
     return f"In {len(mixed)} of these {len(pairs)} differences of two runs each was made with another version of PyTorch ({names})."
+
+
+def torch_versions(paths: Iterable[str]) -> dict[str, str]:
+    """The version of PyTorch that made each run, by the path of its record, as far as that is at hand."""
+    files = {path: store.records_folder() / f"{path}.json" for path in paths}
+    return {path: records.read(file).versions["torch"].partition("+")[0] for path, file in files.items() if file.exists()}
 
 
 def _block(panels: dict[str, str], runs: pd.DataFrame, caption: str, command: str, *notes: str) -> str:

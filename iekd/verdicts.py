@@ -14,6 +14,7 @@ from iekd.arms import label, record_link, runs_of
 from iekd.claims import CLAIMS, CONFIRMATORY, NO_ANALYSIS, NO_RUNS, PILOT, PLANNED, SMALLEST, TEACHER, TOO_FEW, TRUST, Claim
 from iekd.config import ConfigError, RunConfig
 from iekd.presets import PRESETS
+from iekd.results import torch_versions
 from iekd.stats import Paired, by_teacher, detectable, holm, outcome, paired, summary
 from iekd.tables import METRICS, foot, framed, interval, number, p_text, smallest
 
@@ -30,11 +31,12 @@ POWER = 0.8  # with which a detectable difference is seen
 
 
 class Arm(NamedTuple):
-    """An arm's label, its errors (or another metric) by seed, and the address of its records."""
+    """An arm's label, its errors (or another metric) by seed, the address of its records, and the folder of their paths."""
 
     label: str
     errors: pd.Series
     link: str
+    folder: str
 
 
 class Contrast(NamedTuple):
@@ -44,6 +46,7 @@ class Contrast(NamedTuple):
     result: Paired
     differences: pd.Series  # over which `result` is: by seed; against the teacher by teacher
     links: tuple[str, str]
+    folders: tuple[str, str]
     students: int  # runs of the claim's arm in it; against the teacher more than there are pairs
 
 
@@ -183,7 +186,8 @@ def _contrast(ours: Arm, rival: Arm, teachers: int) -> Contrast:
     errors = by_teacher(ours.errors, teachers) if teachers else ours.errors
     result = paired(errors, rival.errors)
     students = int(ours.errors.notna().sum()) if teachers else result.n
-    return Contrast(rival.label, result, (errors - rival.errors).dropna(), (ours.link, rival.link), students)
+    links, folders = (ours.link, rival.link), (ours.folder, rival.folder)
+    return Contrast(rival.label, result, (errors - rival.errors).dropna(), links, folders, students)
 
 
 def _rival(frame: pd.DataFrame, claim: Claim, b: dict[str, Any], preset: str, common: dict[str, Any], metric: str) -> Arm | None:
@@ -212,7 +216,7 @@ def _arm(frame: pd.DataFrame, preset: str, fields: dict[str, Any], metric: str, 
     errors, first = runs.set_index("seed")[metric], runs.iloc[0].to_dict()
     if of_teacher:
         errors, first["role"] = errors[errors.index < config.teachers], "teacher"
-    return Arm(label(first), errors, record_link(first))
+    return Arm(label(first), errors, record_link(first), first["path"].rpartition("/")[0])
 
 
 # ---------------------------------------------------------------------- sensitivity
@@ -224,7 +228,8 @@ def contrasts(frame: pd.DataFrame, preset: str = "class", claims: tuple[Claim, .
 
     p_wilcoxon (signed ranks: no normal distribution is assumed); low_teachers, high_teachers, p_teachers (t-test over the means of
     each teacher's students: these are independent even if students of one teacher are not); detectable: the difference that n
-    seeds with this sd see with a power of 80 % at 5 %; pilot: the effect on the pilot's seeds; links.
+    seeds with this sd see with a power of 80 % at 5 %; two_versions: pairs whose runs were made with different versions of PyTorch;
+    pilot: the effect on the pilot's seeds; links.
     """
     rows, results = [], []
     for claim in (c for c in claims if c.a and not c.metric):
@@ -250,7 +255,15 @@ def _otherwise(contrast: Contrast, preset: str) -> dict[str, float]:
         "low_teachers": over_teachers.low, "high_teachers": over_teachers.high,
         "p_teachers": float(stats.ttest_1samp(means, 0).pvalue) if over_teachers.n > 1 and spread else np.nan,
         "detectable": result.sd * detectable(result.n, wanted=POWER),
+        "two_versions": _two_versions(contrast),
     }  # fmt: skip
+
+
+def _two_versions(contrast: Contrast) -> int:
+    """In how many of the pairs the two runs were made with different versions of PyTorch."""
+    pairs = [[f"{folder}/seed{seed}" for folder in contrast.folders] for seed in contrast.differences.index]
+    torch = torch_versions(path for pair in pairs for path in pair)
+    return sum(len({torch[path] for path in pair if path in torch}) > 1 for pair in pairs)
 
 
 # ---------------------------------------------------------------------- the board in HTML

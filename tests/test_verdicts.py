@@ -1,4 +1,5 @@
 import base64
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -6,12 +7,18 @@ import pytest
 from frames import frame
 from scipy import stats
 
+from iekd import records
 from iekd.claims import CLAIMS, PLANNED
 from iekd.verdicts import board, board_html, contrasts
 
 TEACHER, IE, FT = {"role": "teacher"}, {"method": "ie-ft"}, {"method": "ft"}
 NOISE = (0.0, 0.3, -0.2, 0.1, -0.1)
 WOBBLE = (0.01, -0.02, 0.0, 0.02, -0.01)  # so that no difference is constant
+
+
+@pytest.fixture
+def committed_store(monkeypatch):
+    monkeypatch.setenv("IEKD_RUNS", str(Path(__file__).parents[1] / "runs"))
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +177,7 @@ def test_contrasts_look_at_a_difference_in_other_ways():
     assert (row["low_teachers"], row["high_teachers"]) == pytest.approx(limits)
     assert row["p_teachers"] == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
     assert row["low_teachers"] < row["low"]  # students of one teacher are alike here
+    assert row["two_versions"] == 0  # no record of these is at hand
     power = stats.nct.sf(stats.t.ppf(0.975, 9), 9, row["detectable"] / row["sd"] * 10**0.5)
     assert power == pytest.approx(0.8, abs=1e-3)
 
@@ -191,3 +199,8 @@ def test_board_html():
     assert len(lines) == 1 + len(CLAIMS) and {"verdict", "effect", "p_holm"} <= set(lines[0].split(","))
     paper = ElementTree.fromstring(board_html(board(frame("class", arm(40.0)), "paper"), "Claims"))
     assert paper.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/paper/*.yaml"
+
+
+def test_pairs_of_two_versions_are_counted(committed_store):
+    row = contrasts(records.load(preset="class"), claims=tuple(c for c in CLAIMS if c.id == "measure")).set_index("rival")
+    assert row.loc["IE-FT (inherit L1, explore CKA)", "two_versions"] == 14  # of its seeds 106 to 119
