@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from html import escape
 from typing import Any, Literal, NamedTuple
 
@@ -287,12 +288,12 @@ def board_html(table: pd.DataFrame, caption: str) -> str:
         f"rivals. Else equivalent: interval within ±{SMALLEST[preset]:g} points; or inconclusive, which is no proof of equality. Open: "
         "planned seeds are missing."
     )
-    below = foot(table.drop(columns="links"), caption, SWEEPS.get(preset, ""), tuning.size_note(_configs(preset, set(table["id"]))))
+    below = foot(table.drop(columns="links"), caption, SWEEPS.get(preset, ""), tuning.size_note(usual_configs(preset, set(table["id"]))))
     return framed(caption, note, f"<tr>{heads}</tr>", rows, "ie-board", below)
 
 
-def _configs(preset: str, ids: set[str]) -> list[RunConfig]:
-    """The methods that some claims are about, at their usual weights."""
+def usual_configs(preset: str, ids: Container[str]) -> list[RunConfig]:
+    """The methods that the claims with these ids are about, at their usual weights."""
     arms = [fields for claim in CLAIMS if claim.id in ids and claim.a for fields in (claim.a, *claim.b)]
     methods = dict.fromkeys(fields["method"] for fields in arms if fields is not TEACHER)
     return [RunConfig.create(preset, method=method) for method in methods]
