@@ -204,3 +204,18 @@ def test_board_html():
 def test_pairs_of_two_versions_are_counted(committed_store):
     row = contrasts(records.load(preset="class"), claims=tuple(c for c in CLAIMS if c.id == "measure")).set_index("rival")
     assert row.loc["IE-FT (inherit L1, explore CKA)", "two_versions"] == 14  # of its seeds 106 to 119
+
+
+def test_no_verdict_contradicts_its_corrected_p(committed_store):
+    table = board(records.load(preset="class"))
+    tree = ElementTree.fromstring(board_html(table, "Claims"))
+    cells = {tr.get("id"): tr.find("td[1]") for tr in tree.iter("tr") if tr.get("id")}
+    tested = table[table["n"] > 0]
+    for row in tested.itertuples():
+        decided = {True: "supported", False: "contradicted"}[row.effect < 0] if row.p_holm < 0.05 else None
+        cell = cells[f"claim-{row.id}"]
+        assert decided == (row.verdict if row.verdict in ("supported", "contradicted") else None), row
+        assert cell.get("class") == f"verdict {row.verdict}" and ("".join(cell.itertext())[0] in "✔✘") == bool(decided)
+        inside = max(-row.low, row.high) < 0.5 and not row.metric
+        assert row.verdict == "equivalent" if inside and not decided else row.verdict != "equivalent"
+    assert set(tested["verdict"]) == {"supported", "contradicted", "equivalent", "inconclusive"}
