@@ -16,7 +16,7 @@ import pandas as pd
 
 from iekd import records, store, tables, tuning
 from iekd.arms import label_of, method_name, scope
-from iekd.claims import NO_RUNS, SMALLEST, decisive
+from iekd.claims import NO_RUNS, decisive
 from iekd.config import MethodName, RunConfig
 from iekd.grid import holding
 from iekd.stats import LEVEL, Paired, Summary, holm, minus_constant, outcome
@@ -248,7 +248,7 @@ def _beside(ours: tuple[dict[str, Any], Paired, float] | None, config: RunConfig
     if ours is None or ours[0]["n"] == 0:
         return f'<td class="none"><small>{escape(_refused(config) or _absent(config, metric))}</small></td>'
     row, result, p = ours
-    found = outcome(result, p, SMALLEST["paper"])
+    found = outcome(result, p, tables.smallest("paper"))
     tested = f" {tables.SIGNS[found]} {tables.interval(result.low, result.high, signed=True)}, {tables.p_text(p)}" if found else ""
     difference = f"<small>{escape(number(result.difference, signed=True) + tested)}</small>"
     return f'<td class="{found or "none"}">{tables.error_html(row)}{difference}</td>'
