@@ -165,7 +165,7 @@ def version_note(runs: pd.DataFrame, baselines: Sequence[str]) -> str:
     if not mixed:
         return ""
     names = " and ".join(sorted(set.union(*mixed)))
-    return f"In {len(mixed)} of these {len(pairs)} differences of two runs each was made with another version of PyTorch ({names})."
+    return f"In {len(mixed)} of these {len(pairs)} differences the two runs were made with different versions of PyTorch ({names})."
 
 
 def torch_versions(paths: Iterable[str]) -> dict[str, str]:

@@ -141,7 +141,7 @@ def test_a_grid_says_what_its_weights_count_and_which_versions_it_compares(commi
     monkeypatch.setenv("IEKD_RUNS", str(ROOT / "runs"))
     text = "".join(ElementTree.fromstring(results.grid_html(runs, configs, "x", baselines=("ie-ft",))).itertext())
     assert "On last maps of 4 × 4 positions" in text and "2 times as much for inherit, explore" in text
-    assert "differences of two runs each was made with another version of PyTorch (2." in text
+    assert "differences the two runs were made with different versions of PyTorch (2." in text
     assert "IE-FT, inherit weight 500, explore weight 500, seed 103: 39.10" in text
     assert results.version_note(runs[runs["seed"] == 100], ("ie-ft",)) == ""
 
