@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from types import ModuleType
@@ -33,11 +34,13 @@ def class_of(method: str) -> type[nn.Module]:
 
 
 def rows(names: Iterable[str] = METHODS, preset: str = "paper") -> list[dict[str, Any]]:
-    """One row per method: method, label, idea and source (one text), loss, weights (usual ones) and file."""
+    """One row per method: method, label, idea and source (one text), loss, more (paragraphs: choices, deviations from the source),
+    weights (usual ones) and file."""
     return [
         {
-            "method": name, "label": method_name(name), "idea": _first_paragraph(module_of(name)).partition(": ")[2],
-            "loss": _first_paragraph(class_of(name)), "weights": weights(RunConfig.create(preset, method=name)),
+            "method": name, "label": method_name(name), "idea": _paragraphs(module_of(name))[0].partition(": ")[2],
+            "loss": _paragraphs(class_of(name))[0], "more": _paragraphs(module_of(name))[1:] + _paragraphs(class_of(name))[1:],
+            "weights": weights(RunConfig.create(preset, method=name)),
             "file": f"iekd/methods/{module_of(name).__name__.rpartition('.')[2]}.py",
         }
         for name in names
@@ -50,20 +53,25 @@ def html(measured: Mapping[str, Any] | None, caption: str, command: str = "") ->
     body = "".join(_row(row, costs.get(row["method"])) for row in rows())
     head = f"<tr>{tables.heads_html('method', 'idea and source; loss', 'weights', 'extra parameters', 'time of a step')}</tr>"
     note = (
-        "Weights: the usual ones; the file says where they were published, or that they are ours. Extra parameters: trained beside "
+        "Weights: the usual ones; the folded text says where they were published, or that they are ours. Extra parameters: trained beside "
         "the student and thrown away afterwards "
         "(for two networks that teach each other: without the other network). Time of a step: relative to plain training of the same "
         "student, median and range over rounds."
     )
-    data = pd.DataFrame(rows()).drop(columns="weights").merge(pd.DataFrame(costs.values(), columns=COSTS), how="left", on="method")
+    texts = pd.DataFrame(rows()).drop(columns=["weights", "more"])
+    data = texts.merge(pd.DataFrame(costs.values(), columns=COSTS), how="left", on="method")
     return tables.framed(caption, note, head, body, "ie-wrap ie-methods", tables.foot(data, caption, command))
 
 
 def _row(row: Mapping[str, Any], cost: Mapping[str, Any] | None) -> str:
     weighed = "<br>".join(f"{escape(name.removesuffix('_weight').removeprefix('kd_'))}&nbsp;{v:g}" for name, v in row["weights"].items())
+    more = "".join(f"<p>{escape(text)}</p>" for text in row["more"])
+    more = re.sub(r"`([^`]+)`", r"<code>\1</code>", more)
+    fold = '<details class="ie-fold"><summary>choices and differences</summary>'
+    folded = f"{fold}{more}</details>" if more else ""
     return (
         f'<tr><th scope="row">{escape(row["label"])}<small>{escape(row["file"])}</small></th>'
-        f"<td>{escape(row['idea'])}<small>{escape(row['loss'])}</small></td><td>{weighed}</td>{_cost(cost)}</tr>\n"
+        f"<td>{escape(row['idea'])}<small>{escape(row['loss'])}</small>{folded}</td><td>{weighed}</td>{_cost(cost)}</tr>\n"
     )
 
 
@@ -74,5 +82,6 @@ def _cost(row: Mapping[str, Any] | None) -> str:
     return f"<td>{row['parameters']:,}</td><td>{tables.number(row['cost'])}<small>{limits}</small></td>"
 
 
-def _first_paragraph(thing: Any) -> str:
-    return " ".join(inspect.getdoc(thing).split("\n\n")[0].split())
+def _paragraphs(thing: Any) -> list[str]:
+    """The paragraphs of a docstring, each on one line."""
+    return [" ".join(text.split()) for text in inspect.getdoc(thing).split("\n\n")]

@@ -28,7 +28,9 @@ PLANNED = {"smoke": 2, "class": 20, "desk": 8, "paper": 5}
 # The smallest difference of interest, in percentage points (the book's protocol says why), by preset.
 SMALLEST = {"smoke": 0.5, "class": 0.5, "desk": 0.3, "paper": 0.2}
 NO_RUNS, TOO_FEW, NO_ANALYSIS = "no runs yet", "fewer than two common seeds", "no analysed runs yet"
-TWICE = "at class scale most runs were trained a second time to be measured"
+_defaults = {name: RunConfig.model_fields[name].default for name in ("ft_weight", "inherit_weight")}
+HEAVIER = f"FT's weight is {_defaults['ft_weight'] / _defaults['inherit_weight']:g} times IE-FT's"
+TWICE = f"{HEAVIER}, that of inheritance alone is the same; at class scale most runs were trained a second time to be measured"
 OURS = "the sources only name {0}: its loss and its weight are our construction"
 
 
@@ -74,7 +76,7 @@ BOLD_PAIR = {"dataset": "cifar10", "teacher": "resnet56", "student": "resnet20"}
 
 CLAIMS = (
     Claim("ie-ft", "T", "IE-FT ends with a lower error than FT.", _ie(), (_method("ft"),),
-          caveat="FT's weight is ten times IE-FT's; the next row compares them at one weight"),
+          caveat=f"{HEAVIER}; the next row compares them at one weight"),
     # FT's published weight is ten times IE-FT's: the pair above differs in weight as well as in method, this one does not.
     Claim("ie-ft-weight", "X", "At FT's own weight, 500 on the inheritance, IE-FT ends below FT.",
           _ie(inherit_weight=500.0), (_method("ft"),)),

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iekd.stats import paired, summary
+from iekd.tables import ERRORS
 
 INK, FAINT = "#1a1a1a", "#8c8c8c"
 COLOURS = {
@@ -37,8 +38,8 @@ AXIS = {
     "cka_halves": "CKA between the two halves of the feature",
     "rise_train": "Rise of the training loss under weight noise",
 }
-ERRORS = ("last", "val_selected", "best_on_test", "last_exact")
 OTHER = "#a3527f"  # the ablations share one colour; their labels tell them apart
+OUTCOMES = {"lower": ("v", COLOURS["FT"]), "higher": ("^", COLOURS["IE-FT"])}  # marker and colour; others are black dots
 
 
 def style() -> None:
@@ -105,17 +106,32 @@ def paired_plot(frame: pd.DataFrame, baseline: str, order: Sequence[str] | None 
 
 
 def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
-    """Every contrast a row (columns claim, rival, n, effect, low, high): difference and 95 % interval, and a band of ±`smallest` points."""
+    """Every contrast a row (columns claim, rival, n, effect, low, high, outcome): difference with the sign and colour of its outcome, 95 %
+    interval, and a band of ±`smallest` points."""
     fig, ax = _rows([f"{row.claim}: against {row.rival} (n = {row.n})" for row in contrasts.itertuples()])
     fig.set_size_inches(9.5, 1.3 + 0.3 * len(contrasts))
     ax.axvspan(-smallest, smallest, color=FAINT, alpha=0.15, linewidth=0)
     for y, row in enumerate(contrasts.itertuples()):
-        shade = INK if row.low <= 0 <= row.high else COLOURS["FT"] if row.effect < 0 else COLOURS["IE-FT"]
-        ax.plot([row.low, row.high], [y, y], color=shade, linewidth=2, solid_capstyle="butt")
-        ax.plot(row.effect, y, "o", color=shade, markersize=6)
+        marker, shade = OUTCOMES.get(row.outcome, ("o", INK))
+        ax.plot([row.low, row.high], [y, y], color=FAINT, linewidth=2, solid_capstyle="butt")
+        ax.plot(row.effect, y, marker, color=shade, markersize=7)
     ax.tick_params(axis="y", labelsize=9)
     _mark(ax, 0.0, "no difference")
     ax.set_xlabel("Test error of the claim's arm minus that of its rival (points)\nbelow 0 is in favour of the claim")
+    plt.close(fig)  # the notebook shows the figure that is returned, once
+    return fig
+
+
+def twice(frame: pd.DataFrame) -> Figure:
+    """Runs that were trained twice (columns label, last, last_again): second test error over first; on the line they agree."""
+    style()
+    fig, ax = plt.subplots(figsize=(4.6, 4.2))
+    for marker, (name, runs) in zip("osD^vP*X", frame.groupby("label", sort=False), strict=False):
+        ax.plot(runs["last"], runs["last_again"], marker, color=colour(name), alpha=0.7, markeredgewidth=0, label=name)
+    ends = frame[["last", "last_again"]].to_numpy().min() - 0.3, frame[["last", "last_again"]].to_numpy().max() + 0.3
+    ax.plot(ends, ends, color=INK, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+    ax.set(xlabel="Test error, first training (%)", ylabel="Test error, second training (%)", xlim=ends, ylim=ends, aspect="equal")
+    ax.legend(fontsize=9)
     plt.close(fig)  # the notebook shows the figure that is returned, once
     return fig
 

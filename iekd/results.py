@@ -14,12 +14,12 @@ from typing import Any, get_args
 
 import pandas as pd
 
-from iekd import tables
+from iekd import records, store, tables, tuning
 from iekd.arms import label_of, method_name, scope
 from iekd.claims import NO_RUNS, decisive
 from iekd.config import MethodName, RunConfig
 from iekd.grid import holding
-from iekd.stats import LEVEL
+from iekd.stats import LEVEL, Paired, Summary, holm, minus_constant, outcome
 from iekd.store import StoreError, write_atomic
 from iekd.tables import METRICS, heads_html, number
 
@@ -31,7 +31,6 @@ RULES = {
     "last_exact": "last epoch, exact images",
 }
 NO_VALIDATION = "no validation images"
-AGAINST_PAPER = {"better": "▼", "worse": "▲", "same": "≈"}  # signs only: four pairs stand side by side
 TEST_IMAGES, RECOMPRESSED = 10_000, 20  # of CIFAR-10, and of its copy that records with an exact error come from (a test counts)
 HEADLINE = ("supervised", "kd", "ft", "ie-ft")
 README = Path(__file__).parents[1] / "README.md"
@@ -75,7 +74,8 @@ def grid_html(
     runs = grid_runs(frame, configs)
     panels = {RULES[rule]: _grid_table(runs, configs, caption, rule, baselines) for rule in _rules(runs, metric)}
     students = runs.loc[runs["role"] == "student", "path"]
-    return _block(panels, runs, caption, sweep_command(students if len(students) else [c.path for c in configs]) or command)
+    notes = tuning.size_note(configs), version_note(runs, baselines)
+    return _block(panels, runs, caption, sweep_command(students if len(students) else [c.path for c in configs]) or command, *notes)
 
 
 def _grid_table(runs: pd.DataFrame, configs: Sequence[RunConfig], caption: str, metric: str, baselines: Sequence[str]) -> str:
@@ -92,12 +92,14 @@ def _grid_table(runs: pd.DataFrame, configs: Sequence[RunConfig], caption: str, 
         for key, name in {**teachers, **named}.items()
     )
     head = heads_html("method", "error, %", *(f"minus {named.get(('student', b), b)}, points" for b in baselines))
-    note = (
+    remarks = [
         f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the mean. Differences are paired by "
-        "seed; p is Holm-corrected over the arms of a column; better or worse: the interval of the difference, not corrected, "
-        f"excludes zero.{_no_validation(configs[0], metric)}"
-    )
-    return tables.framed(caption, note, f"<tr>{head}</tr>", body)
+        "seed; their intervals are not corrected, p is Holm-corrected over the arms of a column.",
+        tables.legend(configs[0].preset),
+        tables.outliers(runs, metric),
+        _no_validation(configs[0], metric),
+    ]
+    return tables.framed(caption, " ".join(filter(None, remarks)), f"<tr>{head}</tr>", body)
 
 
 def _by_arm(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
@@ -113,7 +115,7 @@ def _ours_cell(row: dict[str, Any] | None, absent: str = NO_RUNS) -> str:
 def _difference_cell(row: dict[str, Any] | None) -> str:
     if row is None or row["n"] == 0:
         return '<td class="none">—</td>'
-    return f'<td class="{row["effect"] or "none"}">{tables.lines_html(tables.difference_lines(row))}</td>'
+    return f'<td class="{row["outcome"] or "none"}">{tables.lines_html(tables.difference_lines(row))}</td>'
 
 
 # ---------------------------------------------------------------------- around a table
@@ -133,7 +135,7 @@ def _absent(config: RunConfig, metric: str) -> str:
 def _no_validation(config: RunConfig, metric: str) -> str:
     if _absent(config, metric) != NO_VALIDATION:
         return ""
-    return f" The preset {config.preset!r} holds no images out for validation (validation_images = 0): no epoch can be selected on them."
+    return f"The preset {config.preset!r} holds no images out for validation (validation_images = 0): no epoch can be selected on them."
 
 
 def sweep_command(paths: Iterable[str]) -> str:
@@ -153,9 +155,28 @@ def remark(runs: pd.DataFrame) -> str:
     )
 
 
-def _block(panels: dict[str, str], runs: pd.DataFrame, caption: str, command: str) -> str:
-    """One table by several rules, its runs as CSV, the command that makes them."""
-    below = tables.foot(runs, caption, command, remark(runs))
+def version_note(runs: pd.DataFrame, baselines: Sequence[str]) -> str:
+    """How many paired differences to the baselines (variants) are between runs of two versions of PyTorch, as a sentence; '' if none is."""
+    students = runs[runs["role"] == "student"]
+    known = torch_versions(students["path"])
+    torch = {(r.variant, r.seed): known[r.path] for r in students.itertuples() if r.path in known}
+    pairs = [{torch[v, seed], torch[b, seed]} for v, seed in torch for b in baselines if v != b and (b, seed) in torch]
+    mixed = [versions for versions in pairs if len(versions) > 1]
+    if not mixed:
+        return ""
+    names = " and ".join(sorted(set.union(*mixed)))
+    return f"In {len(mixed)} of these {len(pairs)} differences the two runs were made with different versions of PyTorch ({names})."
+
+
+def torch_versions(paths: Iterable[str]) -> dict[str, str]:
+    """The version of PyTorch that made each run, by the path of its record, as far as that is at hand."""
+    files = {path: store.records_folder() / f"{path}.json" for path in paths}
+    return {path: records.read(file).versions["torch"].partition("+")[0] for path, file in files.items() if file.exists()}
+
+
+def _block(panels: dict[str, str], runs: pd.DataFrame, caption: str, command: str, *notes: str) -> str:
+    """One table by several rules, its runs as CSV, the command that makes them, and what to know of them."""
+    below = tables.foot(runs, caption, command, " ".join(filter(None, [*notes, remark(runs)])))
     return f'<div class="ie-block">{tables.tabs(panels, "Test error:")}{below}</div>\n'
 
 
@@ -176,15 +197,12 @@ def paper_html(frame: pd.DataFrame, caption: str, metric: str = "last") -> str:
 
 def _paper_table(scopes: dict[str, pd.DataFrame], caption: str, metric: str) -> str:
     paper = tables.paper_table()
-    ours = {pair: {tables.paper_name(row): row for row in tables.arms(runs, metric).to_dict("records")} for pair, runs in scopes.items()}
+    ours = {pair: _beside_paper(runs, paper[pair], metric) for pair, runs in scopes.items()}
     configs = {pair: _configs_of(pair) for pair in paper}
     groups = "".join(f'<th scope="colgroup" colspan="2">{escape(pair.replace("-", " → "))}</th>' for pair in paper)
     body = "".join(
         f'<tr><th scope="row">{escape(method)}</th>'
-        + "".join(
-            f"<td>{number(values[pair])}</td>{_beside(ours[pair].get(method), values[pair], configs[pair][method], metric)}"
-            for pair in paper
-        )
+        + "".join(f"<td>{number(values[pair])}</td>{_beside(ours[pair].get(method), configs[pair][method], metric)}" for pair in paper)
         + "</tr>\n"
         for method, values in paper.iterrows()
     )
@@ -192,8 +210,8 @@ def _paper_table(scopes: dict[str, pd.DataFrame], caption: str, metric: str) -> 
     note = (
         "Paper: one number a cell, without spread, number of seeds or the rule that chose the epoch. Ours: "
         f"{METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the "
-        "mean; last line: ours − paper with the same interval, as if the paper's number were exact. ▼ lower, ▲ higher: that interval, not "
-        f"corrected, excludes zero; ≈ it does not.{_no_validation(configs[paper.columns[0]]['student'], metric)}"
+        "mean; last line: ours − paper with the same interval, as if the paper's number were exact; p is Holm-corrected over "
+        f"the cells of a pair. {tables.legend('paper')} {_no_validation(configs[paper.columns[0]]['student'], metric)}"
     )
     return tables.framed(caption, note, head, body)
 
@@ -218,14 +236,21 @@ def _configs_of(pair: str) -> dict[str, RunConfig]:
     return {"teacher": configs["KD"].teacher_run(), "student": configs["KD"].replace(method="supervised"), **configs}
 
 
-def _beside(row: dict[str, Any] | None, paper: float, config: RunConfig, metric: str) -> str:
+def _beside_paper(runs: pd.DataFrame, paper: pd.Series, metric: str) -> dict[str, tuple[dict[str, Any], Paired, float]]:
+    """Our arms of one pair by the paper's name: the arm, its difference to the paper's number, and the corrected p of that."""
+    arms = {tables.paper_name(row): row for row in tables.arms(runs, metric).to_dict("records")}
+    results = [minus_constant(Summary(*(row[name] for name in Summary._fields)), paper[method]) for method, row in arms.items()]
+    return dict(zip(arms, zip(arms.values(), results, holm(r.p for r in results), strict=True), strict=True))
+
+
+def _beside(ours: tuple[dict[str, Any], Paired, float] | None, config: RunConfig, metric: str) -> str:
     """Our cell: the value with its difference to the paper's, or why there is none."""
-    if row is None or row["n"] == 0:
+    if ours is None or ours[0]["n"] == 0:
         return f'<td class="none"><small>{escape(_refused(config) or _absent(config, metric))}</small></td>'
-    low, high = row["low"] - paper, row["high"] - paper
-    found = tables.effect(low, high)
-    limits = "" if pd.isna(low) else f" {AGAINST_PAPER[found]} {tables.interval(low, high, signed=True)}"
-    difference = f"<small>{number(row['mean'] - paper, signed=True)}{limits}</small>"
+    row, result, p = ours
+    found = outcome(result, p, tables.smallest("paper"))
+    tested = f" {tables.SIGNS[found]} {tables.interval(result.low, result.high, signed=True)}, {tables.p_text(p)}" if found else ""
+    difference = f"<small>{escape(number(result.difference, signed=True) + tested)}</small>"
     return f'<td class="{found or "none"}">{tables.error_html(row)}{difference}</td>'
 
 
@@ -264,11 +289,13 @@ def readme(frame: pd.DataFrame, preset: str = "class") -> str:
 def _setting(config: RunConfig) -> str:
     images = f"{config.train_images:,} training images" if config.train_images else "all training images"
     size = f" at {config.image_size} × {config.image_size} pixels" if config.image_size else ""
+    heavier = config.replace(method="ft").ft_weight / config.inherit_weight
     return (
         f"**{config.preset.capitalize()} scale** ({config.teacher} teaches {config.student}; {config.dataset}{size}, {images}, "
         f"{config.epochs} epochs): {METRICS['last'].lower()}, mean ± standard deviation over n seeds. Differences are paired by seed, "
-        f"with {100 * LEVEL:.0f} % interval and Holm-corrected p. Every method has its usual weight; FT's is "
-        f"{config.replace(method='ft').ft_weight / config.inherit_weight:g} times IE-FT's (the book compares them at one weight, too). "
+        f"with {100 * LEVEL:.0f} % interval and p Holm-corrected over a column. {tables.legend(config.preset)} "
+        f"Every method has its usual weight; FT's is {heavier:g} times IE-FT's (the book compares them at one weight, too). "
+        f"{tuning.size_note([config.replace(method=method) for method in HEADLINE])} "
         "It is a small setting, not the paper's; the book says what it can tell."
     )
 

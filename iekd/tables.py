@@ -17,7 +17,8 @@ from urllib.parse import quote
 import pandas as pd
 
 from iekd.arms import ARM, anchor, changes, label, method_name, record_link
-from iekd.stats import Summary, holm, paired, summary
+from iekd.claims import SMALLEST
+from iekd.stats import ALPHA, Outcome, Summary, holm, outcome, paired, summary
 
 METRICS = {
     "last": "Test error after the last epoch",
@@ -31,7 +32,10 @@ MEASURED = ("cka_inherit", "cka_explore", "cka_teacher", "rise_validation")  # b
 # Changes that leave the recipe what it is, so that the paper's value may stand beside ours.
 _SAME_RECIPE = {"teachers", "evaluate_every"}
 CHECKED = ' checked="checked"'
-SIGNS = {"better": "▼ better", "worse": "▲ worse", "same": "≈ not distinguishable"}
+ERRORS = ("last", "val_selected", "best_on_test", "last_exact")  # of METRICS, those with a smallest difference of interest
+SIGNS: dict[Outcome, str] = {"lower": "▼", "higher": "▲", "equivalent": "=", "inconclusive": "≈", "": ""}
+# What marks a run as unlike its arm, and the arms where it can be told: with fewer runs chance alone would mark some.
+ROBUST_SDS, ENOUGH = 5, 10
 
 
 # ---------------------------------------------------------------------- numbers
@@ -51,9 +55,9 @@ def arms(frame: pd.DataFrame, metric: str = "last") -> pd.DataFrame:
 def comparison(frame: pd.DataFrame, baseline: str = "supervised", metric: str = "last") -> pd.DataFrame:
     """`arms` of one `scope`, with the difference of each arm to the arm of variant `baseline`, paired by seed.
 
-    Adds pairs, difference, difference_low, difference_high, p, p_holm (corrected over the arms of this table), effect
-    ('better', 'worse', 'same' by whether the interval excludes zero; '' where there is no interval), baseline (is this
-    arm the baseline?), paper and versus_paper (ours minus the paper's; NaN where the paper has no such cell).
+    Adds pairs, difference, difference_low, difference_high, p, p_holm (corrected over the arms of this table), outcome
+    (`stats.outcome` by p_holm), baseline (is this arm the baseline?), paper and versus_paper (ours minus the paper's;
+    NaN where the paper has no such cell).
     Raises `KeyError` if the baseline has no runs.
     """
     students = frame[frame["role"] == "student"]
@@ -69,18 +73,42 @@ def comparison(frame: pd.DataFrame, baseline: str = "supervised", metric: str = 
     columns = {"n": "pairs", "low": "difference_low", "high": "difference_high"}
     table = table.join(pd.DataFrame(results, index=table.index).drop(columns="sd").rename(columns=columns))
     table["p_holm"] = holm(table["p"])
-    table["effect"] = [effect(r.low, r.high) for r in results]
+    bounds = [smallest(preset, metric) for preset in table["preset"]]
+    table["outcome"] = list(map(outcome, results, table["p_holm"], bounds))
     table["baseline"] = (table["role"] == "student") & (table["variant"] == baseline)
     table["paper"] = [paper_value(row) for row in table.to_dict("records")]
     table["versus_paper"] = table["mean"] - table["paper"]
     return table
 
 
-def effect(low: float, high: float) -> str:
-    """Whether the interval of a difference excludes zero: 'better', 'worse' or 'same'; '' without an interval."""
-    if pd.isna(low):
+def smallest(preset: str, metric: str = "last") -> float:
+    """The smallest difference of interest; 0, so that nothing is equivalent, for a metric that is no error: none was fixed."""
+    return SMALLEST[preset] if metric in ERRORS else 0.0
+
+
+def legend(preset: str) -> str:
+    """What sign and word of a difference in error mean, as a sentence."""
+    return (
+        f"{SIGNS['lower']} lower, {SIGNS['higher']} higher: corrected p below {ALPHA:g}. Else {SIGNS['equivalent']} equivalent: "
+        f"interval within ±{SMALLEST[preset]:g} points, the smallest difference of interest; or {SIGNS['inconclusive']} inconclusive."
+    )
+
+
+def outliers(frame: pd.DataFrame, metric: str = "last") -> str:
+    """The runs that lie far from the median of their arm (by label), as a sentence; '' without any.
+
+    Far: `ROBUST_SDS` robust standard deviations (1.4826 times the median absolute deviation), in arms of at least `ENOUGH` runs.
+    """
+    found = []
+    for name, runs in frame.groupby("label", sort=False):
+        values = runs.set_index("seed")[metric].dropna().astype(float)
+        middle = values.median()
+        distance = (values - middle).abs()
+        far = values[distance > ROBUST_SDS * 1.4826 * distance.median()] if len(values) >= ENOUGH else values[:0]
+        found += [f"{name}, seed {seed}: {number(value)} (median of the arm: {number(middle)})" for seed, value in far.items()]
+    if not found:
         return ""
-    return "better" if high < 0 else "worse" if low > 0 else "same"
+    return f"More than {ROBUST_SDS} robust standard deviations from the median of its arm, and counted all the same: {'; '.join(found)}."
 
 
 def paper_table() -> pd.DataFrame:
@@ -136,7 +164,7 @@ def difference_lines(row: Mapping[str, Any]) -> list[str]:
         return ["—"]
     limits = interval(row["difference_low"], row["difference_high"], signed=True)
     tested = "" if pd.isna(row["p_holm"]) else f", {p_text(row['p_holm'])}"
-    difference = f"{number(row['difference'], signed=True)} {SIGNS.get(row['effect'], '')}".strip()
+    difference = f"{number(row['difference'], signed=True)} {SIGNS[row['outcome']]} {row['outcome']}".strip()
     return [difference, limits, f"{row['pairs']} pairs{tested}"]
 
 

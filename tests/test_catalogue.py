@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from xml.etree import ElementTree
 
 import pytest
 
@@ -21,6 +22,13 @@ def test_every_method_says_what_it_does_where_it_is_from_and_what_it_weighs(name
     row = ROWS[name]
     assert len(row["loss"]) > 30 and row["weights"] and (catalogue.module_of(name).__file__).endswith(row["file"].removeprefix("iekd/"))
     assert name.startswith("ie-") or re.search(r"(19|20)\d\d|arXiv", row["idea"]), "no year of a source"
+
+
+def test_what_a_docstring_says_further_is_folded():
+    tree = ElementTree.fromstring(catalogue.html(None, "All").replace("&nbsp;", " ").replace("<br>", "<br/>"))
+    folded = ["".join(fold.itertext()) for fold in tree.iter("details")]
+    assert len(folded) == sum(bool(row["more"]) for row in ROWS.values()) > len(ROWS) / 2
+    assert any("There the teacher runs in training mode" in text for text in folded) and "`" not in "".join(folded)
 
 
 def test_what_was_measured_stands_in_the_table():

@@ -48,6 +48,21 @@ def test_methods_keep_their_colour():
     assert len(set(shades)) == len(LABELS)
 
 
+def test_a_forest_is_coloured_by_outcome_and_its_intervals_are_not():
+    rows = [("lower", -1.0), ("higher", 1.0), ("equivalent", 0.1), ("inconclusive", -0.9)]
+    table = pd.DataFrame([{"claim": o, "rival": "FT", "n": 5, "effect": e, "low": e - 0.5, "high": e + 0.5, "outcome": o} for o, e in rows])
+    lines = figures.forest(table, 0.5).axes[0].lines
+    markers = [(line.get_marker(), line.get_color()) for line in lines if len(line.get_xdata()) == 1]
+    assert markers == [("v", "#0072b2"), ("^", "#d55e00"), ("o", figures.INK), ("o", figures.INK)]
+    assert {line.get_color() for line in lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 2} == {figures.FAINT}
+
+
+def test_runs_that_were_trained_twice():
+    table = runs().assign(last_again=lambda t: t["last"] + 0.1)
+    ax = figures.twice(table).axes[0]
+    assert len(ax.get_legend().get_texts()) == len(LABELS) and ax.get_xlim() == ax.get_ylim()
+
+
 def test_other_quantities_than_errors_say_what_they_are():
     table = runs().rename(columns={"last": "cka_halves"})
     fig = figures.paired_plot(table, "FT", metric="cka_halves")

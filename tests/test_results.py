@@ -15,6 +15,12 @@ TEACHER, ALONE, KD, FT, IE = {"role": "teacher"}, {"method": "supervised"}, {"me
 SEEDS = {0: 30.0, 1: 31.0, 2: 29.5}
 
 
+@pytest.fixture(scope="module")
+def committed():
+    """The evidence at class scale."""
+    return records.load(ROOT / "runs" / "records", preset="class")
+
+
 def worse(errors: dict[int, float], by: float) -> dict[int, float]:
     return {seed: error + by + 0.1 * seed for seed, error in errors.items()}
 
@@ -71,8 +77,8 @@ def test_a_grid_table_shows_every_rule_and_leads_to_records(runs, grid):
     assert first["last epoch, exact images"].startswith("31.30")
     tree = ElementTree.fromstring(html)
     assert all(th.get("scope") for th in tree.iter("th")) and "nan" not in "".join(tree.itertext())
-    coloured = [td for td in tree.iter("td") if td.get("class") in ("better", "worse")]
-    words = {"better": "▼ better", "worse": "▲ worse"}
+    coloured = [td for td in tree.iter("td") if td.get("class") in ("lower", "higher")]
+    words = {"lower": "▼ lower", "higher": "▲ higher"}
     assert {td.get("class") for td in coloured} == set(words)  # and never by colour alone
     assert all(words[td.get("class")] in "".join(td.itertext()) for td in coloured)
     targets = {a.get("href").removeprefix("records.html#") for a in tree.iter("a") if a.get("class") != "ie-download"}
@@ -104,11 +110,47 @@ def test_below_a_table_stands_the_sweep_that_makes_its_runs(runs, grid):
     assert command(results.grid_html(runs, smoke, "caption", command="papermill page.ipynb")) == "papermill page.ipynb"
 
 
+def signs(cell: str) -> set[str]:
+    return {word for word in ("lower", "higher") if tables.SIGNS[word] in cell}
+
+
+@pytest.mark.parametrize("grid_file", ["class.yaml", "confirm-ablations.yaml", "confirm-methods.yaml", "methods.yaml"])
+def test_no_sign_contradicts_its_corrected_p(grid_file, committed):
+    """Of every difference that a table shows: a sign, a word and a colour, if and only if the p beside it is below 5 %."""
+    usual = [RunConfig.create("class", method=m) for m in ("supervised", "ft", "ie-ft")]
+    configs = [*usual, *grids.read(ROOT / "runs" / grid_file)]
+    runs = results.decisive_runs(committed, configs)
+    html, found = results.grid_html(runs, configs, "caption", baselines=("supervised", "ie-ft")), set()
+    for cell in (cell for pane in panes(html).values() for cell in pane.iter("td")):
+        text, kind = "".join(cell.itertext()), cell.get("class")
+        if "pairs, p" not in text:
+            assert not signs(text) and kind in (None, "none")
+            continue
+        decided = "p < 0.001" in text or float(text.rpartition("p = ")[2]) < 0.05
+        assert (kind in ("lower", "higher")) == decided and signs(text) == ({kind} if decided else set()), text
+        assert f" {kind}" in text and (not decided or text.startswith("−") == (kind == "lower")), text
+        found.add(kind)
+    assert {"lower", "higher"} <= found and "p = 0.050" not in html  # that could be either
+
+
+def test_a_grid_says_what_its_weights_count_and_which_versions_it_compares(committed, monkeypatch, tmp_path):
+    configs = [RunConfig.create("class", method="ie-ft"), *grids.read(ROOT / "runs" / "confirm-ablations.yaml")]
+    runs = results.decisive_runs(committed, configs)
+    monkeypatch.setenv("IEKD_RUNS", str(tmp_path))
+    assert results.version_note(runs, ("ie-ft",)) == ""  # no record of theirs is at hand
+    monkeypatch.setenv("IEKD_RUNS", str(ROOT / "runs"))
+    text = "".join(ElementTree.fromstring(results.grid_html(runs, configs, "x", baselines=("ie-ft",))).itertext())
+    assert "On last maps of 4 × 4 positions" in text and "2 times as much for inherit, explore" in text
+    assert "differences the two runs were made with different versions of PyTorch (2." in text
+    assert "IE-FT, inherit weight 500, explore weight 500, seed 103: 39.10" in text
+    assert results.version_note(runs[runs["seed"] == 100], ("ie-ft",)) == ""
+
+
 def test_every_committed_student_is_in_a_grid():
-    committed = records.load(ROOT / "runs" / "records", preset=["class", "paper"])
+    evidence = records.load(ROOT / "runs" / "records", preset=["class", "paper"])
     named = set().union(*grids._grids().values())
     parents = {path for file in grids._grids() for path in grids.with_parents(grids.read(ROOT / file))}
-    assert set(committed["path"]) <= named | parents
+    assert set(evidence["path"]) <= named | parents
 
 
 def test_remark_on_recompressed_test_images(runs):
@@ -123,8 +165,7 @@ def test_remark_on_recompressed_test_images(runs):
 
 def test_recompressed_images_are_counted():
     """Errors come in steps of one image: those on the exact ones fit their number, and no other near it."""
-    committed = records.load(ROOT / "runs" / "records", dataset="cifar10")
-    exact = committed["last_exact"].dropna().astype(float)
+    exact = records.load(ROOT / "runs" / "records", dataset="cifar10")["last_exact"].dropna().astype(float)
 
     def misfit(images):
         return (exact * images / 100 - (exact * images / 100).round()).abs().max()
@@ -142,14 +183,14 @@ def test_paper_table_has_ours_beside_or_a_reason():
     table = cells(html)
     assert table["teacher"][:2] == ["6.39", "6.40n = 1, no interval+0.01"]
     assert table["FT"][0] == "6.85" and table["FT"][1].startswith("7.00 ± 0.14")
-    assert table["FT"][1].endswith("+0.15 ≈ [−1.12, +1.42]")  # t(1) = 12.706, standard error 0.1
-    assert table["IE-FT"][1].endswith("+0.13 ▲ [+0.08, +0.18]")
-    assert table["KD"][1].endswith("−0.27 ▼ [−0.29, −0.25]")
+    assert table["FT"][1].endswith("+0.15 ≈ [−1.12, +1.42], p = 0.749")  # t(1) = 12.706, standard error 0.1
+    assert table["IE-FT"][1].endswith("+0.13 ▲ [+0.08, +0.18], p = 0.023")  # t(2) = 11.26, the second of four that are tested
+    assert table["KD"][1].endswith("−0.27 ▼ [−0.29, −0.25], p = 0.002")
     assert table["student"][3].startswith("7.80 ± 0.14")  # the same student alone beside its other teacher
     assert table["IE-FT"][3] == table["CRD"][1] == "no runs yet"
     assert table["FT"][5] == "cannot be compared: feature maps differ in size" and table["AT"][5] == "no runs yet"
     kinds = {td.get("class") for td in panes(html)["last epoch"].iter("td")}
-    assert {"better", "worse", "same", "none"} <= kinds
+    assert {"lower", "higher", "inconclusive", "none"} <= kinds
     link = ElementTree.fromstring(html).find(".//a[@class='ie-download']")
     assert link.text == "CSV of the 11 runs"  # without the arm at another weight
     assert ElementTree.fromstring(html).find(".//code").text == "iekd sweep runs/paper/1-main.yaml"

@@ -3,7 +3,8 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from iekd.stats import Paired, holm, paired, summary, verdict
+from iekd import stats
+from iekd.stats import Paired, holm, outcome, paired, summary
 
 
 def test_summary_by_hand():
@@ -45,15 +46,83 @@ def test_holm_by_hand():
     assert np.isnan(holm([np.nan])).all() and len(holm([])) == 0
 
 
+def test_holm_never_decreases_along_the_order_and_stays_below_one():
+    assert holm([0.02, 0.02, 0.9, 0.001]) == pytest.approx([0.06, 0.06, 0.9, 0.004])
+    assert holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
+    # by statsmodels 0.15.0, multipletests(method="holm")
+    p = [0.049, 0.012, 0.031, 0.2, 0.0004]
+    assert holm(p) == pytest.approx([0.098, 0.048, 0.093, 0.2, 0.002])
+
+
+# by statsmodels 0.15.0, TTestPower().power(effect, n, alpha)
+POWERS = [
+    (0.5, 10, 0.05, 0.2931757),
+    (0.5, 20, 0.05, 0.5645044),
+    (0.3, 8, 0.0125, 0.0353124),
+    (1.5, 5, 0.05, 0.7107027),
+    (0.0, 9, 0.05, 0.05),
+]
+
+
+@pytest.mark.parametrize(("effect", "n", "alpha", "expected"), POWERS)
+def test_power(effect, n, alpha, expected):
+    assert stats.power(effect, n, alpha) == pytest.approx(expected, abs=1e-6)
+    assert stats.power(-effect, n, alpha) == pytest.approx(expected, abs=1e-6)
+
+
+def test_what_is_detectable_and_how_many_pairs_that_needs():
+    for n in (2, 5, 20):
+        effect = stats.detectable(n, 0.05, 0.8)
+        assert stats.power(effect, n) == pytest.approx(0.8)
+        assert stats.pairs_needed(1.001 * effect) == n and stats.pairs_needed(0.99 * effect) == n + 1
+    with pytest.raises(ValueError, match="smallest difference of interest"):
+        stats.pairs_needed(0.0)
+
+
+def test_minus_constant():
+    x = np.array([6.5, 6.52, 6.48, 6.6])
+    result = stats.minus_constant(summary(x), 6.37)
+    test = scipy_stats.ttest_1samp(x, 6.37)
+    limits = test.confidence_interval(0.95)
+    assert result.difference == pytest.approx(x.mean() - 6.37) and result.p == pytest.approx(test.pvalue)
+    assert (result.low, result.high) == pytest.approx((limits.low - 6.37, limits.high - 6.37))
+    assert np.isnan(stats.minus_constant(summary([6.5]), 6.37).p) and np.isnan(stats.minus_constant(summary([6.5, 6.5]), 6.37).p)
+
+
+def test_against_the_teacher_the_teacher_is_the_unit():
+    """Twenty students of five teachers that are as good as they: one pair a student finds a difference four times too often."""
+    rng = np.random.default_rng(0)
+    seeds, repeats, naive, by_unit = pd.Index(range(100, 120)), 600, 0, 0
+    for _ in range(repeats):
+        teachers, students = pd.Series(rng.standard_normal(5)), pd.Series(rng.standard_normal(20), index=seeds)
+        naive += scipy_stats.ttest_1samp(students - teachers[seeds % 5].to_numpy(), 0).pvalue < 0.05
+        by_unit += paired(stats.by_teacher(students, 5), teachers).p < 0.05
+    assert 0.18 < naive / repeats < 0.28 and 0.03 < by_unit / repeats < 0.07
+
+
+def test_a_repeated_run():
+    rng = np.random.default_rng(0)
+    shared, own = rng.standard_normal(4000), rng.standard_normal((2, 4000))
+    first, second = pd.Series(shared + own[0]), pd.Series(shared + own[1] + 0.5)
+    found = stats.repeat(first, second)
+    assert found.n == 4000 and found.difference == pytest.approx(0.5, abs=0.06)
+    assert found.correlation_low < 0.5 < found.correlation_high and found.sd == pytest.approx(2**0.5, abs=0.05)
+    assert found.correlation == pytest.approx(np.corrcoef(first, second)[0, 1])
+    few = stats.repeat(first[:3], second[:3])
+    assert few.n == 3 and np.isnan(few.correlation)
+
+
 @pytest.mark.parametrize(
     ("difference", "n", "p", "word"),
     [
-        (-0.3, 5, 0.01, "reproduced"),
-        (0.3, 5, 0.01, "not reproduced"),
-        (-0.3, 5, 0.05, "not distinguishable"),
-        (-0.3, 5, np.nan, "not distinguishable"),
-        (-0.3, 1, np.nan, "not tested"),
+        (-0.3, 5, 0.01, "lower"),
+        (0.3, 5, 0.01, "higher"),
+        (-0.3, 5, 0.05, "inconclusive"),
+        (-0.3, 5, np.nan, "inconclusive"),
+        (-0.3, 1, np.nan, ""),
     ],
 )
-def test_verdict(difference, n, p, word):
-    assert verdict(Paired(n, difference, 0.1, -1.0, 1.0, p), -1, p) == word
+def test_the_corrected_p_decides(difference, n, p, word):
+    assert outcome(Paired(n, difference, 0.1, -1.0, 1.0, 0.001), p) == word
+    assert outcome(Paired(n, difference, 0.1, -0.4, 0.4, 0.001), p, 0.5) == word.replace("inconclusive", "equivalent")
+    assert outcome(Paired(n, difference, 0.1, -0.6, 0.4, 0.001), p, 0.5) == word

@@ -68,10 +68,32 @@ def test_comparison_pairs_on_common_seeds(runs):
     kd = table.loc["KD"]
     assert (kd["n"], kd["pairs"]) == (4, 3)
     assert kd["difference"] == pytest.approx(np.mean([7.4 - 7.8, 7.5 - 7.9, 7.1 - 7.6]))
-    assert table.loc["IE-FT", "effect"] == "better" and table.loc["Teacher", "effect"] == ""
-    assert table["effect"].iloc[-1] == "same"
+    assert table.loc["IE-FT", "outcome"] == "lower" and table.loc["Teacher", "outcome"] == ""
+    assert table["outcome"].iloc[-1] == "equivalent" and table.loc["FT", "outcome"] == ""
     assert table.loc["FT", "pairs"] == 1 and np.isnan(table.loc["FT", "p_holm"])
     assert (table["p_holm"].dropna() >= table["p"].dropna()).all()
+
+
+def test_the_corrected_p_decides_and_not_the_interval():
+    alone = {k: 40 + 0.1 * k for k in range(5)}
+    near = {k: v - 0.6 + 0.3 * (-1) ** k for k, v in alone.items()}  # its interval excludes zero
+    others = [({"method": m}, {k: v + i + (-1) ** k for k, v in alone.items()}) for i, m in enumerate(("at", "od", "sp", "cc"))]
+    table = tables.comparison(arms.scope(frame("class", (ALONE, alone), (KD, near), *others), "class")).set_index("label")
+    kd = table.loc["KD"]
+    assert kd["difference_high"] < 0 and kd["p"] < 0.05 < kd["p_holm"] and kd["outcome"] == "inconclusive"
+    assert tables.difference_lines(kd)[0] == "−0.54 ≈ inconclusive"
+
+
+def test_runs_far_from_their_arm_are_named():
+    rng = np.random.default_rng(0)
+    values = {k: 32 + 0.4 * rng.standard_normal() for k in range(100, 120)}
+    usual = arms.scope(frame("class", (IE, values), (FT, values)), "class")
+    assert tables.outliers(usual) == ""
+    strange = arms.scope(frame("class", (IE, values), (FT, {**values, 103: 39.1})), "class")
+    found = tables.outliers(strange)
+    assert "FT, seed 103: 39.10 (median of the arm: 3" in found and "IE-FT" not in found
+    few = arms.scope(frame("class", (FT, {0: 32.0, 1: 32.1, 2: 39.1})), "class")
+    assert tables.outliers(few) == ""
 
 
 def test_paper_value_only_where_everything_matches(runs):

@@ -5,10 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from frames import frame
 
-from iekd import grid, records, tuning
+from iekd import grid, measures, records, tuning
 from iekd.config import RunConfig
+from iekd.methods.ab import boundary_squares
+from iekd.methods.at import attention_distance
+from iekd.methods.ie_at import attention_contrast
+from iekd.methods.od import partial_squares
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,3 +56,30 @@ def test_the_comparison_of_all_methods_holds_what_the_records_choose():
 def test_every_method_has_the_same_budget_around_its_usual_weight():
     table = tuning.search(records.load(ROOT / "runs/records", preset="class"), grid.read(ROOT / "runs/tuning.yaml"))
     assert (table.groupby("method").size() == 3).all() and (table.groupby("method")["usual"].sum() == 1).all()
+
+
+TERMS = {
+    "at_weight": [attention_distance], "ft_weight": [measures.l1], "od_weight": [partial_squares], "ab_weight": [boundary_squares],
+    "inherit_weight": list(measures.INHERIT.values()), "explore_weight": [*measures.EXPLORE.values(), attention_contrast],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", tuning.SIZE_LAW)
+def test_a_weight_counts_on_maps_of_another_size_as_its_law_says(name):
+    """Factors alike in kind, independent at every position, on 8 x 8 and on 4 x 4 positions."""
+    sizes = {}
+    for side in (8, 4):
+        generator = torch.Generator().manual_seed(side)
+        shared, x, y = (torch.rand(512, 32, side, side, generator=generator) - 0.4 for _ in range(3))
+        sizes[side] = [term(shared + x, shared + y).item() for term in TERMS[name]]
+    for large, small in zip(sizes[8], sizes[4], strict=True):
+        assert small / large == pytest.approx(0.25 ** tuning.SIZE_LAW[name], rel=0.1)
+
+
+def test_the_note_on_size_names_the_weights_that_a_run_reads():
+    def note(preset, *methods):
+        return tuning.size_note([RunConfig.create(preset, method=m) for m in methods])
+
+    assert note("class", "kd", "at", "ie-od").startswith("On last maps of 4 × 4 positions")
+    assert note("class", "kd", "at", "ie-od").endswith("4 times as much for at; 0.25 times as much for od; 2 times as much for explore.")
+    assert note("class", "supervised", "kd", "sp") == note("paper", "at", "ft") == ""

@@ -1,4 +1,5 @@
 import base64
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -6,12 +7,18 @@ import pytest
 from frames import frame
 from scipy import stats
 
+from iekd import records
 from iekd.claims import CLAIMS, PLANNED
 from iekd.verdicts import board, board_html, contrasts
 
 TEACHER, IE, FT = {"role": "teacher"}, {"method": "ie-ft"}, {"method": "ft"}
 NOISE = (0.0, 0.3, -0.2, 0.1, -0.1)
 WOBBLE = (0.01, -0.02, 0.0, 0.02, -0.01)  # so that no difference is constant
+
+
+@pytest.fixture
+def committed_store(monkeypatch):
+    monkeypatch.setenv("IEKD_RUNS", str(Path(__file__).parents[1] / "runs"))
 
 
 @pytest.fixture(autouse=True)
@@ -34,9 +41,9 @@ def test_every_verdict():
         arm(40.0), arm(41.0, -1, method="ft"), arm(39.0, -1, explore="none"),
         ({**IE, "inherit": "none"}, {100: 45.0, 101: 37.0, 102: 41.0, 103: 38.0, 104: 40.0}),
     )  # fmt: skip
-    assert found["ie-ft"] == "reproduced"
-    assert found["exploration"] == "not reproduced"
-    assert found["inheritance"] == "not distinguishable"
+    assert found["ie-ft"] == "supported"
+    assert found["exploration"] == "contradicted"
+    assert found["inheritance"] == "inconclusive"
     assert found["ie-at"] == found["imagenet"] == found["below-teacher"] == "not tested"
 
 
@@ -52,14 +59,27 @@ def test_one_seed_is_no_test():
     assert table.loc["ie-ft", "verdict"] == "not tested" and "two common seeds" in table.loc["ie-ft", "note"]
 
 
-def test_teacher_is_the_one_that_taught():
+def test_teacher_is_the_one_that_taught_and_counts_once():
     # seven students of five teachers: seeds 5 and 6 learn from teachers 0 and 1
     teachers = {0: 6.4, 1: 6.9, 2: 6.5, 3: 6.6, 4: 6.7}
     students = {k: teachers[k % 5] - 0.2 + 0.001 * k for k in range(7)}
-    row = board(frame("paper", (TEACHER, teachers), (IE, students)), "paper").set_index("id").loc["below-teacher"]
-    assert row["verdict"] == "reproduced" and row["n"] == 7
-    assert row["effect"] == pytest.approx(-0.2 + 0.003)
-    assert row["rival"] == "Teacher"
+    runs = frame("paper", (TEACHER, {**teachers, 7: 1.0}), (IE, students))  # 7 teaches nobody
+    row = board(runs, "paper").set_index("id").loc["below-teacher"]
+    assert row["verdict"] == "reproduced" and row["n"] == 5 and row["rival"] == "Teacher"
+    assert row["effect"] == pytest.approx(-0.2 + 0.001 * np.mean([2.5, 3.5, 2, 3, 4]))
+    assert "5 teachers, p" in board_html(board(runs, "paper"), "Claims")
+    few = board(frame("paper", (TEACHER, teachers), (IE, {k: students[k] for k in range(3)})), "paper").set_index("id").loc["below-teacher"]
+    assert few["verdict"] == "open" and "3 of 5 planned seeds" in few["note"] and few["n"] == 3
+
+
+def test_reproduced_is_kept_for_the_papers_own_recipe():
+    arms = arm(40.0), arm(41.0, -1, method="ft"), arm(39.0, -1, explore="none")
+    own = verdicts(*arms, preset="paper")
+    assert own["ie-ft"] == "reproduced" and own["exploration"] == "contradicted"  # that claim is our reading
+    other = [({**fields, "dataset": "cifar100"}, errors) for fields, errors in arms]
+    assert board(frame("paper", *other), "paper", dataset="cifar100").set_index("id").loc["ie-ft", "verdict"] == "supported"
+    lower = verdicts(arm(40.0), arm(39.0, -1, method="ft"), preset="paper")
+    assert lower["ie-ft"] == "not reproduced"
 
 
 MEASURES = [dict(inherit=m) for m in ("l2", "cosine", "partial-l2")]
@@ -84,12 +104,13 @@ CKA_ARMS = [{}, {"method": "ft"}, {"explore": "none"}]
 
 def test_a_claim_about_another_metric_looks_at_that_metric():
     row = analysed(0.4, 0.9, 0.8)
-    assert row["verdict"] == "reproduced" and row["metric"] == "cka_halves" and row["n"] == 5
+    assert row["verdict"] == "supported" and row["metric"] == "cka_halves" and row["n"] == 5
     assert row["effect"] == pytest.approx(-0.4) and row["rival"] == "inheritance only (L1)"  # the closer rival decides
-    assert analysed(0.4, 0.9, 0.1)["verdict"] == "not reproduced"
+    assert analysed(0.4, 0.9, 0.1)["verdict"] == "contradicted"
     close = analysed(0.4, 0.9, 0.401)
-    assert close["verdict"] == "not distinguishable" and "no difference of interest" not in close["note"]  # that bound is for errors
-    assert "not reproduced" in verdicts(arm(40.0), arm(39.0, -1, method="ft")).values()
+    assert close["verdict"] == "inconclusive" and "±" not in close["note"]  # a smallest difference is fixed for errors only
+    assert "against the other rival, FT: −0.500 [" in close["note"] and "10 times IE-FT's" in close["note"]
+    assert "contradicted" in verdicts(arm(40.0), arm(39.0, -1, method="ft")).values()
     unmeasured = board(frame("class", arm(40.0), arm(39.0, -1, method="ft")), "class").set_index("id").loc["diversity"]
     assert unmeasured["verdict"] == "not tested" and unmeasured["note"] == "no analysed runs yet"
 
@@ -103,21 +124,22 @@ def test_the_board_names_the_metric():
 
 
 def test_best_of_many():
-    assert measure([41, 42, 41, 43, 41, 42, 41])["verdict"] == "reproduced"
+    assert measure([41, 42, 41, 43, 41, 42, 41])["verdict"] == "supported"
     # one rival is as good
-    assert measure([41, 42, 40.001, 43, 41, 42, 41])["verdict"] == "not distinguishable"
+    assert measure([41, 42, 40.001, 43, 41, 42, 41])["verdict"] == "inconclusive"
+    assert measure([40.001] * 7)["verdict"] == "equivalent"  # all are
     beaten = measure([41, 42, 41, 39, 41, 42, 41])
-    assert beaten["verdict"] == "not reproduced" and beaten["rival"] == "IE-FT (inherit L1, explore L2)"
+    assert beaten["verdict"] == "contradicted" and beaten["rival"] == "IE-FT (inherit L1, explore L2)"
     # better than all that was tried, but not all was tried
     partial = measure([41, 42])
     assert partial["verdict"] == "open" and "2 of 7" in partial["note"] and "not every rival" in partial["note"]
     # worse than one of two settles it
-    assert measure([41, 39])["verdict"] == "not reproduced"
+    assert measure([41, 39])["verdict"] == "contradicted"
 
 
 def test_a_verdict_is_open_until_all_seeds_are_there(monkeypatch):
     arms = arm(40.0), arm(41.0, -1, method="ft")
-    assert verdicts(*arms)["ie-ft"] == "reproduced"
+    assert verdicts(*arms)["ie-ft"] == "supported"
     monkeypatch.setitem(PLANNED, "class", 6)
     row = board(frame("class", *arms), "class").set_index("id").loc["ie-ft"]
     assert row["verdict"] == "open" and "5 of 6 planned seeds" in row["note"] and row["n"] == 5
@@ -137,9 +159,9 @@ def test_how_large_a_difference_is_stands_beside_it():
     ours = {"inherit_weight": 500}
     assert "may be smaller" in note(arm(40.0, **ours), arm(40.3, -1, method="ft"))
     assert "may be smaller" not in note(arm(40.0, **ours), arm(41.0, -1, method="ft"))
-    assert "no difference of interest" in note(arm(40.0, **ours), arm(40.0, -1, method="ft"))
+    assert note(arm(40.0, **ours), arm(40.0, -1, method="ft")) == "interval within ±0.5"
     row = board(frame("class", arm(40.0), arm(41.0, -1, method="ft")), "class").set_index("id").loc["ie-ft"]
-    assert "ten times" in row["note"]
+    assert "10 times" in row["note"]
 
 
 def test_contrasts_look_at_a_difference_in_other_ways():
@@ -155,13 +177,14 @@ def test_contrasts_look_at_a_difference_in_other_ways():
     assert (row["low_teachers"], row["high_teachers"]) == pytest.approx(limits)
     assert row["p_teachers"] == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
     assert row["low_teachers"] < row["low"]  # students of one teacher are alike here
+    assert row["two_versions"] == 0  # no record of these is at hand
     power = stats.nct.sf(stats.t.ppf(0.975, 9), 9, row["detectable"] / row["sd"] * 10**0.5)
     assert power == pytest.approx(0.8, abs=1e-3)
 
 
 def test_small_teacher_swaps_the_roles():
     pair, alone = dict(teacher="resnet8", student="resnet20"), arm(21.0, -1, method="supervised", student="resnet20")
-    assert verdicts(arm(20.0, teacher_epochs=15, **pair), alone)["small-teacher"] == "reproduced"
+    assert verdicts(arm(20.0, teacher_epochs=15, **pair), alone)["small-teacher"] == "supported"
     assert verdicts(arm(20.0, **pair), alone)["small-teacher"] == "not tested"  # by a teacher that was trained for longer
 
 
@@ -169,10 +192,30 @@ def test_board_html():
     table = board(frame("class", arm(40.0), arm(41.0, -1, method="ft")), "class")
     tree = ElementTree.fromstring(board_html(table, "Claims & verdicts"))
     words = ["".join(td.itertext()) for td in tree.iter("td") if "verdict" in td.get("class", "")]
-    assert words[0] == "✔ reproduced" and words[1] == "○ not tested" and len(words) == len(CLAIMS)
+    assert words[0] == "✔ supportedclass scale" and words[1] == "○ not testedclass scale" and len(words) == len(CLAIMS)
     assert all(th.get("scope") for th in tree.iter("th"))
     assert tree.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/*.yaml"
     lines = base64.b64decode(tree.find(".//a[@class='ie-download']").get("href").partition(",")[2]).decode().splitlines()
     assert len(lines) == 1 + len(CLAIMS) and {"verdict", "effect", "p_holm"} <= set(lines[0].split(","))
     paper = ElementTree.fromstring(board_html(board(frame("class", arm(40.0)), "paper"), "Claims"))
     assert paper.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/paper/*.yaml"
+
+
+def test_pairs_of_two_versions_are_counted(committed_store):
+    row = contrasts(records.load(preset="class"), claims=tuple(c for c in CLAIMS if c.id == "measure")).set_index("rival")
+    assert row.loc["IE-FT (inherit L1, explore CKA)", "two_versions"] == 14  # of its seeds 106 to 119
+
+
+def test_no_verdict_contradicts_its_corrected_p(committed_store):
+    table = board(records.load(preset="class"))
+    tree = ElementTree.fromstring(board_html(table, "Claims"))
+    cells = {tr.get("id"): tr.find("td[1]") for tr in tree.iter("tr") if tr.get("id")}
+    tested = table[table["n"] > 0]
+    for row in tested.itertuples():
+        decided = {True: "supported", False: "contradicted"}[row.effect < 0] if row.p_holm < 0.05 else None
+        cell = cells[f"claim-{row.id}"]
+        assert decided == (row.verdict if row.verdict in ("supported", "contradicted") else None), row
+        assert cell.get("class") == f"verdict {row.verdict}" and ("".join(cell.itertext())[0] in "✔✘") == bool(decided)
+        inside = max(-row.low, row.high) < 0.5 and not row.metric
+        assert row.verdict == "equivalent" if inside and not decided else row.verdict != "equivalent"
+    assert set(tested["verdict"]) == {"supported", "contradicted", "equivalent", "inconclusive"}

@@ -20,7 +20,8 @@ def runs(ie: dict[int, float]):
     [
         ({0: 9.0, 1: 10.01, 2: 11.02}, "a lower error than FT (−0.99 points, 95 % interval ["),
         ({0: 11.0, 1: 12.01, 2: 13.02}, "a higher error than FT (+1.01 points"),
-        ({0: 9.0, 1: 12.0, 2: 12.0}, "an error not distinguishable from that of FT (+0.00 points"),
+        ({0: 9.0, 1: 12.0, 2: 12.0}, "an error that differs inconclusively from that of FT (+0.00 points"),
+        ({0: 9.99, 1: 11.01, 2: 12.0}, "an error equivalent to that of FT (+0.00 points"),
         ({0: 9.0}, "fewer than two common seeds with FT"),
         ({}, "no runs yet"),
     ],
@@ -36,7 +37,7 @@ def test_other_quantities_than_errors_have_a_name_and_no_points():
     assert said.startswith("a lower CKA between the halves than FT (−0.099, 95 % interval [")
     found.loc[found["method"] == "ie-ft", "cka_halves"] = [0.9, 1.2, 1.2]
     said = words.compared(found, "ie-ft", "ft", "cka_halves", "CKA between the halves")
-    assert said.startswith("a CKA between the halves not distinguishable from that of FT (+0.000, ")
+    assert said.startswith("a CKA between the halves that differs inconclusively from that of FT (+0.000, ")
 
 
 def test_unknown_baseline():
@@ -49,7 +50,9 @@ def test_a_family_is_corrected_over_its_own_pairs():
     found = arms.scope(frames.frame("smoke", *some), "smoke")
     pairs = [("ie-ft", "ft"), ("kd", "ft"), ("at", "ft")]
     low, same, absent = words.family(found, pairs)
-    assert low.startswith("a lower error than FT (−0.99 points") and same.startswith("an error not distinguishable from that of FT (+0.13")
+    assert low.startswith("a lower error than FT (−0.99 points") and same.startswith(
+        "an error that differs inconclusively from that of FT (+0.13"
+    )
     assert absent == "no runs yet"
     p = [paired(found[found["method"] == m].set_index("seed")["last"], pd.Series(some[0][1])).p for m in ("ie-ft", "kd")]
     assert same.endswith(f"{tables.p_text(max(p))})")  # the larger of two is not multiplied
