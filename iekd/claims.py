@@ -22,6 +22,7 @@ TRUST = {
 }
 TEACHER: dict[str, Any] = {"role": "teacher"}  # the arm "the teacher of a"
 CONFIRMATORY = 100  # the first confirmatory seed; smaller ones are the pilot, seen before the protocol was fixed
+REHEARSED = {"desk": 300}  # the first seed that counts, by preset: smaller ones are rehearsals and are shown nowhere
 PILOT = "pilot seeds only, seen before the protocol was fixed"
 # Seeds of every arm. Until all arms of a claim have them, its verdict is open.
 PLANNED = {"smoke": 2, "class": 20, "desk": 8, "paper": 5}

@@ -12,7 +12,7 @@ from scipy import stats
 
 from iekd import tuning
 from iekd.arms import label, record_link, runs_of
-from iekd.claims import CLAIMS, CONFIRMATORY, NO_ANALYSIS, NO_RUNS, PILOT, PLANNED, SMALLEST, TEACHER, TOO_FEW, TRUST, Claim
+from iekd.claims import CLAIMS, CONFIRMATORY, NO_ANALYSIS, NO_RUNS, PILOT, PLANNED, REHEARSED, SMALLEST, TEACHER, TOO_FEW, TRUST, Claim
 from iekd.config import ConfigError, RunConfig
 from iekd.presets import PRESETS
 from iekd.results import torch_versions
@@ -153,6 +153,8 @@ def examine(frame: pd.DataFrame, claim: Claim, preset: str = "class", metric: st
     metric = claim.metric or metric
     if claim.a is None:
         return Tested(note="nothing in this version of the book can test it")
+    if len(frame):
+        frame = frame[(frame["seed"] >= REHEARSED.get(preset, 0)) | (frame["method"] == "supervised")]  # teachers have small seeds
     if frame.empty or preset != "class":  # only class scale had a pilot
         return _contrasts(frame, claim, preset, metric, setting)
     late = frame[(frame["seed"] >= CONFIRMATORY) | (frame["method"] == "supervised")]  # pilot and confirmation share the teachers

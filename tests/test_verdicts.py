@@ -9,7 +9,7 @@ from scipy import stats
 
 from iekd import records
 from iekd.claims import CLAIMS, PLANNED
-from iekd.verdicts import board, board_html, contrasts
+from iekd.verdicts import board, board_html, contrasts, examine
 
 TEACHER, IE, FT = {"role": "teacher"}, {"method": "ie-ft"}, {"method": "ft"}
 NOISE = (0.0, 0.3, -0.2, 0.1, -0.1)
@@ -150,6 +150,15 @@ def test_the_pilot_shows_and_does_not_decide(monkeypatch):
     early = [(fields, {k - 100: v for k, v in values.items()}) for fields, values in (arm(40.0), arm(41.0, -1, method="ft"))]
     row = board(frame("class", *early), "class").set_index("id").loc["ie-ft"]
     assert row["verdict"] == "open" and "pilot seeds only" in row["note"] and row["effect"] == pytest.approx(-1.0)
+
+
+def test_a_rehearsal_at_desk_scale_is_shown_nowhere():
+    """Seed 0 finds faults; only seeds from 300 on are evidence, whatever the rehearsal said."""
+    rehearsed = frame("desk", (IE, dict.fromkeys(range(8), 9.0)), (FT, dict.fromkeys(range(8), 8.0)))
+    assert examine(rehearsed, CLAIMS[0], "desk").contrasts == ()
+    counted = {seed: 9.0 + 0.01 * (seed % 3) for seed in range(300, 308)}
+    both = frame("desk", (IE, {0: 90.0, **counted}), (FT, {0: 9.0, **dict.fromkeys(counted, 9.5)}))
+    assert examine(both, CLAIMS[0], "desk").contrasts[0].result.n == 8
 
 
 def test_how_large_a_difference_is_stands_beside_it():
