@@ -125,9 +125,7 @@ class RunConfig(BaseModel):
     )
     split_ratio: float = Field(0.5, ge=0, le=1, description="IE: part of the channels that inherits")
     explore_target: Literal["teacher", "inherit", "shuffled"] = Field(
-        "teacher",
-        description="IE: what exploration is pushed away from: the teacher's factor, that of the inheritance half, "
-        "or the teacher's factor of another image of the batch",
+        "teacher", description="IE: exploration goes away from the factor of: the teacher, the inheritance half, or another image's teacher"
     )
     explore_encoder: Literal["trained", "frozen"] = Field(
         "trained", description="IE: the encoder of the exploration half learns, or stays at its random weights"
