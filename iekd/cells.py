@@ -41,8 +41,9 @@ class Cell(NamedTuple):
 
 def executed(namespace: dict[str, Any]) -> list[str]:
     """The sources of the cells that belong to a namespace, oldest first; none if they cannot be found."""
-    if not (file := namespace.get("__file__")):
-        return list(namespace.get("In", ()))
+    history, file = list(namespace.get("In", ())), namespace.get("__file__")
+    if not file or (history and read(history[-1]).checks):  # else it is `%run` that asks, whose cells are not in the history
+        return history
     try:
         text = Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError):

@@ -143,7 +143,8 @@ def check(names: Iterable[str], sources: Sequence[str], namespace: Mapping[str, 
     lines = cells.before_check(sources, set(declared))
     if not any(name in declared for line in lines for name in line.names):
         raise ConfigError(f"no cell was run that sets {', '.join(declared)}: run the parameters cell, then this one")
-    problems = [_unknown(name, line, declared) for line in lines for name in line.names if name not in declared and name[0] != "_"]
+    foreign = [(name, line) for line in lines for name in line.names if name not in declared]
+    problems = [_unknown(name, line, declared) for name, line in foreign if line.injected or name[0] != "_"]
     values = {}
     for parameter in declared.values():
         try:

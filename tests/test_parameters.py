@@ -148,6 +148,8 @@ SESSIONS = {
     "no parameters cell": ([CHECK], "no cell was run that sets preset, method, seed, epochs, lr"),
     "papermill without the tag": ([INJECTED, CELL, CHECK], "seed: two lines set it.* the tag `parameters`"),
     "papermill, a typo": ([CELL, "# Parameters\nsede = 3\n", CHECK], "sede: this notebook has no such parameter"),
+    "papermill, a name with an underscore": ([CELL, "# Parameters\n_seed = 3\n", CHECK], "_seed: this notebook has no such parameter"),
+    "a name of an earlier %run": (["__file__ = 'elsewhere.py'", edited(SEED, "seed = 3"), CHECK], 3),
     "papermill over a typo": ([edited(SEED, "sede = 0"), INJECTED, CHECK], "sede: this notebook has no such parameter"),
     "a cell of one's own below": ([CELL, "seed = 3", CHECK], "seed: two lines set it"),
     "a cell of one's own above": (["seed = 3", CELL, CHECK], "seed: two lines set it"),
