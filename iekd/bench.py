@@ -81,7 +81,7 @@ def save(measured: Mapping[str, Any]) -> Path:
 
 def load(folder: Path | None = None) -> list[dict[str, Any]]:
     """The measurements of all machines, the graphics cards last."""
-    found = [json.loads(file.read_text()) for file in sorted((folder or store.runs_folder() / "bench").glob("*.json"))]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted((folder or store.runs_folder() / "bench").glob("*.json"))]
     return sorted(found, key=lambda measured: measured["device"]["type"] == "cuda")
 
 

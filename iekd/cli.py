@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from iekd import __version__, stopping  # nothing here may bring torch: that takes seconds, and a Ctrl-C then is to be handled too
+from iekd import __version__, output, stopping  # nothing here may bring torch: that takes seconds, and a Ctrl-C then is to be handled too
 from iekd.config import ConfigError, RunConfig, refuse_unread
-from iekd.options import count, refuse, seconds
+from iekd.options import count, megabytes, refuse, seconds, spelled
 from iekd.presets import PRESETS
 from iekd.stopping import LATER
 
@@ -31,9 +31,21 @@ if TYPE_CHECKING:
 def main(arguments: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed with a message on standard error, 2 a wrong option, 75 (EX_TEMPFAIL) not finished though nothing
     is wrong, 128 + number stopped by a signal (143 SIGTERM, 130 Ctrl-C). After the last two the same command goes on."""
+    with output.kept() as printed:
+        try:
+            status = _command(arguments)
+        except SystemExit as left:  # argparse: its help, or a wrong option
+            status = left.code
+    if (lost := printed.error) is None or lost.errno in output.GONE:
+        return status
+    print(f"iekd: what was to be printed is lost: {lost.strerror}", file=sys.stderr)
+    return status or 1
+
+
+def _command(arguments: list[str] | None) -> int:
     with stopping.on_signals():
         try:
-            options, unknown = parser().parse_known_args(arguments)
+            options, unknown = parser().parse_known_args(spelled(sys.argv[1:] if arguments is None else arguments))
             if unknown:
                 refuse(options.parser, unknown)
             return _do(options)
@@ -143,7 +155,7 @@ def _pack(options: argparse.Namespace) -> int:
     from iekd.locks import Busy
     from iekd.training import train_pack
 
-    given = [parser().parse_args(shlex.split(command)[1:]) for command in options.commands]
+    given = [parser().parse_args(spelled(shlex.split(command)[1:])) for command in options.commands]
     configs = [configuration(each) for each in given]
     outcomes = train_pack(configs)
     if options.analyse:
@@ -216,7 +228,9 @@ def _bundle_options(commands: Any) -> None:
     bundle = commands.add_parser("bundle", help="pack records, weights and checkpoints into one archive")
     bundle.add_argument("file", type=Path, help="the archive to write, for example results.tar")
     bundle.add_argument("grids", type=Path, nargs="*", metavar="GRID", help="only the runs of these grid files (default: all)")
-    bundle.add_argument("--limit", type=float, default=math.inf, metavar="MB", help="of weights and checkpoints at most; 0 = only records")
+    bundle.add_argument(
+        "--limit", type=megabytes, default=math.inf, metavar="MB", help="of weights and checkpoints at most; 0 = only records"
+    )
     bundle.set_defaults(do=_bundle, parser=bundle)
 
 

@@ -59,6 +59,10 @@ METHOD_FIELDS: dict[str, tuple[str, ...]] = {
 class ConfigError(ValueError):
     """A parameter that cannot be used, with the list of what can."""
 
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message. Where in the library it was found helps nobody who made a typing mistake."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class RunConfig(BaseModel):
     """Everything that determines one training run. Never change a default: defaults are left out of the hash, so that a field
@@ -149,6 +153,14 @@ class RunConfig(BaseModel):
     turns: Literal["batch", "epoch"] = Field(
         "batch", description="IE-DML: all four updates in every batch, or one of them an epoch, in turn"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values(cls, fields: Any) -> Any:
+        for name, value in fields.items() if isinstance(fields, dict) else ():
+            if isinstance(value, bool):  # pydantic would take True for 1
+                raise ValueError(f"{name}: {value} is not usable; no parameter is true or false")
+        return fields
 
     @model_validator(mode="after")
     def _networks_can_be_built(self) -> RunConfig:

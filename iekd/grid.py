@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 import yaml
 from torch.utils.flop_counter import FlopCounterMode
 
-from iekd import data, networks
+from iekd import data, networks, strict
 from iekd.config import ConfigError, RunConfig, refuse_unread
 
 KEYS = ("title", "notebook", "base", "runs")
@@ -31,18 +31,9 @@ def read(path: Path) -> list[RunConfig]:
 
     Raises `ConfigError` that names the file and the entry.
     """
-    try:
-        grid = yaml.safe_load(path.read_text())
-        base = grid.get("base") or {}
-        entries = [{**base, **entry} for entry in grid["runs"]]
-    except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} is not a grid: it needs a list `runs:` of mappings ({error})") from None
-    if unknown := set(grid) - set(KEYS):
-        raise ConfigError(f"{path}: {', '.join(map(str, unknown))}: no such key; the keys of a grid are {', '.join(KEYS)}")
-    if not entries:
-        raise ConfigError(f"{path} has no runs")
+    grid = _content(path)
+    base = grid.get("base") or {}
+    entries = [{**base, **entry} for entry in grid["runs"]]
     found = []
     for number, entry in enumerate(entries, 1):
         try:
@@ -58,21 +49,55 @@ def read(path: Path) -> list[RunConfig]:
     return sorted(configs.values(), key=lambda config: config.seed)
 
 
-def _configs(entry: dict[Any, Any]) -> list[RunConfig]:
+def _content(path: Path) -> dict[str, Any]:
+    """A grid file's mapping: known keys, `base` a mapping or nothing, `runs` a list of mappings. Raises `ConfigError`."""
+    try:
+        grid = strict.read(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except ConfigError as error:
+        raise ConfigError(f"{path}, {error}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{path} is not a grid: it needs a list `runs:` of mappings, and is no YAML ({error})") from None
+    runs, base = (grid.get("runs"), grid.get("base") or {}) if isinstance(grid, dict) else (None, {})
+    if not isinstance(runs, list) or not all(isinstance(each, dict) for each in (base, *runs)):
+        raise ConfigError(f"{path} is not a grid: it needs a list `runs:` of mappings, `- {{method: kd}}`; `base:` is one mapping")
+    if unknown := [name for name in grid if name not in KEYS]:
+        raise ConfigError(f"{path}: {', '.join(unknown)}: no such key; the keys of a grid are {', '.join(KEYS)}")
+    if not runs:
+        raise ConfigError(f"{path} has no runs")
+    return grid
+
+
+def _configs(entry: dict[str, Any]) -> list[RunConfig]:
     """The runs of one entry. Raises `ConfigError`."""
     for name, value in entry.items():
         if value == []:
             raise ConfigError(f"{name}: an empty list, so the entry has no runs")
         if isinstance(value, str) and re.fullmatch(r"[\d.]+ *(-|,|\.\.) *[\d.]+", value):
             raise ConfigError(f"{name}: {value!r} is no value; write several as a list, [0, 1, 2]")
-    named = {str(name): value for name, value in entry.items()}  # YAML reads `on:` as True
-    return [RunConfig.create(**fields) for fields in expand(named)]
+    return [RunConfig.create(**fields) for fields in expand(entry)]
 
 
 def find(name: str) -> Path:
     """A grid by its path, or by the name of a file in `runs/` of the checkout (wherever $IEKD_RUNS keeps the records)."""
-    path = Path(name)
+    path = Path(name).expanduser()
     return path if path.exists() else Path(__file__).parents[1] / "runs" / name
+
+
+def for_page(name: str, need: str, wanted: Callable[[RunConfig], bool]) -> list[RunConfig]:
+    """The runs of a grid (see `find`) that a page shows in one table.
+
+    Raises `ConfigError` if none is `wanted` (`need` says which that is), or if they are not of one preset, data set and pair.
+    """
+    configs = read(find(name))
+    if not any(map(wanted, configs)):
+        methods = ", ".join(dict.fromkeys(config.method for config in configs))
+        raise ConfigError(f"grid {name}: this page needs {need} in its grid, which has only {methods}")
+    for field in ("preset", "dataset", "teacher", "student"):
+        if len(found := dict.fromkeys(value for c in configs if (value := getattr(c, field)) != "none")) > 1:
+            raise ConfigError(f"grid {name}: this page shows one {field}, and the grid has {', '.join(found)}: make a grid for each")
+    return configs
 
 
 def holding(paths: Iterable[str]) -> list[str]:
@@ -100,7 +125,7 @@ def _grids() -> dict[str, frozenset[str]]:
 
 def notebook(path: Path) -> str:
     """The notebook that makes one run of a grid with papermill."""
-    return yaml.safe_load(path.read_text()).get("notebook", "book/run.ipynb")
+    return _content(path).get("notebook", "book/run.ipynb")
 
 
 def expand(entry: dict[str, Any]) -> list[dict[str, Any]]:

@@ -1,71 +1,132 @@
 """What every notebook of the book does first: check its parameters, and make a configuration of them.
 
-papermill only warns about a parameter that the notebook does not have, and injects values of any type. `parameters` reads the
-notebook's own `parameters` cell (and the cell papermill injected) from the kernel's history and refuses both, before anything trains.
+A page names what it reads, `notebook.parameters("preset, seeds >= 2")`. The values are those that its variables have by then,
+however a person wrote the parameters cell and whatever runs it. What cannot be so is refused before anything trains: a name that
+the page does not read, one that no line sets or two lines set, a value of another type or out of range. `iekd.cells` reads the lines.
 """
 
 from __future__ import annotations
 
-import ast
+import functools
+import itertools
+import os
+import re
 import shlex
-from collections.abc import Iterable, Mapping
-from typing import Any
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import numpy as np
 import pandas as pd
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
+from iekd import cells
 from iekd.config import ConfigError, RunConfig, refuse_unread
 from iekd.hints import did_you_mean
 
 np.set_printoptions(legacy="1.25")  # numbers print and glue as 1.23, not as np.float64(1.23)
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
-INJECTED = "# Parameters"  # the first line of the cell that papermill injects
+INLINE = "module://matplotlib_inline.backend_inline"
+DECLARATION = re.compile(r"(\w+)(?: *: *(int|float|str|bool))?(?: *>= *(\d+))?")
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", re.ASCII)  # 1e-3 is text in YAML, and so from papermill -f
 
 
-def parameters() -> dict[str, Any]:
-    """The notebook's parameters by name, checked. Raises `ConfigError` that lists the parameters there are.
+def _folder(name: str) -> str:
+    """A folder of reports; '' is the checkout's own."""
+    path = Path(name).expanduser()
+    if name and not path.is_dir():
+        raise ValueError(f"there is no such folder (seen from {Path.cwd()})")
+    if name and not any(path.glob("*.json")):
+        raise ValueError("there is no report (*.json) in this folder")
+    return str(path) if name else ""
 
-    Call it in the first cell after the `parameters` cell, which holds lines `name: type = default  # help`.
+
+# Parameters of pages that are no fields of a run: their types and ranges, the same for all chapters.
+OWN = {
+    "seeds": Annotated[int, Field(ge=1)],
+    "minutes": Annotated[int, Field(ge=1)],
+    "rate": Annotated[float, Field(gt=0)],
+    "power": Annotated[float, Field(gt=0, lt=1)],
+    "folder": Annotated[str, AfterValidator(_folder)],
+    "exercises": bool,
+    **dict.fromkeys(("measures_tried", "methods_tried", "grid", "search", "metric"), str),
+}
+
+
+class Parameter(NamedTuple):
+    """What a page reads under a name: its type, its range, and the least value on this page (None: no other than the range's)."""
+
+    name: str
+    type: type
+    range: TypeAdapter
+    least: int | None
+
+    def usable(self, value: Any) -> Any:
+        """The value in the parameter's type. Raises `ConfigError` if it has another one, or is out of range."""
+        if self.type is float and isinstance(value, str) and EXPONENT.fullmatch(value):
+            value = float(value)
+        if type(value) not in {float: (float, int)}.get(self.type, (self.type,)):
+            raise ConfigError(f"{self.name}: {value!r} is no {self.type.__name__}")
+        unset = self.name in RunConfig.model_fields and self.name != "seed" and value in ("", -1)  # the preset's own value
+        try:
+            value = self.type(value) if unset else self.range.validate_python(value)
+        except ValidationError as error:
+            raise ConfigError(f"{self.name}: {value!r} is not usable; {_allowed(error)}") from None
+        if self.least is not None and value < self.least and not unset:
+            raise ConfigError(f"{self.name}: {value!r} is not usable; this page needs at least {self.least}")
+        return value
+
+
+def parameters(*names: str) -> dict[str, Any]:
+    """The notebook's parameters by name, checked: `parameters("preset, seeds >= 2", "share: float")`.
+
+    Call it below the parameters cell with every name that the notebook reads. A name of its own, which is no field of a run and not
+    in `OWN`, has its type with it. Raises `ConfigError` that lists the parameters there are and names the lines at fault.
     """
-    from IPython import get_ipython
+    namespace = _namespace()
+    values = check(names, cells.executed(namespace), namespace)
+    namespace.update(values)  # 1 as 1.0 where a float is meant
+    _show_figures()
+    return values
 
-    shell = get_ipython()
-    return check(shell.user_ns["In"], shell.user_ns)
 
-
-def given() -> dict[str, Any]:
+def given(*names: str) -> dict[str, Any]:
     """The notebook's parameters that are fields of `RunConfig`, checked, without '' and -1: these stand for the preset's own value.
 
-    No preset names a seed: a seed of -1 is passed on, and refused there.
+    No preset names a seed: a seed of -1 is refused.
     """
-    fields = {name: value for name, value in parameters().items() if name in RunConfig.model_fields}
-    return {name: value for name, value in fields.items() if value not in ("", -1) or name == "seed"}
+    fields = {name: value for name, value in parameters(*names).items() if name in RunConfig.model_fields}
+    return {name: value for name, value in fields.items() if value not in ("", -1)}
 
 
-def run_config(**fields: Any) -> RunConfig:
-    """The run that the notebook's parameters describe; arguments fill in what is no parameter there.
+def run_config(*names: str, **fields: Any) -> RunConfig:
+    """The run that the notebook's parameters describe (see `parameters`); `fields` fill in what is no parameter there.
 
     A parameter that the method does not read is refused. (`given` cannot do that: on a page of several methods one of them may read it.)
     """
-    own = given()
+    own = given(*names)
     config = RunConfig.create(**{**fields, **own})
     refuse_unread(own, [config])
     return config
 
 
+def listed(text: str) -> list[str]:
+    """The names of a list in one text: 'kd, ft,' is ['kd', 'ft']."""
+    return re.findall(r"[^\s,]+", text)
+
+
 def command(page: str) -> str:
     """The command that executes this page again with the parameters that papermill gave it: 'papermill book/mutual.ipynb out.ipynb'."""
-    from IPython import get_ipython
-
-    return again(page, get_ipython().user_ns["In"])
+    return again(page, cells.executed(_namespace()))
 
 
-def again(page: str, sources: list[str]) -> str:
+def again(page: str, sources: Iterable[str]) -> str:
     """The work of `command` on plain data: the cells run so far."""
-    lines = [line for source in sources if source.startswith(INJECTED) for line in ast.parse(source).body if isinstance(line, ast.Assign)]
-    given = {ast.unparse(line.targets[0]): ast.literal_eval(line.value) for line in lines}
-    return shlex.join(["papermill", f"book/{page}.ipynb", "out.ipynb", *(f"{w}" for item in given.items() for w in ("-p", *item))])
+    lines = [line for source in sources if cells.is_injected(source) for line in cells.read(source).lines]
+    given = {line.names[0]: str(line.literal) for line in lines if line.literal is not cells.NO_LITERAL}
+    return shlex.join(["papermill", f"book/{page}.ipynb", "out.ipynb", *(word for item in given.items() for word in ("-p", *item))])
 
 
 def train_arms(arms: Mapping[str, RunConfig], seeds: Iterable[int]) -> pd.DataFrame:
@@ -76,39 +137,99 @@ def train_arms(arms: Mapping[str, RunConfig], seeds: Iterable[int]) -> pd.DataFr
     return pd.DataFrame([records.as_row(train(config, progress=False)) | {"label": label} for label, config in configs])
 
 
-def check(sources: list[str], namespace: dict[str, Any]) -> dict[str, Any]:
-    """The work of `parameters` on plain data: the cells run so far, and the values they left."""
-    declared = {name: kind for source in sources if not source.startswith(INJECTED) for name, kind in _declared(source).items()}
-    injected = [name for source in sources if source.startswith(INJECTED) for name in _assigned(source)]
-    problems = [_unknown(name, declared) for name in injected if name not in declared]
+def check(names: Iterable[str], sources: Sequence[str], namespace: Mapping[str, Any]) -> dict[str, Any]:
+    """The work of `parameters` on plain data: the names, the cells run so far, and the values they left."""
+    declared = declarations(names)
+    lines = cells.before_check(sources, set(declared))
+    if not any(name in declared for line in lines for name in line.names):
+        raise ConfigError(f"no cell was run that sets {', '.join(declared)}: run the parameters cell, then this one")
+    foreign = [(name, line) for line in lines for name in line.names if name not in declared]
+    problems = [_unknown(name, line, declared) for name, line in foreign if line.injected or name[0] != "_"]
     values = {}
-    for name, kind in declared.items():
-        value = namespace[name]
-        if kind == "float" and isinstance(value, int) and not isinstance(value, bool):
-            value = float(value)
-        if type(value) is not TYPES[kind]:
-            problems.append(f"{name}: {value!r} is no {kind}")
-        values[name] = value
+    for parameter in declared.values():
+        try:
+            values[parameter.name] = _value(parameter, lines, namespace)
+        except ConfigError as error:
+            problems.append(str(error))
     if problems:
-        known = "\n".join(f"  {name}: {kind}" for name, kind in declared.items())
+        known = "\n".join(f"  {p.name}: {p.type.__name__}" for p in declared.values())
         raise ConfigError(f"the parameters of this notebook are:\n{known}\n" + "\n".join(problems))  # last what a screen shows
     return values
 
 
-def _declared(source: str) -> dict[str, str]:
-    """Names and types of a cell that holds nothing but `name: type = default` lines; nothing for any other cell."""
+def declarations(names: Iterable[str]) -> dict[str, Parameter]:
+    """The parameters that a page names, 'preset, seeds >= 2', by name."""
+    words = [word.strip() for text in names for word in text.split(",")]
+    if not words:
+        raise ConfigError('name the parameters that this notebook reads, for example notebook.parameters("seed, seeds")')
+    return {parameter.name: parameter for parameter in map(_declaration, words)}
+
+
+@functools.cache
+def _declaration(word: str) -> Parameter:
+    if not (found := DECLARATION.fullmatch(word)):
+        raise ConfigError(f"{word!r} declares no parameter; write its name, for example 'seeds' or 'share: float' or 'seeds >= 2'")
+    name, kind, least = found.groups()
+    if name in RunConfig.model_fields:
+        field = RunConfig.model_fields[name]
+        allowed = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    elif name in OWN or kind:
+        allowed = OWN.get(name, TYPES.get(kind))
+    else:
+        raise ConfigError(f"{name}: of which type? write it with the name, for example '{name}: int'")
+    base = get_args(allowed)[0] if get_origin(allowed) is Annotated else allowed
+    finite = TypeAdapter(allowed, config=ConfigDict(allow_inf_nan=False))
+    return Parameter(name, base if base in TYPES.values() else str, finite, least and int(least))
+
+
+def _value(parameter: Parameter, lines: Sequence[cells.Line], namespace: Mapping[str, Any]) -> Any:
+    """The parameter's value. Raises `ConfigError` that names the line."""
+    name = parameter.name
+    own = [line for line in lines if name in line.names]
+    if not own:
+        raise ConfigError(f"{name}: no line sets it; the parameters cell needs `{name} = ...`. Then run the cells again from the top")
+    if name not in namespace:
+        raise ConfigError(f"{name}: the line `{own[-1].text}` left no value here; take it out of its magic, loop or condition")
+    for before, after in itertools.pairwise(own):
+        if not after.injected:  # papermill's cell stands below the parameters cell, and overrides it
+            way_out = "give the cell of the second the tag `parameters`" if before.injected else "keep one"
+            raise ConfigError(f"{name}: two lines set it, `{before.text}` and `{after.text}`; {way_out}")
     try:
-        body = ast.parse(source).body
-    except SyntaxError:  # a cell with a magic
-        return {}
-    if not body or not all(isinstance(line, ast.AnnAssign) and ast.unparse(line.annotation) in TYPES for line in body):
-        return {}
-    return {ast.unparse(line.target): ast.unparse(line.annotation) for line in body}
+        value = parameter.usable(namespace[name])
+    except ConfigError as error:
+        raise ConfigError(f"{error}, in the line `{own[-1].text}`") from None
+    written = own[-1].literal
+    if written is not cells.NO_LITERAL and parameter.usable(written) != value:
+        raise ConfigError(f"{name}: the line `{own[-1].text}` is not what the kernel holds, {value!r}; run the cells again from the top")
+    return value
 
 
-def _assigned(source: str) -> list[str]:
-    return [ast.unparse(target) for line in ast.parse(source).body if isinstance(line, ast.Assign) for target in line.targets]
+def _unknown(name: str, line: cells.Line, declared: Iterable[str]) -> str:
+    hint = did_you_mean(name, declared) or ("" if line.injected else " (names of your own begin with _)")
+    return f"{name}: this notebook has no such parameter{hint}, in the line `{line.text}`"
 
 
-def _unknown(name: str, declared: dict[str, str]) -> str:
-    return f"{name}: this notebook has no such parameter{did_you_mean(name, declared)}"
+def _allowed(error: ValidationError) -> str:
+    first = error.errors()[0]
+    if "expected" in (context := first.get("ctx", {})):
+        return "choose one of " + context["expected"].replace("'", "").replace(" or ", ", ")
+    return str(context.get("error", first["msg"]))
+
+
+def _namespace() -> dict[str, Any]:
+    """The variables of the notebook or script that called this module."""
+    frame = sys._getframe(1)
+    while frame.f_globals is globals():
+        frame = frame.f_back
+    return frame.f_globals
+
+
+def _show_figures() -> None:
+    """In a kernel, pictures are outputs whatever the environment says: containers and CI set MPLBACKEND=Agg, which shows none."""
+    from IPython import get_ipython
+
+    if not hasattr(shell := get_ipython(), "kernel") or os.environ.get("MPLBACKEND", INLINE) == INLINE:
+        return
+    os.environ["MPLBACKEND"] = INLINE
+    if "matplotlib" in sys.modules:  # which has read the variable
+        shell.run_line_magic("matplotlib", "inline")

@@ -27,6 +27,27 @@ def seconds(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
 
 
+def megabytes(text: str) -> float:
+    """A number from 0, as argparse's `type`."""
+    try:
+        if (number := float(text)) >= 0:
+            return number
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number of megabytes")
+
+
+def spelled(words: list[str]) -> list[str]:
+    """A command's words with its options as argparse knows them: notebooks and grids write `batch_size`."""
+    end = words.index("--") if "--" in words else len(words)
+    return [_with_hyphens(word) for word in words[:end]] + words[end:]
+
+
+def _with_hyphens(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
 def refuse(command: argparse.ArgumentParser, words: list[str]) -> None:
     """Exit with status 2 for words that a command does not know: what may have been meant, and where all its options are."""
     known = re.findall(r"--[\w-]+", command.format_help())

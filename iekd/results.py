@@ -42,8 +42,9 @@ MARKERS = re.compile(r"(?<=<!-- headline:start -->\n).*?(?=<!-- headline:end -->
 
 def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
     """The finished runs of a grid of one pair as a `scope`: its teachers first, if an arm has one, then its arms."""
-    config = next((c for c in configs if c.has_teacher), None) or next(c for c in configs if c.is_mutual)
-    pair = {k: getattr(config, k) for k in ("dataset", "teacher", "student")}
+    config = next((c for c in configs if c.has_teacher), None) or next((c for c in configs if c.is_mutual), configs[0])
+    named = {k: getattr(config, k) for k in ("dataset", "teacher", "student")}
+    pair = {k: value for k, value in named.items() if value != "none"}  # what no run names is the preset's
     students = scope(frame, config.preset, **pair)
     parts = [students[(students["role"] == "student") & students["variant"].isin([c.variant for c in configs])]]
     if config.has_teacher:  # trained as this grid says, which need not be as the preset does

@@ -113,7 +113,7 @@ def outliers(frame: pd.DataFrame, metric: str = "last") -> str:
 
 def paper_table() -> pd.DataFrame:
     """Table 1 of the paper's supplement: CIFAR-10 test error in percent, methods down, pairs across."""
-    with (files("iekd") / "paper_table1.csv").open() as source:
+    with (files("iekd") / "paper_table1.csv").open(encoding="utf-8") as source:
         return pd.read_csv(source, index_col="method")
 
 

@@ -14,7 +14,7 @@ import yaml
 from filelock import FileLock, Timeout
 from tiny import SMALL, made_up, tiny
 
-from iekd import cli, records
+from iekd import cli, options, records
 from iekd.config import RunConfig
 
 
@@ -89,6 +89,10 @@ def test_an_autoencoder_prints_its_loss(iekd):
         (["sweep", "g.yaml", "--jobs", "two"], "'two' is no number from 1"),
         (["sweep", "g.yaml", "--time-limit", "0"], "'0' is no number of seconds"),
         (["sweep", "g.yaml", "--time-limit", "1h"], "'1h' is no number of seconds"),
+        (["sweep", "g.yaml", "--time_limit", "0"], "'0' is no number of seconds"),
+        (["bundle", "r.tar", "--limit", "nan"], "'nan' is no number of megabytes"),
+        (["bundle", "r.tar", "--limit", "-1"], "'-1' is no number of megabytes"),
+        (["bundle", "r.tar", "--limit=1GB"], "'1GB' is no number of megabytes"),
         (["table", "--rule", "best"], "choose from"),
         (["dance"], "dance"),
         ([], "COMMAND"),
@@ -144,6 +148,24 @@ def test_a_run_of_another_process_is_left_to_it_on_demand(iekd, monkeypatch):
     monkeypatch.setattr(FileLock, "acquire", lambda *_, **__: (_ for _ in ()).throw(Timeout("")))
     status, _, err = iekd(*words_of(tiny()), "--no-wait")
     assert status == 75 and err == f"iekd: {tiny().path}: another process trains this run\n"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--batch_size", "32", "--dry_run"], ["--batch_size=32", "--dry-run"], ["--batch-size", "32", "--dry_run"],
+        ["--batch_size", "32", "--no_wait", "--dry-run"], ["--kd-alpha", "0.5", "--method=kd", "--batch_size=32", "--dry-run"],
+        ["--train_images", "130", "--batch-size=32", "--dry-run"], ["--dry-run", "--batch_size", "32", "--weight_decay=1e-3"],
+    ],
+)  # fmt: skip
+def test_options_may_be_written_as_notebooks_and_grids_write_them(iekd, words):
+    status, out, err = iekd("run", *words)
+    assert (status, err) == (0, "") and '"batch_size": 32' in out
+
+
+def test_values_and_what_follows_two_hyphens_keep_their_underscores():
+    words = ["run", "--student=my_net", "--x_y=a_b", "a_b", "--", "--c_d"]
+    assert options.spelled(words) == ["run", "--student=my_net", "--x-y=a_b", "a_b", "--", "--c_d"]
 
 
 # ---------------------------------------------------------------------- the other commands

@@ -79,7 +79,7 @@ def test_an_entry_overrides_the_base(write):
         ({"base": {"preset": "big"}, "runs": [{}]}, "run 1: preset: 'big' is not usable; choose one of smoke, class, paper"),
         ({"runs": [{"method": ["kd", "magic"]}]}, "run 1: method: 'magic' is not usable; choose one of supervised"),
         ({"runs": [{"method": "ie-ft", "explore": None}]}, "run 1: explore: None is not usable; choose one of none, l1"),
-        ({"runs": [{True: 1}]}, "run 1: True: no such parameter"),
+        ({"runs": [{True: 1}]}, "run 1: true: no such parameter"),
         ({"runs": [{"method": {"kd": 1}}]}, "run 1: method: .* is not usable"),
         ({"runs": [{"preset": {"smoke": 1}}]}, "run 1: preset: .* is not usable"),
     ],

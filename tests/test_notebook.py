@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -26,8 +28,8 @@ DEFAULTS = dict(method="ie-ft", seed=0, lr=0.1, quick=False)
 
 def checked(*injected: str, cells=("", CELL), **values):
     """`check` after papermill injected a cell of assignments."""
-    sources = [*cells, *(f"# Parameters\n{lines}" for lines in injected), "import iekd"]
-    return check(sources, {**DEFAULTS, **values})
+    sources = [*cells, *(f"# Parameters\n{lines}" for lines in injected), "notebook.parameters('method')"]
+    return check(["method, seed, lr, quick: bool"], sources, {**DEFAULTS, **values})
 
 
 def test_defaults_and_good_values_pass():
@@ -58,9 +60,10 @@ def test_a_whole_number_is_a_float_too():
 def test_a_bad_parameter_is_refused_with_the_list_of_parameters(values, message):
     with pytest.raises(ConfigError, match=message) as error:
         checked("\n".join(f"{name} = {value!r}" for name, value in values.items()), **values)
-    *known, problem = str(error.value).splitlines()  # the problem last: it is what stands on the screen
-    assert known == ["the parameters of this notebook are:", "  method: str", "  seed: int", "  lr: float", "  quick: bool"]
-    assert problem.startswith(next(iter(values)))
+    _, *known, problem = str(error.value).splitlines()  # the problem last: it is what stands on the screen
+    assert known == ["  method: str", "  seed: int", "  lr: float", "  quick: bool"]
+    name, value = next(iter(values.items()))
+    assert problem.startswith(f"{name}: ") and problem.endswith(f", in the line `{name} = {value!r}`")
 
 
 def test_all_bad_parameters_are_named_at_once():
@@ -69,48 +72,39 @@ def test_all_bad_parameters_are_named_at_once():
     assert "exlore: " in str(error.value) and "seed: 'x'" in str(error.value)
 
 
-def test_other_cells_declare_nothing():
-    cells = ("", "%matplotlib inline", CELL, "x = 1\ny: int = 2", "def f(:", "z: list = []")
+def test_cells_that_set_nothing_are_passed_over():
+    cells = ("", "%matplotlib inline", CELL, "import x", "def f(:", "def g():\n    x = 1", "_own = 3")
     assert checked(cells=cells) == DEFAULTS
 
 
-@pytest.fixture
-def kernel(monkeypatch):
-    """kernel(cell, injected, **values): what `notebook.parameters` sees."""
-
-    def kernel(cell: str, injected: str = "", **values):
-        namespace: dict = {}
-        exec(cell, namespace)
-        shell = type(
-            "Shell", (), {"user_ns": {**namespace, **values, "In": ["", cell, *([f"# Parameters\n{injected}"] if injected else [])]}}
-        )
-        monkeypatch.setattr("IPython.get_ipython", lambda: shell)
-
-    return kernel
+def configured(names: str, cell: str, injected: str = "", **fields) -> RunConfig:
+    """`run_config` in a notebook of these cells."""
+    sources = [cell, f"# Parameters\n{injected}" if injected else "", f"config = run_config({names!r}, **{fields})"]
+    namespace: dict = {"In": sources, "run_config": notebook.run_config}
+    for source in sources:
+        exec(source, namespace)
+    return namespace["config"]
 
 
-def test_a_configuration_of_the_parameters(kernel):
-    kernel(
-        "preset: str = 'smoke'\nstudent: str = ''\nseed: int = 0\nseeds: int = 5\nepochs: int = -1\nexplore: str = 'cka'",
-        "seed = 2",
-        seed=2,
-    )
-    assert notebook.run_config(method="ie-ft", seed=1) == RunConfig.create("smoke", method="ie-ft", explore="cka", seed=2)
+def test_a_configuration_of_the_parameters():
+    cell = "preset: str = 'smoke'\nstudent: str = ''\nseed: int = 0\nseeds: int = 5\nepochs: int = -1\nexplore: str = 'cka'"
+    config = configured("preset, student, seed, seeds, epochs, explore", cell, "seed = 2", method="ie-ft", seed=1)
+    assert config == RunConfig.create("smoke", method="ie-ft", explore="cka", seed=2)
 
 
-def test_a_bad_value_is_refused_by_the_configuration(kernel):
-    kernel("method: str = 'ie-ft'\nexplore: str = 'l1'", "explore = 'cca'", explore="cca")
-    with pytest.raises(ConfigError, match="explore: 'cca' is not usable; choose one of none, l1"):
-        notebook.run_config()
+def test_a_bad_value_is_refused_by_the_configuration():
+    with pytest.raises(
+        ConfigError, match="explore: 'cca' is not usable; choose one of none, l1, l2, cosine, partial-l2, orthogonal, cka, in"
+    ):
+        configured("method, explore", "method: str = 'ie-ft'\nexplore: str = 'l1'", "explore = 'cca'")
 
 
-def test_a_parameter_that_the_method_does_not_read_is_refused(kernel):
+def test_a_parameter_that_the_method_does_not_read_is_refused():
+    names = "method, explore, teacher, kd_alpha"
     cell = "method: str = 'ie-ft'\nexplore: str = ''\nteacher: str = ''\nkd_alpha: float = -1.0"
-    kernel(cell, "method = 'kd'\nexplore = 'cka'", method="kd", explore="cka")
     with pytest.raises(ConfigError, match="^explore: kd does not read it; methods that do: ie-ft$"):
-        notebook.run_config()
-    kernel(cell, "method = 'kd'\nkd_alpha = 0.5", method="kd", kd_alpha=0.5)
-    assert notebook.run_config() == RunConfig.create("smoke", method="kd", kd_alpha=0.5)
+        configured(names, cell, "method = 'kd'\nexplore = 'cka'")
+    assert configured(names, cell, "method = 'kd'\nkd_alpha = 0.5") == RunConfig.create("smoke", method="kd", kd_alpha=0.5)
 
 
 # ---------------------------------------------------------------------- papermill itself
@@ -123,22 +117,59 @@ def generated(tmp_path):
     book.cells = [
         nbformat.v4.new_markdown_cell("# Small"),
         nbformat.v4.new_code_cell("explore: str = 'l1'  # measure\nseed: int = 0  # seed", metadata={"tags": ["parameters"]}),
-        nbformat.v4.new_code_cell("from iekd.notebook import run_config\nconfig = run_config(method='ie-ft')"),
-        nbformat.v4.new_code_cell("raise SystemError('trained')"),
+        nbformat.v4.new_code_cell(
+            "from iekd.notebook import run_config\nconfig = run_config('explore, seed', method='ie-ft')\nimport matplotlib.pyplot as plt"
+        ),
+        nbformat.v4.new_code_cell("fig, ax = plt.subplots(figsize=(1, 1))\nplt.close(fig)\nfig"),
+        nbformat.v4.new_code_cell("plt.plot([1, 2]);"),
     ]
     path = tmp_path / "small.ipynb"
     nbformat.write(book, path)
     return path
 
 
-def test_papermill_with_a_wrong_parameter_fails_before_training(generated, runs, monkeypatch):
-    papermill = pytest.importorskip("papermill")
+@pytest.fixture
+def here(monkeypatch):
+    """Kernels find this checkout."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+def test_papermill_with_a_wrong_parameter_fails_before_training(generated, runs, here):
+    papermill = pytest.importorskip("papermill")
     with pytest.raises(papermill.PapermillExecutionError) as error:
         papermill.execute_notebook(generated, None, dict(exlore="cka", seed="3"), progress_bar=False)
     assert error.value.ename == "ConfigError" and "seed: '3' is no int" in error.value.evalue
     assert "exlore: this notebook has no such parameter (did you mean 'explore'?)" in error.value.evalue
     assert "explore: str\n  seed: int" in error.value.evalue and not runs.exists()
+    assert list(error.value.traceback) == [f"ConfigError: {error.value.evalue}"]  # nothing of the library's inside
+
+
+def test_figures_are_pictures_whatever_backend_the_environment_names(generated, here, monkeypatch):
+    papermill = pytest.importorskip("papermill")
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.delenv("DISPLAY", raising=False)
+    *_, returned, plotted = papermill.execute_notebook(generated, None, progress_bar=False).cells
+    shown = [[set(output.data) for output in cell.outputs] for cell in (returned, plotted)]
+    assert shown == [[{"text/plain", "image/png"}]] * 2
+
+
+@pytest.mark.parametrize("backend", ["agg", "svg", "TkAgg", "module://elsewhere", "inline", ""])
+def test_a_kernel_that_has_matplotlib_already_gets_the_inline_backend(monkeypatch, backend):
+    asked = []
+    shell = SimpleNamespace(kernel=None, run_line_magic=lambda *words: asked.append(words))
+    monkeypatch.setattr("IPython.get_ipython", lambda: shell)
+    monkeypatch.setenv("MPLBACKEND", backend)
+    monkeypatch.setitem(sys.modules, "matplotlib", object())
+    for _ in range(2):  # the second time there is nothing to do
+        notebook._show_figures()
+    assert asked == [("matplotlib", "inline")] and os.environ["MPLBACKEND"] == notebook.INLINE
+
+
+def test_outside_a_kernel_the_backend_is_left_alone(monkeypatch):
+    monkeypatch.setattr("IPython.get_ipython", lambda: None)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    notebook._show_figures()
+    assert os.environ["MPLBACKEND"] == "Agg"
 
 
 # ---------------------------------------------------------------------- grids and their notebooks
@@ -146,11 +177,11 @@ def test_papermill_with_a_wrong_parameter_fails_before_training(generated, runs,
 
 @pytest.mark.parametrize("path", sorted((ROOT / "runs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_key_of_a_grid_is_a_parameter_of_its_notebook(path):
-    grid = yaml.safe_load(path.read_text())
+    grid = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert "notebook" in grid, f"{path.name} has no key `notebook`"
     file = ROOT / grid["notebook"]
     assert file.exists(), f"{path.name} names {grid['notebook']}, which does not exist"
-    cells = json.loads(file.read_text())["cells"]
+    cells = json.loads(file.read_text(encoding="utf-8"))["cells"]
     (cell,) = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     declared = {node.target.id for node in ast.parse("".join(cell["source"])).body}
     keys = {key for entry in grid["runs"] for key in {**grid.get("base", {}), **entry}}

@@ -49,6 +49,12 @@ def cells(html: str, title: str = "last epoch") -> dict[str, list[str]]:
     return {name: rest for name, *rest in texts}
 
 
+def test_a_grid_without_a_teacher_makes_a_table_of_its_students(runs):
+    for arm in (ALONE, {"method": "tf-kd"}):
+        found = results.grid_runs(runs, [RunConfig.create("class", **arm)])
+        assert list(found["method"].unique()) == (["supervised"] if arm == ALONE else [])
+
+
 def test_grid_table_keeps_the_rows_without_records(runs, grid):
     table = cells(results.grid_html(runs, grid, "caption"))
     assert list(table)[1:] == ["Teacher", "Student alone", "KD", "FT", "IE-FT (inherit L1, explore CKA)"]

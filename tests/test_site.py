@@ -96,6 +96,36 @@ def test_figures_have_a_description(path):
     assert all(s.get("image", {}).get("alt") for s in settings if "figure" in s or "image" in s)
 
 
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """site(html) -> the problems of a page of one notebook that promises the figures fig-one and fig-two."""
+    monkeypatch.syspath_prepend(str(BOOK / "_ext"))
+    iekd_site = pytest.importorskip("iekd_site")
+    options = [{"caption": "c", "name": "fig-one"}, {"caption": "c"}, {"caption": "c", "name": "fig-two"}]
+    cells = [{"cell_type": "code", "metadata": {"mystnb": {"figure": figure}}} for figure in options]
+    (tmp_path / "page.ipynb").write_text(json.dumps({"cells": [*cells, {"metadata": {}}]}), encoding="utf-8")
+    (tmp_path / "a b.png").write_bytes(b"x")
+
+    def problems(html):
+        (tmp_path / "page.html").write_text(html, encoding="utf-8")
+        return iekd_site.problems(tmp_path, ["page"], tmp_path)
+
+    return problems
+
+
+def test_a_captioned_figure_without_a_picture_is_a_problem(site):
+    first = '<figure class="a" id="fig-one">\n<img alt="x" src="a%20b.png"/><figcaption>c</figcaption></figure>'
+    second = first.replace("fig-one", "fig-two")
+    assert site(first + second) == []
+    lacking = ["page.html: fig-two has a caption and no picture; its cell must return a figure"]
+    assert site(first) == lacking
+    assert site(first + "<pre>&lt;Figure size 792x418 with 1 Axes&gt;</pre>") == lacking
+    assert site(first + second.replace("a%20b.png", "gone.png")) == lacking
+    assert site(first + '<figure id="fig-two"><pre>text</pre></figure>') == lacking
+    assert site(first + '<div id="fig-two"><img src="a%20b.png"/></div>') == lacking
+    assert len(site("")) == 2
+
+
 @each_notebook
 def test_solutions_are_folded_on_the_site_and_in_jupyter_and_can_be_taken_out(path):
     below, solutions = False, []

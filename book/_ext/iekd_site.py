@@ -4,12 +4,14 @@
 2. The site works without network: MathJax comes from the package `sphinx-mathjax-offline`.
 3. So does the explorer: the script that draws it comes from the package `vl-convert-python`.
 4. The records lie in the site under `records/`, so that every table can link to them.
-5. The build fails on a page that loads from a foreign host, links to a missing record, or is larger than 1 MB.
+5. The build fails on a page that loads from a foreign host, links to a missing record, or is larger than 1 MB, and on one whose
+   captioned figure has no picture: MyST-NB then prints what the cell returned and drops the caption without a word.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 import sys
@@ -31,6 +33,8 @@ MAX_PAGE_BYTES = 1_000_000
 FOREIGN = re.compile(r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\bsrc=\"((?:https?:)?//[^\"]+)", re.I)
 FOREIGN_LINK = re.compile(r"<link\b(?![^>]*rel=\"(?:canonical|license)\")[^>]*?\bhref=\"((?:https?:)?//[^\"]+)", re.I)
 RECORD_LINK = re.compile(r"href=\"(?:\./)?(records/[^\"#?<]+)\"")
+FIGURE = re.compile(r"<figure\b[^>]*?\bid=\"([^\"]+)\"[^>]*>(.*?)</figure>", re.S)
+PICTURE = re.compile(r"<img\b[^>]*?\bsrc=\"([^\"]+)\"")
 
 
 def inputs_digest() -> str:
@@ -83,8 +87,21 @@ def copy_records(target: Path) -> None:
         shutil.copyfile(record, copy)
 
 
-def problems(site: Path, docs: Iterable[str]) -> list[str]:
-    """One line for each promise that a built page breaks."""
+def captioned(notebook: Path) -> list[str]:
+    """The names of the figures that a notebook promises; none if the page is no notebook."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else []
+    figures = [cell["metadata"].get("mystnb", {}).get("figure", {}) for cell in cells]
+    return [figure["name"] for figure in figures if "name" in figure]
+
+
+def drawn(site: Path, html: str) -> set[str]:
+    """The names of the figures on a page that hold a picture, in a file that exists."""
+    pictures = {name: PICTURE.search(content) for name, content in FIGURE.findall(html)}
+    return {name for name, found in pictures.items() if found and (site / unquote(found[1])).is_file()}
+
+
+def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
+    """One line for each promise that a built page breaks; `source` is the folder of the pages' sources."""
     found = []
     for page in (site / f"{doc}.html" for doc in sorted(docs)):
         text = page.read_text(encoding="utf-8")
@@ -93,6 +110,8 @@ def problems(site: Path, docs: Iterable[str]) -> list[str]:
         found += [f"{page.name}: loads {url}" for url in FOREIGN.findall(text) + FOREIGN_LINK.findall(text)]
         missing = sorted({link for link in RECORD_LINK.findall(text) if not (site / unquote(link)).is_file()})
         found += [f"{page.name}: links to {link}, which does not exist" for link in missing]
+        lacking = [name for name in captioned(source / f"{page.stem}.ipynb") if name not in drawn(site, text)]
+        found += [f"{page.name}: {name} has a caption and no picture; its cell must return a figure" for name in lacking]
     return found
 
 
@@ -104,7 +123,7 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
     copy_mathjax(site / "_static")
     write_vega(site / "_static")
     copy_records(site / "records")
-    if found := problems(site, app.env.found_docs):
+    if found := problems(site, app.env.found_docs, Path(app.srcdir)):
         raise ExtensionError("The site breaks its promises:\n" + "\n".join(found))
 
 
