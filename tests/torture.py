@@ -42,7 +42,8 @@ GRIDS = {
 }
 # A file is of the first of these kinds whose end its name has.
 KINDS = {
-    "copy": re.compile(r"/(\._|[^/]*( copy|\.sync-conflict| \(1\)))[^/]*$"), "checkpoint": re.compile(r"\.checkpoint\.safetensors$"), "record": re.compile(r"\.json$"),
+    "copy": re.compile(r"/(\._|[^/]*( copy|\.sync-conflict| \(1\)))[^/]*$"),
+    "checkpoint": re.compile(r"\.checkpoint\.safetensors$"), "record": re.compile(r"\.json$"),
     "views": re.compile(r"/views/.*\.safetensors$"), "weights": re.compile(r"\.safetensors$"), "lock": re.compile(r"\.lock$"),
     "log": re.compile(r"/cache/.*\.log$"), "damaged checkpoint": re.compile(r"\.damaged$"),
 }  # fmt: skip
