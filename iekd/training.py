@@ -134,7 +134,8 @@ def _check_last_batch(config: RunConfig) -> None:
     if not small or images < 1 or (images - 1) % size:
         return
     rather = min((other for other in range(2, images + 1) if images % other != 1), key=lambda other: abs(other - size), default=0)
-    ways = [f"batch_size: {rather}"] * (rather > 0) + [f"train_images: {images - 1 if images > 1 and size > 1 else 2}"] * (size > 1)
+    ways = [f"batch_size: {rather}", f"train_images: {images - 1}"][: 2 if size > 1 else 1]
+    ways = ways if images > 1 else [f"train_images: 2 and batch_size: {max(size, 2)}"]  # no batch size helps
     raise ConfigError(
         f"{config.path}: the last batch of an epoch has 1 image ({images} images, batch_size {size}), of which {small[0]} makes 1 value a "
         f"channel, and that cannot be normalised. Choose, for example, {' or '.join(ways)}."

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import content, tiny
 
-from iekd import engine, mutual, records, training
+from iekd import engine, methods, mutual, records, training
 from iekd.config import METHOD_FIELDS, ConfigError, RunConfig
 from iekd.engine import TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
@@ -42,9 +42,9 @@ ARMS = [(method, {}) for method in METHOD_FIELDS] + [("ie-dml", {"turns": "epoch
 
 @pytest.mark.parametrize(("method", "fields"), ARMS, ids=lambda value: value if isinstance(value, str) else "".join(value))
 def test_a_run_of_few_epochs_ends_with_its_record(method, fields):
-    for epochs in range(1, 6):
-        stages = {"init_epochs": epochs - 1} if "init_epochs" in METHOD_FIELDS[method] else {}
-        record = training.train(tiny(method, **{**FEW, **fields, **stages, "epochs": epochs}), progress=False)
+    stages = [{"init_epochs": epochs} if "init_epochs" in METHOD_FIELDS[method] else {} for epochs in range(5)]
+    configs = [tiny(method, **{**FEW, **fields, **stage, "epochs": epochs}) for epochs, stage in enumerate(stages, 1)]
+    for epochs, record in enumerate(training.train_pack(configs, progress=False), 1):
         assert len(record.history["loss"]) == epochs and record.metrics["last"].epoch == epochs
         if record.config.is_mutual:
             other = records.find(record.config.partner())
@@ -65,10 +65,12 @@ def test_a_curve_that_one_of_two_networks_has_becomes_the_others(only):
 @pytest.mark.parametrize("method", [method for method, fields in METHOD_FIELDS.items() if "split_ratio" in fields])
 def test_every_split_ratio_can_be_built(method):
     """That it is the part which inherits is tested with each method."""
-    parents = untrained(tiny(method))
+    config = tiny(method)
+    student, peer, parents = build_network(config.student, config), build_network(config.teacher, config), untrained(config)
     for percent in range(101):
-        run = engine.make_run(tiny(method, split_ratio=percent / 100), parents, torch.device("cpu"))
-        assert all(value.isfinite().all() for value in run.learner.state_dict().values())
+        one = config.replace(split_ratio=percent / 100)
+        built = methods.build(one, student, parents.get("teacher", peer), parents.get("autoencoder"))
+        assert all(value.isfinite().all() for value in built.state_dict().values())
 
 
 @pytest.mark.parametrize("ratio", [0, 0.01, 0.5, 0.99, 1])
@@ -105,8 +107,8 @@ def test_what_the_message_about_the_last_batch_says_to_choose_is_accepted(images
     except ConfigError as error:
         choices = re.findall(r"(batch_size|train_images): (\d+)", str(error))
         assert choices and network != "resnet8"
-        for name, value in choices:
-            training.check_pair(config.replace(**{name: int(value)}))
+        for chosen in [choices] if " and batch_size" in str(error) else [[choice] for choice in choices]:
+            training.check_pair(config.replace(**{name: int(value) for name, value in chosen}))
 
 
 @pytest.mark.parametrize("fields", [dict(image_size=15), dict(image_size=12, validation_images=59_999), dict(image_size=15, batch_size=1)])
@@ -154,7 +156,7 @@ def test_what_is_finished_is_loaded_in_a_thread_and_disturbs_no_seed():
     thread = threading.Thread(target=lambda: found.extend([training.train(tiny()), training.load_network(tiny())]))
     thread.start()
     thread.join()
-    assert found[0] == first and torch.equal(torch.get_rng_state(), state)
+    assert found[0] == records.find(first.config) and torch.equal(torch.get_rng_state(), state)
 
 
 FORKED = """
