@@ -24,11 +24,16 @@ help: ## show this list
 
 setup: $(READY) ## make the environment in .venv (the other targets do it when needed)
 
-# The stamp is written last and removed first. Without it an environment of ours is half made, and is made anew;
-# an environment that somebody else made is never emptied.
+# Two makes side by side: the second waits here, and then finds what the first has made.
+ifndef HELD
 $(READY): pyproject.toml | ours
 	@$(or $(PYTHON),false) -c '$(NEW_ENOUGH)' || \
 	{ echo "Python 3.11 or newer is needed (found: $(or $(PYTHON),none)). Name one: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@$(PYTHON) .ci/one-at-a-time $(MAKE) --silent HELD=1 PYTHON='$(PYTHON)' $@
+else
+# The stamp is written last and removed first. Without it an environment of ours is half made, and is made anew;
+# an environment that somebody else made is never emptied.
+$(READY): pyproject.toml | ours
 	@if [ -e $(OURS) ] && [ ! -e $@ ]; then echo "An earlier set-up was interrupted: starting again."; rm -rf $(VENV); fi
 	@if [ ! -e $(BIN)/python ]; then echo "Making $(VENV) with $(PYTHON) ..."; \
 	mkdir -p $(VENV) && touch $(OURS) && $(PYTHON) -m venv $(VENV); fi
@@ -36,6 +41,7 @@ $(READY): pyproject.toml | ours
 	@echo "Installing the packages in $(VENV); the first time this takes some minutes ..."
 	$(BIN)/python -m pip install --disable-pip-version-check -e ".[book,dev]"
 	@touch $@
+endif
 
 ours:
 	@$(or $(PYTHON),true) -c '$(OF_ANOTHER)' $(VENV)

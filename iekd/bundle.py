@@ -9,21 +9,27 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import lzma
 import math
-import re
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from iekd import grid, records, store
-from iekd.config import RunConfig
+from iekd.config import ConfigError, RunConfig
 from iekd.records import ANALYSIS, Record
 
 MANIFEST = "MANIFEST.json"
 CHECKPOINT = ".checkpoint.safetensors"
-MEMBER = re.compile(r"records(/\w[\w=.+-]*)+\.json|cache(/\w[\w=.+-]*)+\.safetensors")  # no absolute path, no '..', nothing hidden
+ENDS = {"records": (".json", ANALYSIS), "cache": (".safetensors", CHECKPOINT)}  # what an archive holds of a run, by folder
+# How archives begin that are not read here, and what else one gets in the place of an archive.
+FOREIGN = {
+    b"PK": "a zip archive", b"7z\xbc\xaf": "a 7z archive", b"Rar!": "a rar archive", b"(\xb5/\xfd": "a zstd archive",
+    b"<": "a web page", b"version https://git-lfs": "a pointer of Git LFS",
+}  # fmt: skip
 RESULT = ("parents", "weights", "data", "history", "metrics")  # what two trainings of one run must agree in: not time and machine
 
 
@@ -35,6 +41,8 @@ def pack(file: Path, configs: list[RunConfig] | None = None, limit: float = math
     other weights, the smallest of each first. Records are small and always in it. A sweep may run meanwhile.
     Raises `StoreError` if a record is damaged or the archive cannot be written.
     """
+    if not limit >= 0:
+        raise ConfigError(f"limit: {limit} is not usable; choose 0 (records only) or more")
     paths = list(grid.with_parents(configs)) if configs is not None else _all_paths()
     found = [source for path in paths for source in _sources(path)]
     sources, beyond = _within(found, limit, _needed(paths, configs or []))
@@ -74,7 +82,7 @@ def merge(file: Path) -> Merged:
     A record is refused, with its weights, if the same run has another result here, or if it learned from another teacher than the one
     here. Raises `StoreError`, before anything is taken in, for an archive that is damaged or holds anything else than `pack` writes.
     """
-    store.cache_folder().mkdir(parents=True, exist_ok=True)
+    store.check_writable(store.cache_folder() / "merge")
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=store.cache_folder()) as folder:
         _unpack(file, Path(folder))
         return _take_in(Path(folder))
@@ -85,12 +93,12 @@ def merge(file: Path) -> Merged:
 
 def _all_paths() -> list[str]:
     found = [(store.records_folder(), ".json"), (store.cache_folder(), CHECKPOINT)]
-    return sorted({str(p.relative_to(folder)).removesuffix(end) for folder, end in found for p in folder.rglob(f"*{end}")})
+    return sorted({str(p.relative_to(folder)).removesuffix(end) for folder, end in found for p in records.files(folder, end)})
 
 
 def _needed(paths: list[str], configs: list[RunConfig]) -> set[str]:
     """The names of the weights that some of these runs needs."""
-    finished = [record for path in paths if (record := store.records_folder() / f"{path}.json").exists()]
+    finished = [record for path in paths if store.exists(record := store.records_folder() / f"{path}.json")]
     known = [*grid.with_parents(configs).values(), *(records.read(record).config for record in finished)]
     return {f"cache/{parent.path}.safetensors" for config in known for parent in config.parents().values()}
 
@@ -120,9 +128,12 @@ def _size(path: Path) -> int:
 def _sources(path: str) -> Iterator[tuple[str, Path]]:
     """Member names and files of one run."""
     record, checkpoint = store.records_folder() / f"{path}.json", store.cache_folder() / f"{path}{CHECKPOINT}"
-    if record.exists():
-        yield f"records/{path}.json", record
+    if store.exists(record):
         found = records.read(record)
+        if found.config.path != path:  # of another run: `merge` would refuse it
+            records.pass_over([record])
+            return
+        yield f"records/{path}.json", record
         if (analysis := record.with_suffix(ANALYSIS)).exists() and records.read_analysis(analysis, found):
             yield f"records/{path}{ANALYSIS}", analysis
         for weights in records.weights_paths(found.config):
@@ -153,12 +164,10 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 def _unpack(file: Path, folder: Path) -> None:
     """Every member into a folder, once all were found good."""
     try:
-        with tarfile.open(file, "r:") as archive:
-            members = archive.getmembers()
-            for member in members:
-                if not member.isfile() or not (member.name == MANIFEST or MEMBER.fullmatch(member.name)):
-                    raise store.StoreError(f"{file} is refused: {member.name!r} is nothing that iekd packs. Nothing was taken in.")
-            digests = json.loads(archive.extractfile(MANIFEST).read())["files"]
+        with tarfile.open(file) as archive:  # packed again by gzip, bzip2 or xz on the way, or not
+            members = _members(file, archive)
+            listed = json.loads(archive.extractfile(MANIFEST).read())["files"]
+            digests = {name: digest for name, digest in listed.items() if not _is_hidden(name)}
             if sorted([*digests, MANIFEST]) != sorted(member.name for member in members):
                 raise ValueError("its files are not those of its list")
             for name, digest in digests.items():
@@ -166,10 +175,51 @@ def _unpack(file: Path, folder: Path) -> None:
                 if hashlib.sha256(content).hexdigest() != digest:
                     raise ValueError(f"{name} does not match its checksum")
                 store.write_atomic(folder / name, content)
-    except OSError as error:
-        raise store.StoreError(f"{file} cannot be read: {error.strerror or error}") from error
-    except (tarfile.TarError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise store.StoreError(f"{file} is damaged ({error}). Nothing was taken in; copy it again.") from error
+    except DAMAGE as error:
+        if getattr(error, "errno", None):  # of the disk, not of the archive
+            raise store.StoreError(f"{file} cannot be read: {error.strerror}") from error
+        if kind := _foreign(file):
+            way = "unpack it, or fetch what it stands for, and merge that"
+            raise store.StoreError(f"{file} is {kind} and no tar archive: {way}. Nothing was taken in.") from error
+        raise store.StoreError(f"{file} is damaged ({_first_line(error)}). Nothing was taken in; copy it again.") from error
+
+
+# What a damaged archive raises; gzip and bz2 have an OSError without number for it.
+DAMAGE = (tarfile.TarError, ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zlib.error, lzma.LZMAError)
+
+
+def _members(file: Path, archive: tarfile.TarFile) -> list[tarfile.TarInfo]:
+    """The members of an archive, without what a desktop has added. Raises `StoreError` for one that is nothing that `pack` writes."""
+    members = archive.getmembers()
+    hidden = [member.name for member in members if _is_hidden(member.name)]
+    records.pass_over([f"{file}: {name}" for name in hidden])
+    members = [member for member in members if member.name not in hidden]
+    for member in members:
+        if not member.isfile() or not (member.name == MANIFEST or _is_member(member.name)):
+            raise store.StoreError(f"{file} is refused: {member.name!r} is nothing that iekd packs. Nothing was taken in.")
+    return members
+
+
+def _first_line(error: Exception) -> str:
+    """Of an archive that cannot be opened, tarfile tells at length what it is not."""
+    return str(error).partition("\n")[0].rstrip(":")
+
+
+def _is_member(name: str) -> bool:
+    folder, _, rest = name.partition("/")
+    return folder in ENDS and records.is_place(rest, *ENDS[folder])
+
+
+def _is_hidden(name: str) -> bool:
+    """Whether a member lies in a hidden folder or is a hidden file; it is left where it is, whatever it is."""
+    return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
+
+
+def _foreign(file: Path) -> str:
+    """What a file is that is no archive of ours, as far as its first bytes tell; '' if they do not."""
+    with file.open("rb") as opened:
+        start = opened.read(100).lstrip()
+    return next((kind for begin, kind in FOREIGN.items() if start.startswith(begin)), "")
 
 
 def _take_in(folder: Path) -> Merged:
@@ -243,7 +293,7 @@ def _take_checkpoint(source: Path, folder: Path) -> bool:
     """Unless the run is finished here, or has come as far."""
     path = str(source.relative_to(folder / "cache")).removesuffix(CHECKPOINT)
     target = store.cache_folder() / f"{path}{CHECKPOINT}"
-    if (store.records_folder() / f"{path}.json").exists() or _epochs(source) <= _epochs(target):
+    if store.exists(store.records_folder() / f"{path}.json") or _epochs(source) <= _epochs(target):
         return False
     store.write_atomic(target, source.read_bytes())
     return True

@@ -33,7 +33,7 @@ def path_of(config: RunConfig) -> Path:
 def resume(path: Path, config: RunConfig, parents: dict[str, str], run: Run) -> tuple[list[dict], float]:
     """Put a run back to its checkpoint; returns its history and the seconds spent. A checkpoint that is damaged, or of another run or
     other parents, is set aside, and said so: all is checked before anything of the run is touched."""
-    if not path.exists():
+    if not store.exists(path):
         return [], 0.0
     try:
         tensors, metadata = store.load_tensors(path)

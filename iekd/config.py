@@ -6,6 +6,7 @@ the record lies. Fields that the chosen method does not read are put back to the
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -24,6 +25,7 @@ MethodName = Literal[
 Inherit = Literal["none", "l1", "l2", "cosine", "partial-l2"]
 Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka", "centred-l1"]
 
+LONGEST = 140  # characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path
 NATIVE_SIZE = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32}  # side of the images in pixels
 
 # The fields that only some methods read; the others do not belong to the identity of a run.
@@ -261,7 +263,7 @@ class RunConfig(BaseModel):
 
     def changed(self) -> dict[str, Any]:
         """The fields in which this run differs from its preset, apart from those that every path names."""
-        preset = RunConfig(**{**usual(self.preset, self.dataset), "method": self.method}).model_dump()
+        preset = _usual_run(self.preset, self.dataset, self.method)
         named = {"preset", "dataset", "teacher", "student", "method", "seed"}
         return {k: v for k, v in self.model_dump(exclude=named).items() if v != preset[k]}
 
@@ -272,8 +274,9 @@ class RunConfig(BaseModel):
 
     @property
     def path(self) -> str:
-        """Path of the record below the records folder, without suffix: '<preset>/<dataset>/<pair>/<variant>/seed<k>'."""
-        return f"{self.preset}/{self.dataset}/{self.pair}/{self.variant}/seed{self.seed}"
+        """Path of the record below the records folder, without suffix: '<preset>/<dataset>/<pair>/<variant>/seed<k>'. A variant that is
+        too long for the name of a folder is cut, and ends in a digest of the whole."""
+        return f"{self.preset}/{self.dataset}/{self.pair}/{_folder(self.variant)}/seed{self.seed}"
 
     # ------------------------------------------------------------------ parents
 
@@ -316,6 +319,20 @@ class RunConfig(BaseModel):
     def command(self) -> str:
         """The shell command that makes this run again."""
         return "iekd run " + " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.named().items())
+
+
+@functools.cache
+def _usual_run(preset: str, dataset: str, method: str) -> dict[str, Any]:
+    """All fields of a run that names nothing but these."""
+    return RunConfig(**{**usual(preset, dataset), "method": method}).model_dump()
+
+
+def _folder(variant: str) -> str:
+    """A variant as the name of a folder: the same for all its seeds."""
+    if len(variant) <= LONGEST:
+        return variant
+    digest = hashlib.sha256(variant.encode()).hexdigest()[:12]
+    return f"{variant[: LONGEST - len(digest) - 1]}-{digest}"
 
 
 def _unread_by(method: str) -> set[str]:

@@ -95,6 +95,11 @@ def image_shape(config: RunConfig) -> tuple[int, int, int]:
     return facts.channels, side, side
 
 
+def image_count(config: RunConfig) -> int:
+    """The training images of a run, known without loading them."""
+    return config.train_images or FACTS[config.dataset].train_images - config.validation_images
+
+
 def _check(config: RunConfig, available: int, side: int) -> None:
     """Refuse more images or pixels than the data set has."""
     name, held, used, size = config.dataset, config.validation_images, config.train_images, config.image_size

@@ -9,6 +9,7 @@ tensor that is read once at its end.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
@@ -45,8 +46,13 @@ def make_run(config: RunConfig, parents: Mapping[str, nn.Module], device: torch.
     """Networks, method and optimiser of a configuration at their initial values. Every method starts from the same student weights.
 
     From now on this process computes in the run's precision (`precision.settle`). `parents` are the trained networks by role: 'teacher',
-    'autoencoder'. `dataset` stands for the one that the configuration names.
+    'autoencoder'. `dataset` stands for the one that the configuration names. Raises `TrainingError` outside the main thread.
     """
+    if threading.current_thread() is not threading.main_thread():  # torch has one generator for all of them
+        raise TrainingError(
+            f"{config.path}: runs in threads would draw their initial weights from one another's seeds. Train several at once with "
+            "iekd.training.train_pack, or in processes: iekd sweep --jobs, or multiprocessing"
+        )
     precision.settle(config.precision)
     dataset = dataset or data.load(config)
     teacher, autoencoder = parents.get("teacher"), parents.get("autoencoder")

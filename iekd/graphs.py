@@ -1,21 +1,32 @@
 """Whole-step CUDA graphs: the step of all runs of a pack is captured once and replayed, so that the host has almost nothing to do.
 
 Every run is a branch on a stream of its own: small networks do not fill a card, and the branches run side by side.
+A capture that fails costs speed and nothing else: the steps are computed one by one, as on a CPU. IEKD_GRAPHS=off leaves graphs out.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from iekd.config import ConfigError
 from iekd.engine import Member, lock_step
 
 WARM_UP = 3  # eager steps before a capture, as PyTorch asks for; they are steps of the run like any other
 Logs = tuple[list[list[str]], Tensor]  # what `engine.lock_step` returns
+
+
+def graphs_wanted() -> bool:
+    """Whether $IEKD_GRAPHS leaves them on, as they are without it. Raises `ConfigError` for another word than on and off."""
+    if (word := os.environ.get("IEKD_GRAPHS", "on").strip().lower()) not in ("on", "off"):
+        raise ConfigError(f"IEKD_GRAPHS: {word!r} is not usable; choose on or off")
+    return word == "on"
 
 
 class Graphed:
@@ -24,12 +35,24 @@ class Graphed:
 
     def __init__(self) -> None:
         self.runs: list[int] = []
+        self.failed = False
 
     def __call__(self, members: Sequence[Member], part: Tensor, epoch: int) -> Logs:
+        if self.failed:
+            return lock_step(members, part, epoch)
         if (runs := [id(run.learner) for _, run in members]) != self.runs:
             self.runs, self.streams, self.graphs = runs, Streams(len(members)), {}
         kind = part.shape[-1], *(_phase(run.learner["method"], epoch) for _, run in members)
-        return self.graphs.setdefault(kind, _Graph(self.streams))(members, part, epoch)
+        try:
+            return self.graphs.setdefault(kind, _Graph(self.streams))(members, part, epoch)
+        except CaptureError as error:
+            self.failed = True
+            tqdm.write(f"no CUDA graphs ({error}): going on step by step, with the same numbers; IEKD_GRAPHS=off does so from the start")
+            return lock_step(members, part, epoch)
+
+
+class CaptureError(RuntimeError):
+    """A graph could not be captured; nothing was computed."""
 
 
 class _Graph:
@@ -45,7 +68,10 @@ class _Graph:
                 return lock_step(members, part, epoch, self.streams)
         if self.graph is None:  # it reads `self.part` and writes `self.row`
             self.part = part.clone()
-            self.graph, (self.names, self.row) = self.streams.capture(lambda: lock_step(members, self.part, epoch, self.streams))
+            try:
+                self.graph, (self.names, self.row) = self.streams.capture(lambda: lock_step(members, self.part, epoch, self.streams))
+            except Exception as error:  # whatever it is: if the step itself is wrong, that shows in the next one
+                raise CaptureError(str(error).partition("\n")[0] or type(error).__name__) from error
         self.part.copy_(part)
         self.graph.replay()
         return self.names, self.row.clone()  # the next replay overwrites it

@@ -151,11 +151,10 @@ def cost(config: RunConfig) -> float:
     """
     if "first" in config.parents():
         return 0.0
-    facts = data.FACTS[config.dataset]
-    images, side = config.train_images or facts.train_images - config.validation_images, config.image_size or facts.side
+    _, _, side = data.image_shape(config)
     shares = [(config.student, 3), (config.teacher, 3 if config.is_mutual else 1)]
     image = sum(share * flops(name, config.dataset, side) for name, share in shares if name != "none")
-    return float(config.epochs * images * image)
+    return float(config.epochs * data.image_count(config) * image)
 
 
 @functools.cache
@@ -163,5 +162,5 @@ def flops(network: str, dataset: str, side: int) -> int:
     """Floating-point operations of one image's forward pass."""
     facts = data.FACTS[dataset]
     with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counter:  # shapes only
-        networks.build(network, facts.num_classes, facts.channels)(torch.empty(1, facts.channels, side, side))
+        networks.build(network, facts.num_classes, facts.channels).eval()(torch.empty(1, facts.channels, side, side))
     return counter.get_total_flops()

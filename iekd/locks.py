@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+import torch
 from filelock import Timeout
 from tqdm import tqdm
 
-from iekd import parallel, store
+from iekd import parallel, records, store
 from iekd.config import RunConfig
 from iekd.engine import TrainingError
 
@@ -23,7 +25,9 @@ class Busy(TrainingError):
 
 @contextmanager
 def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
-    """Held by one process at a time while it trains this run. Raises `Busy` if another process holds it and this one shall not wait."""
+    """Held by one process at a time while it trains this run. Raises `Busy` if another process holds it and this one shall not wait, and
+    `StoreError`, now and not when it is trained, if its record could not be written."""
+    store.check_writable(records.record_path(config))
     path = store.cache_folder() / f"{config.path}.lock"
     with ExitStack() as held:
         try:
@@ -54,3 +58,13 @@ def _try_to_hold(held: ExitStack, config: RunConfig, wait: bool) -> bool:
             raise
         tqdm.write(f"{busy}; asking for it again every {LOOK_AGAIN_SECONDS:.0f} s")
         return False
+
+
+def _alone_after_fork() -> None:
+    """A forked process has none of the threads that its parent computed with, and would wait for them for ever: it computes with one."""
+    torch.set_num_threads(1)
+    records.provenance.cache_clear()  # which names the number of threads
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_alone_after_fork)

@@ -11,6 +11,7 @@ from torch import Tensor
 from iekd.engine import SUFFIX
 
 OTHER = {"student": "peer", "peer": "student"}
+SHARED = ("lr", "loss")  # the curves of the training, not of one of its networks
 
 
 def swap_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -19,12 +20,12 @@ def swap_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def swap_curves(curves: dict[str, list]) -> dict[str, list]:
-    """A history with the two networks exchanged; what is of both ('lr', 'loss') stays."""
+    """A history with the two networks exchanged, also what only one of them has; what is of both (`SHARED`) stays."""
     suffix = SUFFIX["peer"]
 
     def other(name: str) -> str:
-        if name.endswith(suffix):
-            return name.removesuffix(suffix)
-        return name + suffix if name + suffix in curves else name
+        if name in SHARED:
+            return name
+        return name.removesuffix(suffix) if name.endswith(suffix) else name + suffix
 
-    return {name: curves[other(name)] for name in curves}
+    return {other(name): curve for name, curve in curves.items()}

@@ -28,6 +28,8 @@ def finish(
     weights = _save_weights(config, state)
     if config.is_mutual:
         partner, swapped = config.partner(), mutual.swap_curves(curves)
+        if not records.find(config):  # its record is gone, or it is the first time
+            _refuse_orphans(_record(config, weights, parents, curves, facts))
         _save(_record(partner, _save_weights(partner, mutual.swap_state(state)), {"first": weights}, swapped, facts))
     return _save(_record(config, weights, parents, curves, facts))
 
@@ -35,8 +37,7 @@ def finish(
 def _save(record: Record) -> Record:
     """Save a record; one of a run that was trained again, and ended in the same weights, stays as it was.
 
-    Raises `TrainingError` if it ended in other weights and finished runs learned from the old ones: they would name a parent that
-    is nowhere.
+    Raises `TrainingError` if it ended in other weights and finished runs learned from the old ones, also when its record was lost.
     """
     before = records.find(record.config)
     edited = before and record.config.preset == "smoke" and before.loss_digest != record.loss_digest
@@ -45,14 +46,19 @@ def _save(record: Record) -> Record:
         return record
     if before and (before.weights, before.parents) == (record.weights, record.parents):
         return before
-    if before and before.weights != record.weights and (orphans := records.children(before.weights)):
+    _refuse_orphans(record)
+    record.save()
+    return record
+
+
+def _refuse_orphans(record: Record) -> None:
+    """Of finished runs that learned from other weights: they would name a parent that is nowhere."""
+    if orphans := records.orphans(record):
         raise TrainingError(
             f"{record.config.path}: trained again, it came out different (another machine or version?), and {len(orphans)} finished runs "
             f"learned from its lost weights ({orphans[0]}, ...). Bring these weights to {records.weights_paths(record.config)[1]}, set "
             "IEKD_RUNS to another folder, or delete its record and those of the runs that learned from it."
         )
-    record.save()
-    return record
 
 
 def _save_weights(config: RunConfig, state: dict[str, Tensor]) -> str:

@@ -10,20 +10,27 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import platform
+import re
 import subprocess
+import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict
 
 from iekd import store
-from iekd.config import RunConfig
+from iekd.config import ConfigError, RunConfig
+from iekd.hints import did_you_mean
 
 SCHEMA = 1
 ANALYSIS = ".analysis.json"  # what an analysis is called where the record is '.json'
+# A run's path, `RunConfig.path`. Nothing hidden, no copy that an editor, a desktop or a synchronisation made, no '..'.
+PLACE = re.compile(r"(\w[\w=.+-]*/)+seed(0|[1-9][0-9]*)")
 
 
 class Metric(BaseModel):
@@ -102,9 +109,28 @@ def analysis_path(config: RunConfig) -> Path:
     return store.records_folder() / f"{config.path}{ANALYSIS}"
 
 
-def files(folder: Path) -> list[Path]:
-    """The records below a folder, sorted; the analyses beside them are none."""
-    return sorted(path for path in folder.rglob("*.json") if not path.name.endswith(ANALYSIS))
+def is_place(name: str, *ends: str) -> bool:
+    """Whether a file of this name, below the folder of records or the cache, is that of a run: its path, and one of these suffixes."""
+    return any(name.endswith(end) and PLACE.fullmatch(name.removesuffix(end)) for end in ends)
+
+
+def files(folder: Path, end: str = ".json") -> list[Path]:
+    """The records below a folder (or what else of runs has this suffix), sorted. What only looks like one is passed over, and named."""
+    named = {path.relative_to(folder).as_posix(): path for path in store.walk(folder) if path.name.endswith(end)}
+    pass_over([path for name, path in named.items() if not is_place(name, end, ANALYSIS)])
+    return sorted(path for name, path in named.items() if is_place(name, end))
+
+
+def pass_over(strays: Sequence[Path | str]) -> None:
+    """Say, once for each file, that it counts for nothing."""
+    new = sorted(str(stray) for stray in strays if str(stray) not in _passed_over)
+    _passed_over.update(new)
+    if new:
+        more = f" and {len(new) - 3} more" if len(new) > 3 else ""
+        print(f"iekd: passed over, not the file of a run at its place: {', '.join(new[:3])}{more}", file=sys.stderr)
+
+
+_passed_over: set[str] = set()
 
 
 def weights_paths(config: RunConfig) -> list[Path]:
@@ -115,13 +141,13 @@ def weights_paths(config: RunConfig) -> list[Path]:
 def weights_at_hand(config: RunConfig) -> Path | None:
     """The weights file of a finished run. Only a file that the record vouches for counts."""
     record = find(config)
-    known = [path for path in weights_paths(config) if record and path.exists() and store.stored_checksum(path) == record.weights]
+    known = [path for path in weights_paths(config) if record and store.stored_checksum(path) == record.weights]
     return known[0] if known else None
 
 
 def _plain(path: Path) -> dict[str, Any]:
     """The content of a JSON file of this schema, without the key `schema`."""
-    data = json.loads(path.read_text())
+    data = json.loads(path.read_text(encoding="utf-8"))
     if data.pop("schema") != SCHEMA:
         raise ValueError(f"schema is not {SCHEMA}: a different version of iekd wrote it")
     return data
@@ -133,6 +159,8 @@ def read(path: Path) -> Record:
         record = Record(**_plain(path))
         if record.hash != record.config.hash:
             raise ValueError("its configuration does not match its hash: it was edited")
+    except PermissionError as error:
+        raise store.cannot_read(path, error) from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise store.StoreError(f"{path} is not a valid record ({error}). Restore it from git, or delete it and run it again.") from error
     return record
@@ -143,10 +171,12 @@ def read_analysis(path: Path, record: Record) -> Analysis | None:
 
     Raises `StoreError` when the file is no valid analysis.
     """
-    if not path.exists():
+    if not store.exists(path):
         return None
     try:
         analysis = Analysis(**_plain(path))
+    except PermissionError as error:
+        raise store.cannot_read(path, error) from error
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise store.StoreError(f"{path} is not a valid analysis ({error}). Delete it and run `iekd analyse` again.") from error
     return analysis if (analysis.hash, analysis.weights) == (record.hash, record.weights) else None
@@ -164,15 +194,16 @@ def analysis_of(record: Record, folder: Path | None = None) -> tuple[Analysis, R
     first, second = (place / f"{record.config.path}.json" for place in (folder, again_folder(folder)))
     if analysis := read_analysis(first.with_suffix(ANALYSIS), record):
         return analysis, record
-    if second.exists() and (again := read(second)).hash == record.hash and (analysis := read_analysis(second.with_suffix(ANALYSIS), again)):
-        return analysis, again
-    return None
+    if not store.exists(second) or (again := read(second)).hash != record.hash:
+        return None
+    analysis = read_analysis(second.with_suffix(ANALYSIS), again)
+    return (analysis, again) if analysis else None
 
 
 def find(config: RunConfig) -> Record | None:
     """The finished record of a configuration, if there is one."""
     path = record_path(config)
-    if not path.exists():
+    if not store.exists(path):
         return None
     record = read(path)
     if record.hash != config.hash:
@@ -180,10 +211,17 @@ def find(config: RunConfig) -> Record | None:
     return record
 
 
-def children(checksum: str) -> list[str]:
-    """Paths of the finished runs that learned from the weights with this checksum."""
-    folder = store.records_folder()
-    return [str(path.relative_to(folder).with_suffix("")) for path in files(folder) if checksum in read(path).parents.values()]
+def orphans(parent: Record) -> list[str]:
+    """Paths of the finished runs that learned from other weights of this run than those of `parent`."""
+    folder = store.records_folder() / parent.config.preset / parent.config.dataset  # parents and children have both in common
+    networks = set(parent.config.pair.split("-"))
+    found = [read(path) for path in files(folder) if networks <= set(path.relative_to(folder).parts[0].split("-"))]
+    return [record.config.path for record in found if _learned_elsewhere(record, parent)]
+
+
+def _learned_elsewhere(record: Record, parent: Record) -> bool:
+    roles = [role for role, config in record.config.parents().items() if config == parent.config]
+    return any(record.parents.get(role, parent.weights) != parent.weights for role in roles)
 
 
 def load(folder: Path | None = None, **where: Any) -> pd.DataFrame:
@@ -194,17 +232,28 @@ def load(folder: Path | None = None, **where: Any) -> pd.DataFrame:
     Where runs have been analysed, also the metrics of `iekd.analysis` (NaN for the others), and `last_again`: the last test error of the
     second training that was measured in place of a run whose weights were not kept.
     Keyword arguments keep the rows whose column has that value (or is in that list). Raises `StoreError` for a file that is no valid
-    record, and for a copy of a record at another place: it would count twice.
+    record, and for a copy of a record at another place: it would count twice; `ConfigError` for a column or a value that cannot be.
     """
-    folder = folder or store.records_folder()
+    folder = Path(folder or store.records_folder())
     rows = []
     for path in files(folder):
         record = _read_at_its_place(path, folder)
         rows.append(as_row(record) | _measured(record, folder))
     frame = pd.DataFrame(rows, columns=None if rows else list(_columns()))
     for column, value in where.items():
-        frame = frame[frame[column].isin(value if isinstance(value, (list, tuple, set)) else [value])]
+        values = value if isinstance(value, (list, tuple, set)) else [value]
+        _check_asked(column, values, frame)
+        frame = frame[frame[column].isin(values)]
     return frame.reset_index(drop=True)
+
+
+def _check_asked(column: str, values: Iterable[Any], frame: pd.DataFrame) -> None:
+    """Refuse what no record can have: an empty answer would be read as a result."""
+    if column not in frame:
+        raise ConfigError(f"{column}: the records have no such column{did_you_mean(column, frame.columns)}")
+    choices = get_args(RunConfig.model_fields[column].annotation) if column in RunConfig.model_fields else ()
+    if choices and (wrong := [value for value in values if value not in choices]):
+        raise ConfigError(f"{column}: {wrong[0]!r} is not usable; choose one of {', '.join(map(str, choices))}")
 
 
 def history(frame: pd.DataFrame, folder: Path | None = None) -> pd.DataFrame:
@@ -260,18 +309,9 @@ def provenance() -> dict[str, Any]:
 
     from iekd import __version__
 
-    def git(*words: str) -> str | None:
-        command = ["git", "-C", str(Path(__file__).parent), *words]
-        result = subprocess.run(command, capture_output=True, text=True, check=False)
-        return result.stdout.strip() if result.returncode == 0 else None
-
-    try:
-        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no", "--", ".")
-    except OSError:  # no git on this machine
-        commit, changes = None, None
     cuda = torch.cuda.is_available()
     return {
-        "git": {"commit": commit, "dirty": None if changes is None else bool(changes)},
+        "git": _commit(Path(__file__)),
         "versions": {
             "iekd": __version__, "python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__,
         },
@@ -280,6 +320,23 @@ def provenance() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
         },
     }  # fmt: skip
+
+
+def _commit(source: Path) -> dict[str, Any]:
+    """The commit of the repository that holds this file, and whether its folder differs from it. A repository that the file only lies in
+    (an environment in somebody's own project) says nothing of it."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}  # a hook's name another repository
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(source.parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "--", source.name)
+        changes = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(changes)}
+    except (OSError, subprocess.CalledProcessError):  # no git on this machine, or no such repository
+        return {"commit": None, "dirty": None}
 
 
 def _processor() -> str:

@@ -27,6 +27,7 @@ from iekd.engine import in_step
 POLL_SECONDS = 0.1
 SHOW_SECONDS = {True: 1.0, False: 60.0}  # until the bar is drawn again, on a terminal and in a file
 EPOCHS = re.compile(rb"(\d+)/(\d+) \[[^\]]*epoch")  # in the bar of a run
+PYTHON = [sys.executable, "-P"]  # without the current folder, where a person's random.py may lie
 LOOK_AGAIN_SECONDS = 2.0  # until a run that another process trains is looked at again
 
 
@@ -47,10 +48,10 @@ def sweep(*grids: list[RunConfig], jobs: int = 1, time_limit: float = math.inf, 
 
     The runs of a grid have precedence over those of the next, which fill what would else stand idle. Runs are packed if they can go in
     lock step (`engine.in_step`) and can start at that moment. A failed run is reported and does not stop the others; those that need it
-    are reported as failed too. A run that another process trains is left to it. After `time_limit` seconds, or when a signal asks to
-    stop (`stopping.asked`), running runs write a checkpoint and leave, which takes `stopping.GRACE` seconds at most.
-    With `analyse` the runs of the grids are measured (`iekd.analysis`) by the process that made them, right afterwards.
-    Raises `StoreError` for a damaged record before anything runs.
+    are reported as failed too, and so is one whose record is damaged. Parents of finished runs whose record is gone are made again. A
+    run that another process trains is left to it. After `time_limit` seconds, or when a signal asks to stop (`stopping.asked`), running
+    runs write a checkpoint and leave, which takes `stopping.GRACE` seconds at most. With `analyse` the runs of the grids are
+    measured (`iekd.analysis`) by the process that made them, right afterwards. Raises `StoreError` if there can be no store.
     """
     work = _Sweep(grids, jobs, pack, analyse)
     end = time.monotonic() + time_limit
@@ -142,17 +143,16 @@ class _Sweep:
 
     def __init__(self, grids: Sequence[list[RunConfig]], jobs: int, pack: int, analyse: bool = False):
         self.jobs, self.pack, self.analyse = jobs, pack, analyse
+        store.runs_folder()  # a name that is none is no run's fault
+        self.without: dict[str, str] = {}  # data set -> why it cannot be had
         configs = list({config.path: config for configs in grids for config in configs}.values())
-        self.outcomes = {config.path: Outcome(config, "loaded") for config in configs if training.finished(config)}
         self.asked_for = {config.path for config in configs}
-        todo = [config for config in configs if config.path not in self.outcomes]  # a finished run needs no parents
-        missing = {name: _no_data(name) for name in {config.dataset for config in todo}}
-        reasons = {config.path: missing[config.dataset] or _impossible(config) for config in todo}
-        self.outcomes |= {config.path: Outcome(config, "failed", reasons[config.path]) for config in todo if reasons[config.path]}
-        needed = grid.with_parents([config for config in todo if config.path not in self.outcomes])
-        self.outcomes |= {path: Outcome(config, "loaded") for path, config in needed.items() if training.finished(config)}
-        pending = in_order(grids, {path: config for path, config in needed.items() if path not in self.outcomes})
-        self.outcomes |= {config.path: Outcome(config, "pending") for config in pending}
+        self.outcomes = {config.path: self.look(config) for config in configs}
+        possible = [config for config in configs if self.outcomes[config.path].state != "failed"]
+        needed = grid.with_parents(possible + self.lost_partners(possible))
+        self.outcomes |= {path: self.look(config) for path, config in needed.items() if path not in self.outcomes}
+        pending = in_order(grids, {path: c for path, c in needed.items() if self.outcomes[path].state == "pending"})
+        self.outcomes |= {config.path: self.outcomes.pop(config.path) for config in pending}  # as they will be started
         self.pending = {config.path: config for config in pending}
         self.parents = {config.path: [parent.path for parent in config.parents().values()] for config in pending}
         self.running: list[_Child] = []
@@ -163,6 +163,26 @@ class _Sweep:
         self.bar = tqdm(
             total=sum(self.cost.values()), smoothing=0, bar_format="{percentage:3.0f} %|{bar}| {elapsed}, {remaining} left{postfix}"
         )
+
+    def look(self, config: RunConfig) -> Outcome:
+        """What is known of a run before anything runs. Whatever is wrong with one, the others do not suffer from it."""
+        try:
+            if training.finished(config):
+                return Outcome(config, "loaded")
+            if config.dataset not in self.without:
+                self.without[config.dataset] = _no_data(config.dataset)
+            if why := self.without[config.dataset]:
+                return Outcome(config, "failed", why)
+            training.check_pair(config)
+            grid.cost(config)
+        except Exception as error:
+            return Outcome(config, "failed", _reason(error))
+        return Outcome(config, "pending")
+
+    def lost_partners(self, configs: list[RunConfig]) -> list[RunConfig]:
+        """The second networks of finished mutual trainings whose own records are gone."""
+        finished = [c for c in configs if c.is_mutual and self.outcomes[c.path].state == "loaded"]
+        return [c.partner() for c in finished if self.look(c.partner()).state == "pending"]
 
     def cost_of(self, configs: Iterable[RunConfig]) -> float:
         return sum(self.cost[config.path] for config in configs)
@@ -225,7 +245,11 @@ class _Sweep:
                 self.settle_or_wait(config, child)
 
     def settle_or_wait(self, config: RunConfig, child: _Child) -> None:
-        if outcome := child.outcome(config):
+        try:
+            outcome = child.outcome(config)
+        except store.StoreError as error:  # its record was damaged meanwhile
+            outcome = Outcome(config, "failed", str(error))
+        if outcome:
             self.settle(outcome, log_path(child.configs[0]))
         else:
             self.pending[config.path] = config
@@ -272,18 +296,15 @@ def _no_data(dataset: str) -> str:
     """Why a data set cannot be had, after one try to download it; '' if it is there."""
     try:
         data.load_raw(dataset)
-    except data.DataError as error:
-        return str(error)
+    except Exception as error:
+        return _reason(error)
     return ""
 
 
-def _impossible(config: RunConfig) -> str:
-    """Why a run cannot be made, found out before its parents are; '' if nothing speaks against it."""
-    try:
-        training.check_pair(config)
-    except (ConfigError, data.DataError, training.TrainingError) as error:
-        return str(error)
-    return ""
+def _reason(error: Exception) -> str:
+    """The message of one of our own errors; of another one also what it is."""
+    ours = isinstance(error, ConfigError | data.DataError | training.TrainingError | store.StoreError)
+    return str(error) if ours else f"{type(error).__name__}: {error}"
 
 
 def _is_busy(config: RunConfig) -> bool:
@@ -299,9 +320,9 @@ def _start_process(configs: list[RunConfig], jobs: int, analyse: bool = False) -
     log = log_path(configs[0])
     log.parent.mkdir(parents=True, exist_ok=True)
     if len(configs) == 1:
-        command = [sys.executable, "-m", "iekd", *shlex.split(configs[0].command())[1:], "--no-wait"]
+        command = [*PYTHON, "-m", "iekd", *shlex.split(configs[0].command())[1:], "--no-wait"]
     else:
-        command = [sys.executable, "-m", "iekd", "pack", *(config.command() for config in configs)]
+        command = [*PYTHON, "-m", "iekd", "pack", *(config.command() for config in configs)]
     command += ["--analyse"] if analyse else []
     threads, path = str(max(1, cores() // jobs)), os.pathsep.join(filter(None, sys.path))
     environment = {"OMP_NUM_THREADS": threads, **memory.HUGE_PAGES, **os.environ, "PYTHONPATH": path}

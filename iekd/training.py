@@ -18,11 +18,11 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from iekd import checkpoint, data, digest, engine, memory, methods, parallel, records, stopping, store, views
+from iekd import checkpoint, data, digest, engine, memory, methods, networks, parallel, records, stopping, store, views
 from iekd.config import ConfigError, RunConfig
 from iekd.engine import Run, TrainingError, build_network
 from iekd.factor import FactorAutoEncoder
-from iekd.graphs import Graphed
+from iekd.graphs import Graphed, graphs_wanted
 from iekd.locks import claim, claim_for_all
 from iekd.outcome import finish
 from iekd.probe import probe
@@ -39,6 +39,8 @@ def train(config: RunConfig, *, progress: bool = True, again: bool = False, wait
     Two processes that ask for the same run share it: the second waits and then loads the record; without `wait` it raises `Busy`.
     Raises `DataError`, `StoreError` or `TrainingError` with the cause and the way out; a killed run loses one epoch, or some seconds.
     """
+    if not isinstance(config, RunConfig):
+        raise ConfigError(f"train takes a configuration, for example RunConfig.create(method='kd'), not {config!r}")
     before = parallel.lead(records.find, config)
     if before and not again and not _outdated(before):
         return before
@@ -115,13 +117,14 @@ def _say_once(message: str) -> None:
 def load_network(config: RunConfig) -> nn.Module:
     """The trained network of a finished run, in eval mode without gradient; for a factor auto-encoder, the auto-encoder."""
     tensors, _ = store.load_tensors(_weights(config))
-    with torch.random.fork_rng(devices=[]):  # whether a run is loaded or trained, the caller's random numbers stay the same
+    with torch.device("meta"):  # no values, so no random numbers: loaded or trained, the caller's stay the same
         if config.method == "factor-ae":
             channels = build_network(config.teacher, config).feature_channels  # its weights do not matter
             network, prefix = FactorAutoEncoder(channels, config.factor_ratio, config.decoder), "method.autoencoder."
         else:
             network, prefix = build_network(config.student, config), "student."
-    network.load_state_dict({name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)})
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    network.load_state_dict(state, assign=True)
     return network.eval().requires_grad_(False)
 
 
@@ -136,7 +139,8 @@ def load_run(config: RunConfig) -> Run:
 
 def check_pair(config: RunConfig) -> None:
     """Refuse, before its teacher is trained, a pair whose features the method cannot compare. Raises `TrainingError`, and `ConfigError`
-    for finite views whose teacher outputs would take too much space."""
+    for a last batch that cannot be normalised, or finite views whose teacher outputs would take too much space."""
+    _check_last_batch(config)
     try:
         methods.compared(config)
     except methods.PairError as error:
@@ -146,6 +150,22 @@ def check_pair(config: RunConfig) -> None:
         ) from None
     if config.views and config.has_teacher:
         views.shapes(config, len(data.load(config).train.labels))
+
+
+def _check_last_batch(config: RunConfig) -> None:
+    """Refuse a last batch of one image where a trained network has come down to one pixel: one value a channel has no variance."""
+    images, size = data.image_count(config), config.batch_size
+    trained = [config.student, config.teacher] if config.is_mutual else [config.teacher if config.method == "factor-ae" else config.student]
+    small = [name for name in trained if networks.last_size(name, data.image_shape(config)) == (1, 1)]
+    if not small or images < 1 or (images - 1) % size:
+        return
+    rather = min((other for other in range(2, images + 1) if images % other != 1), key=lambda other: abs(other - size), default=0)
+    ways = [f"batch_size: {rather}", f"train_images: {images - 1}"][: 2 if size > 1 else 1]
+    ways = ways if images > 1 else [f"train_images: 2 and batch_size: {max(size, 2)}"]  # no batch size helps
+    raise ConfigError(
+        f"{config.path}: the last batch of an epoch has 1 image ({images} images, batch_size {size}), of which {small[0]} makes 1 value a "
+        f"channel, and that cannot be normalised. Choose, for example, {' or '.join(ways)}."
+    )
 
 
 def make_run(config: RunConfig, device: torch.device | str = "cpu", dataset: data.DataSet | None = None) -> Run:
@@ -205,7 +225,7 @@ def _fit(configs: Sequence[RunConfig], progress: bool) -> list[Record | Training
     memory.keep()
     clock = time.monotonic()
     members = _begin(configs, device)
-    step_all = Graphed() if device.type == "cuda" and parallel.count() == 1 else None
+    step_all = Graphed() if device.type == "cuda" and parallel.count() == 1 and graphs_wanted() else None
     outcomes: dict[str, Record | TrainingError] = {}
     title = f"{configs[0].pair} {configs[0].variant} seed {configs[0].seed}" if len(configs) == 1 else f"{len(configs)} runs"
     done = sum(len(m.history) for m in members)

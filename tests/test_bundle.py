@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
 import io
 import json
+import lzma
 import tarfile
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pytest
+from test_records import STRAYS
 from tiny import made_up, tiny
 
 from iekd import analysis, bundle, checkpoint, engine, records, store, training
+from iekd.config import ConfigError
 from iekd.store import StoreError
 
 
@@ -212,14 +218,86 @@ def test_a_flipped_bit_elsewhere_is_noticed_or_means_nothing(away, tmp_path, arc
 
 @pytest.mark.parametrize(
     "name",
-    ["../out.json", "records/../../out.json", "/tmp/out.json", "records/a/../b.json", "cache/.hidden.safetensors", "cache/a.lock",
-     "records/a.py", "records//a.json", "cache\\..\\a.safetensors", "setup.py", "records/.json", "cache/x/..safetensors"],
+    ["../out.json", "records/../../out.json", "/tmp/out.json", "records/a/../b.json", "cache/x/seed0.lock", "records/x/seed0.py",
+     "records//seed0.json", "cache\\..\\a.safetensors", "setup.py", "records/x/seed0 (1).json", "results.tar"],
 )  # fmt: skip
 def test_a_member_that_is_none_of_ours_is_refused(runs, tmp_path, name):
     file = tmp_path / "b.tar"
     forge(file, {name: b"{}"})
+    assert not bundle._is_member(name)
     refused(runs, file, "is nothing that iekd packs")
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("stray", STRAYS)
+def test_a_bundle_never_holds_what_merge_refuses(runs, away, tmp_path, stray):
+    """What lies beside records and checkpoints, wherever it comes from, is left out; a record at another place too."""
+    made_up(tiny()).save()
+    begin(tiny(seed=1), 1)
+    for path, end in ((records.record_path(tiny()), ".json"), (checkpoint.path_of(tiny(seed=1)), bundle.CHECKPOINT)):
+        copy = path.parent / stray.replace(".json", end)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    misplaced = records.record_path(tiny(seed=7))
+    misplaced.write_bytes(records.record_path(tiny()).read_bytes())
+    assert bundle.pack(tmp_path / "b.tar").endswith("1 records, 0 weights, 1 checkpoints")
+    away("home")
+    assert bundle.merge(tmp_path / "b.tar") == (2, 0, [])
+
+
+def test_what_a_desktop_adds_to_an_archive_or_an_older_iekd_packed_is_passed_over(runs, tmp_path, archive, capsys):
+    path, extra = f"records/{tiny().path}", {}
+    with tarfile.open(fileobj=io.BytesIO(archive)) as good:
+        members = {member.name: good.extractfile(member).read() for member in good if member.name != bundle.MANIFEST}
+    for name in ("._records", ".DS_Store", path.replace("/seed0", "/._seed0.json"), "records/.ipynb_checkpoints/seed0.json",
+                 "cache/.merge-x/records/seed0.json", "records/.json", "cache/..x/seed0.safetensors"):  # fmt: skip
+        extra[name] = b"nothing of ours"
+    forge(tmp_path / "b.tar", members | extra)
+    assert bundle.merge(tmp_path / "b.tar") == (2, 0, []) and set(files(runs)) == set(members)
+    assert capsys.readouterr().err.count("passed over") == 1
+
+
+@pytest.mark.parametrize("name", ["b.tar", "b.tar.gz", "b"])
+@pytest.mark.parametrize("packed", [gzip.compress, bz2.compress, lzma.compress])
+def test_an_archive_that_was_compressed_on_the_way_is_read(runs, tmp_path, archive, packed, name):
+    (tmp_path / name).write_bytes(packed(archive))
+    assert bundle.merge(tmp_path / name) == (2, 0, [])
+
+
+@pytest.mark.parametrize("part", [0.1, 0.5, 0.97])
+@pytest.mark.parametrize("packed", [gzip.compress, bz2.compress, lzma.compress])
+def test_a_compressed_archive_that_was_cut_off_or_altered_is_refused(runs, tmp_path, archive, packed, part):
+    content = packed(archive)
+    at = int(part * len(content))
+    for bad in (content[:at], content[:at] + bytes([content[at] ^ 255]) + content[at + 1 :]):
+        (tmp_path / "b.tar").write_bytes(bad)
+        refused(runs, tmp_path / "b.tar", "b.tar is (damaged .*copy it again|refused)")
+
+
+def zipped(content: bytes) -> bytes:
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w") as file:
+        file.writestr("b.tar", content)
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("made", "kind"),
+    [
+        (zipped, "a zip archive"), (lambda c: b"7z\xbc\xaf\x27\x1c" + c, "a 7z archive"), (lambda c: b"Rar!\x1a\x07" + c, "a rar archive"),
+        (lambda c: b"(\xb5/\xfd" + c, "a zstd archive"), (lambda c: b"\n<!DOCTYPE html><title>Sign in", "a web page"),
+        (lambda c: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "a pointer of Git LFS"),
+    ],
+)  # fmt: skip
+def test_what_is_another_kind_of_file_is_named(runs, tmp_path, archive, made, kind):
+    (tmp_path / "b.tar").write_bytes(made(archive))
+    refused(runs, tmp_path / "b.tar", f"b.tar is {kind} and no tar archive: unpack it")
+
+
+@pytest.mark.parametrize("limit", [-1, float("nan"), -0.001, -float("inf")])
+def test_a_limit_that_is_none_is_refused(tmp_path, limit):
+    with pytest.raises(ConfigError, match="limit: .* is not usable; choose 0"):
+        bundle.pack(tmp_path / "b.tar", limit=limit)
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE])

@@ -11,6 +11,7 @@ import torch
 from tiny import tiny
 
 from iekd import engine, graphs, training
+from iekd.config import ConfigError
 from iekd.graphs import WARM_UP, Graphed
 
 EPOCHS = 5
@@ -138,3 +139,75 @@ def test_a_rate_on_the_device_is_filled_when_it_changes(monkeypatch):
         engine.set_rate(optimiser, rate)
         assert optimiser.param_groups[0]["lr"] == rate
     assert filled == [0.5, 0.25, 0.5]
+
+
+# ---------------------------------------------------------------------- when a capture fails
+
+FAILURES = {
+    "a call that is not permitted": RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might"),
+    "no memory": torch.OutOfMemoryError("CUDA out of memory."),
+    "an old driver": NotImplementedError("graphs"),
+    "no words": RuntimeError(),
+    "a wrong attribute": AttributeError("module 'torch.cuda' has no attribute 'graph'"),
+    "an assertion": AssertionError("capture"),
+}
+
+
+@pytest.mark.parametrize("kind", FAILURES)
+def test_a_capture_that_fails_costs_one_line_and_no_number(recorder, monkeypatch, capsys, kind):
+    config = tiny("kd", batch_size=24, epochs=EPOCHS)
+    plain = rows_of([config], None, [training.make_run(config)])
+    runs = [training.make_run(config)]
+    recorder(runs)
+    monkeypatch.setattr(Recorder, "capture", lambda self, step: step_then_fail(self, step, FAILURES[kind]))
+    capsys.readouterr()  # the bars of the teacher's training
+    assert rows_of([config], Graphed(), runs) == plain
+    said = "".join(capsys.readouterr())
+    assert said.count("no CUDA graphs (") == 1 and "going on step by step, with the same numbers; IEKD_GRAPHS=off" in said
+    assert len(said.strip().splitlines()) == 1
+
+
+def step_then_fail(self, step, error):
+    """As on a GPU: the step's Python has run, nothing was computed, then the capture fails."""
+    with self.as_it_was():
+        step()
+    raise error
+
+
+def test_a_capture_that_fails_in_a_later_phase_or_for_a_pack_changes_no_number(recorder, monkeypatch):
+    configs = [tiny(method, seed=seed, batch_size=24, epochs=EPOCHS) for seed in (0, 1) for method in ("supervised", "kd")]
+    plain = rows_of(configs, None, [training.make_run(config) for config in configs])
+    runs = [training.make_run(config) for config in configs]
+    engine.share_teachers(runs)
+    recorder(runs)
+    real = Recorder.capture
+
+    def second_fails(self, step):
+        return real(self, step) if Recorder.captures == 0 else step_then_fail(self, step, RuntimeError("no"))
+
+    monkeypatch.setattr(Recorder, "capture", second_fails)
+    assert rows_of(configs, Graphed(), runs) == plain and Recorder.captures == 1
+
+
+def test_a_signal_while_capturing_still_stops(recorder, monkeypatch):
+    config = tiny("kd", batch_size=24)
+    runs = [training.make_run(config)]
+    recorder(runs)
+    monkeypatch.setattr(Recorder, "capture", lambda self, step: step_then_fail(self, step, KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        rows_of([config], Graphed(), runs)
+
+
+@pytest.mark.parametrize(("word", "wanted"), [(None, True), ("on", True), ("off", False), (" OFF ", False), ("Off", False)])
+def test_graphs_can_be_switched_off(monkeypatch, word, wanted):
+    monkeypatch.delenv("IEKD_GRAPHS", raising=False)
+    if word is not None:
+        monkeypatch.setenv("IEKD_GRAPHS", word)
+    assert graphs.graphs_wanted() is wanted
+
+
+@pytest.mark.parametrize("word", ["", "0", "no", "false", "of"])
+def test_another_word_for_off_is_refused(monkeypatch, word):
+    monkeypatch.setenv("IEKD_GRAPHS", word)
+    with pytest.raises(ConfigError, match="IEKD_GRAPHS: .* is not usable; choose on or off"):
+        graphs.graphs_wanted()

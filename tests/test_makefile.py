@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,72 @@ def test_an_environment_of_another_checkout_is_left_alone(venv, tmp_path, target
     result = make(target, f"VENV={venv}")
     assert result.returncode != 0 and f"{venv} is the environment of {other}: name another one" in result.stderr
     assert not (tmp_path / "asked").exists() and venv.exists()
+
+
+# ---------------------------------------------------------------------- two at once
+
+FAKE = """#!/bin/sh
+case "$1 $2" in
+"-m venv") echo venv >> {log}; sleep 0.3; mkdir -p $3/bin; cp $0 $3/bin/python ;;
+"-m pip") echo pip >> {log}; sleep {seconds}; [ ! -e {log}.broken ] || {{ rm {log}.broken; exit 1; }}; echo installed >> {log} ;;
+"-m pytest") echo tested >> {log} ;;
+*) exec {python} "$@" ;;
+esac
+"""
+
+
+@pytest.fixture
+def fresh(tmp_path):
+    """fresh(*words) -> `make` in a clone without an environment, whose Python only writes down what it was asked to do."""
+    python = tmp_path / "python3"
+    python.write_text(FAKE.format(log=tmp_path / "log", seconds=0.7, python=sys.executable))
+    python.chmod(0o755)
+    (tmp_path / "clone" / ".ci").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", ".ci/one-at-a-time"):
+        shutil.copy(ROOT / name, tmp_path / "clone" / name)
+    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "HELD")}
+
+    def fresh(*words: str) -> subprocess.Popen:
+        command = ["make", "-C", str(tmp_path / "clone"), f"PYTHON={python}", *words]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+        )
+
+    fresh.log = tmp_path / "log"
+    return fresh
+
+
+@pytest.mark.parametrize("targets", [["test", "test"], ["setup", "test"], ["test", "setup", "torture"], ["check", "test"], ["setup"] * 4])
+def test_makes_side_by_side_on_a_fresh_clone_set_up_once_and_all_end_well(fresh, targets):
+    started = [fresh(target) for target in targets]
+    said = [process.communicate(timeout=120)[0] for process in started]
+    done = fresh.log.read_text().split()
+    assert (done.count("venv"), done.count("pip"), done.count("installed")) == (1, 1, 1), said
+    assert done.count("tested") == targets.count("test") and not any("interrupted" in words for words in said)
+    assert sum("waiting for it" in words for words in said) >= 1
+    good = [process.returncode for target, process in zip(targets, started, strict=True) if target in ("test", "setup")]
+    assert good == [0] * len(good), said
+
+
+@pytest.mark.parametrize("moment", ["venv", "pip"])
+def test_a_make_that_was_killed_in_its_setup_is_made_good_by_the_next(fresh, moment):
+    first = fresh("setup")
+    while moment not in (fresh.log.read_text().split() if fresh.log.exists() else []):
+        time.sleep(0.02)
+    second = fresh("test")
+    time.sleep(0.2)
+    os.killpg(first.pid, signal.SIGKILL)
+    said, _ = second.communicate(timeout=120)
+    assert second.returncode == 0 and "An earlier set-up was interrupted: starting again." in said
+    assert fresh.log.read_text().split()[-2:] == ["installed", "tested"]
+
+
+def test_a_setup_that_fails_is_tried_again_by_the_one_that_waited(fresh):
+    fresh.log.with_name("log.broken").touch()
+    first, second = fresh("setup"), fresh("test")
+    first.communicate(timeout=120), second.communicate(timeout=120)
+    assert sorted([bool(first.returncode), bool(second.returncode)]) == [False, True]
+    assert fresh.log.read_text().split().count("installed") == 1
 
 
 @pytest.mark.parametrize("url", ["", ROOT.as_uri(), "file:///nowhere/any/more"])

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny import made_up, tiny
 
-from iekd import records, store
-from iekd.config import RunConfig
+from iekd import mutual, records, store
+from iekd.config import LONGEST, ConfigError, RunConfig
 
 
 @pytest.fixture
@@ -126,7 +130,7 @@ def test_another_run_at_this_path_is_refused(saved):
         records.find(saved[0].config)
 
 
-@pytest.mark.parametrize("place", ["seed0 copy.json", "../other/seed0.json"])
+@pytest.mark.parametrize("place", ["seed10.json", "../other/seed0.json"])
 def test_a_copy_at_another_place_does_not_count_twice(saved, place):
     path = records.record_path(saved[0].config)
     copy = path.parent / place
@@ -136,9 +140,165 @@ def test_a_copy_at_another_place_does_not_count_twice(saved, place):
         records.load()
 
 
+STRAYS = [
+    ".ipynb_checkpoints/seed0-checkpoint.json", "._seed0.json", ".seed0.json", "seed0 copy.json", "seed0 (1).json", "seed0-PC7.json",
+    "seed0.sync-conflict-20261125-101010-ABCDEFG.json", "seed0 (Ann's conflicted copy 2026-11-25).json", "seed0~.json", "seed00.json",
+    ".stversions/seed0~20261125-101010.json", "../supervised copy/seed0.json", ".git/seed0.json", "notes.json", "._seed0.analysis.json",
+]  # fmt: skip
+
+
+def littered(path: Path, strays=STRAYS) -> list[Path]:
+    """Copies of a record where other programs leave them."""
+    made = [path.parent / stray for stray in strays]
+    for stray in made:
+        stray.parent.mkdir(exist_ok=True)
+        stray.write_bytes(path.read_bytes() if "._" not in stray.name else b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+    return made
+
+
+def test_what_other_programs_leave_in_a_store_is_passed_over_and_named_once(saved, capsys):
+    littered(records.record_path(saved[0].config))
+    assert len(records.load()) == len(records.files(store.records_folder())) == 5
+    said = capsys.readouterr().err
+    assert said.startswith("iekd: passed over, not the file of a run") and said.count("\n") == 1
+    assert f"and {len(STRAYS) - 3} more" in said
+    assert records.orphans(saved[0]) == [] and capsys.readouterr().err == ""
+
+
+@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20))
+@settings(max_examples=60, deadline=None)
+def test_of_the_names_beside_a_record_only_seeds_are_places(name):
+    """A file name is that of a run exactly if a configuration leads to it."""
+    folder, end = tiny().path.rpartition("/")[0], ".json"
+    seeds = [f"seed{k}" for k in (re.findall("^seed([0-9]+)$", name) or [0])]
+    assert records.is_place(f"{folder}/{name}{end}", end) == (name in seeds and name == f"seed{int(name[4:])}")
+    assert not records.is_place(f"{folder}/.{name}/seed0{end}", end) and not records.is_place(f"../{folder}/{name}{end}", end)
+
+
+@pytest.mark.parametrize("folder", ["runs/records", "runs/again/records"])
+def test_committed_records_have_the_paths_and_hashes_that_they_always_had(folder):
+    root = Path(__file__).parents[1] / folder
+    found = records.files(root)
+    committed = {str(path.relative_to(root)): json.loads(path.read_text()) for path in found}
+    configs = {path: RunConfig(**data["config"]) for path, data in committed.items()}
+    assert len(found) > 40 and {path: data["hash"] for path, data in committed.items()} == {p: c.hash for p, c in configs.items()}
+    assert [f"{config.path}.json" for config in configs.values()] == list(configs)
+    for record in (records.read(path) for path, config in zip(found, configs.values(), strict=True) if config.is_mutual):
+        partner = root / f"{record.config.partner().path}.json"
+        if partner.exists():
+            assert mutual.swap_curves(record.history) == records.read(partner).history
+
+
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ({"presett": "class"}, r"presett: the records have no such column \(did you mean 'preset'\?\)"),
+        ({"preset": "clas"}, "preset: 'clas' is not usable; choose one of smoke, class, paper"),
+        ({"method": ["kd", "kdd"]}, "method: 'kdd' is not usable"),
+        ({"dataset": None}, "dataset: None is not usable"),
+        ({"explore": "CKA"}, "explore: 'CKA' is not usable; choose one of none"),
+        ({"turns": ("batch", "step")}, "turns: 'step' is not usable; choose one of batch, epoch"),
+    ],
+)
+def test_what_no_record_can_have_is_refused(saved, where, message):
+    with pytest.raises(ConfigError, match=message):
+        records.load(**where)
+
+
+def test_a_folder_may_be_named_by_its_text(saved):
+    assert len(records.load(str(store.records_folder()))) == 5
+
+
+# ---------------------------------------------------------------------- long variants
+
+KNOBS = {
+    "batch_size": st.integers(1, 10**30), "lr": st.floats(1e-12, 1e12), "schedule": st.sampled_from(["steps", "onecycle"]),
+    "momentum": st.floats(0, 0.99), "weight_decay": st.floats(0, 1), "train_images": st.integers(0, 10**12), "precision": st.just("bf16"),
+    "evaluate_every": st.integers(1, 10**40), "teacher_epochs": st.integers(1, 10**20), "teacher_lr": st.floats(1e-9, 1),
+    "teachers": st.integers(1, 99), "ae_lr": st.floats(1e-9, 1), "factor_ratio": st.floats(1e-9, 1), "inherit_weight": st.floats(0, 1e9),
+    "explore_weight": st.floats(0, 1e9), "split_ratio": st.floats(0.1, 1), "explore": st.sampled_from(["cka", "l2"]),
+}  # fmt: skip
+
+
+@given(st.fixed_dictionaries({}, optional=KNOBS), st.integers(0, 2**32 - 1))
+@settings(max_examples=40, deadline=None)
+def test_every_configuration_has_a_place_of_its_own(fields, seed):
+    """However many fields are named: on any file system, the same folder for all seeds, and another one for another run."""
+    config = RunConfig.create("smoke", method="ie-ft", seed=seed, **fields)
+    assert records.is_place(f"{config.path}.json", ".json") and all(len(part) <= LONGEST for part in config.path.split("/"))
+    assert config.path.rpartition("/")[0] == config.replace(seed=1).path.rpartition("/")[0]
+    other = config.replace(lr=config.lr / 3)
+    assert other.path != config.path
+    assert (len(config.variant) <= LONGEST) == (config.path.split("/")[3] == config.variant)
+
+
+def test_a_run_with_many_fields_is_saved_found_and_listed(runs):
+    many = dict(batch_size=65, lr=0.11, schedule="steps", momentum=0.8, weight_decay=0.0001, train_images=130, validation_images=100,
+                evaluate_every=2, teacher_epochs=1, teacher_lr=0.12, teachers=4, ae_epochs=1, ae_lr=0.13, factor_ratio=0.25,
+                reconstruction="l1", decoder="conv", epochs=2, method="ie-ft", inherit="l2", explore="cka", inherit_weight=51,
+                explore_weight=49, split="halves", split_ratio=0.4)  # fmt: skip
+    configs = [RunConfig.create("smoke", **many, seed=seed) for seed in (0, 1)]
+    configs.append(configs[0].replace(split_ratio=0.3))
+    assert len(configs[0].variant) > 255
+    for config in configs:
+        made_up(config).save()
+    frame = records.load()
+    assert sorted(frame["path"]) == sorted(config.path for config in configs) and frame["variant"].nunique() == 2
+    assert shlex.split(configs[0].command())[-1] == "0" and records.find(configs[2]).config == configs[2]
+
+
 def test_provenance():
     facts = records.provenance()
     assert set(facts) == {"git", "versions", "device"} and set(facts["versions"]) == {"iekd", "python", "torch", "torchvision"}
     assert set(facts["device"]) == {"name", "type", "threads"} and set(facts["git"]) == {"commit", "dirty"}
     if (Path(__file__).parents[1] / ".git").exists() and shutil.which("git"):
         assert re.fullmatch("[0-9a-f]{40}", facts["git"]["commit"]) and isinstance(facts["git"]["dirty"], bool)
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """repository(*words) -> what git says in somebody's own repository."""
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(tmp_path / "thesis"), "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    (tmp_path / "thesis").mkdir()
+    git("init")
+    (tmp_path / "thesis" / "thesis.tex").write_text("words")
+    (tmp_path / "thesis" / ".gitignore").write_text(".venv/\n")
+    git("add", ".")
+    git("commit", "-m", "words")
+    return git
+
+
+def source_at(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "records.py").write_text("x = 1")
+    return folder / "records.py"
+
+
+NOTHING = {"commit": None, "dirty": None}
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+@pytest.mark.parametrize("place", [".venv/lib/python3.11/site-packages/iekd", "iekd", "vendor/iekd", "../elsewhere/iekd", ".git/iekd"])
+def test_a_repository_that_does_not_hold_the_source_is_not_its_provenance(repository, tmp_path, place):
+    assert records._commit(source_at(tmp_path / "thesis" / place)) == NOTHING
+
+
+@pytest.mark.skipif(not shutil.which("git"), reason="needs git")
+def test_a_repository_that_holds_the_source_is(repository, tmp_path, monkeypatch):
+    source = source_at(tmp_path / "thesis" / "iekd")
+    repository("add", ".")
+    assert records._commit(source)["dirty"]  # not committed yet
+    repository("commit", "-m", "a copy of iekd")
+    known = {"commit": repository("rev-parse", "HEAD"), "dirty": False}
+    assert records._commit(source) == known
+    (tmp_path / "thesis" / "thesis.tex").write_text("more words")  # of something else
+    monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a hook
+    assert records._commit(source) == known
+    source.write_text("x = 2")
+    assert records._commit(source) == {**known, "dirty": True}
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert records._commit(source) == NOTHING

@@ -14,7 +14,6 @@ from tiny import SMALL, content, made_up, start, tiny
 
 from iekd import checkpoint, grid, locks, records, store, sweep, training
 from iekd.config import RunConfig
-from iekd.store import StoreError
 from iekd.sweep import Outcome
 
 
@@ -112,9 +111,20 @@ def test_a_sweep_goes_on_where_it_was(started):
     assert set(states(sweep.sweep(configs)).values()) == {"loaded"} and len(started) == 2
 
 
-def test_a_finished_run_needs_no_parents(started):
-    made_up(tiny("ie-ft")).save()
-    assert states(sweep.sweep([tiny("ie-ft")])) == {tiny("ie-ft").path: "loaded"} and not started
+@pytest.mark.parametrize("method", ["kd", "ft", "ie-ft", "crd", "ie-at", "vid", "dml", "ie-dml"])
+def test_whatever_record_of_a_finished_grid_is_gone_is_made_again(started, method):
+    """The message about a damaged one asks to delete it, for "the run that made it will make it again"."""
+    first = tiny(method)
+    family = grid.with_parents([first.partner() if first.is_mutual else first])
+    for gone in family.values():
+        for config in family.values():
+            made_up(config).save()
+        records.record_path(gone).unlink()
+        started.clear()
+        found = states(sweep.sweep([first]))
+        assert started == [gone] and records.find(gone) and found[gone.path] == "done"
+        assert set(found.values()) == {"done", "loaded"} or found == {gone.path: "done"}
+        assert states(sweep.sweep([first])) == {p: "loaded" for p in family if first.partner().path != p or not first.is_mutual}
 
 
 def test_an_impossible_pair_costs_nothing(started):
@@ -136,12 +146,80 @@ def test_a_data_set_that_cannot_be_had_is_looked_for_once(started, monkeypatch):
     assert {o.reason for o in outcomes} == {"cifar10: not in this room"} and asked == ["cifar10"] and not started
 
 
-def test_a_corrupt_record_stops_the_sweep_before_anything_runs(started):
-    made_up(tiny()).save()
-    records.record_path(tiny()).write_text("{")
-    with pytest.raises(StoreError, match="is not a valid record"):
-        sweep.sweep([tiny("kd"), tiny()])
-    assert not started
+BAD = {
+    "a damaged record": lambda bad: store.write_atomic(records.record_path(bad), b"{"),
+    "an empty record": lambda bad: store.write_atomic(records.record_path(bad), b""),
+    "a record that is a folder": lambda bad: records.record_path(bad).mkdir(parents=True),
+    "another run's record": lambda bad: made_up(tiny("at")).save() or records.record_path(tiny("at")).rename(records.record_path(bad)),
+    "a folder that is a file": lambda bad: store.write_atomic(records.record_path(bad).parent, b""),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_a_run_whose_record_is_none_is_listed_as_failed_and_the_others_run(started, kind):
+    bad = tiny("kd", seed=1)
+    records.record_path(bad).parent.parent.mkdir(parents=True)
+    if "folder" not in kind:
+        records.record_path(bad).parent.mkdir()
+    BAD[kind](bad)
+    found = {outcome.config.path: outcome for outcome in sweep.sweep([bad, tiny("crd"), tiny()])}
+    assert found[bad.path].state == "failed" and str(records.record_path(bad).parent) in found[bad.path].reason
+    assert found[tiny("crd").path].state == found[tiny().path].state == "done"
+
+
+def test_a_teacher_whose_record_is_damaged_fails_with_those_that_wait_for_it(started):
+    store.write_atomic(records.record_path(tiny("kd").teacher_run()), b"{")
+    made_up(tiny("kd")).save()
+    found = states(sweep.sweep([tiny("kd"), tiny("kd", epochs=4), tiny()]))
+    assert found == {
+        tiny("kd").path: "loaded", tiny("kd").teacher_run().path: "failed", tiny("kd", epochs=4).path: "failed", tiny().path: "done",
+    }  # fmt: skip
+
+
+IMPOSSIBLE = {
+    "vgg13 at 8 pixels": dict(student="vgg13", train_images=65, batch_size=64),
+    "mobilenet at 8 pixels": dict(student="mobilenetv2x0.5", train_images=129, batch_size=128),
+    "its teacher": dict(method="kd", teacher="vgg13", train_images=65, batch_size=64),
+    "its peer": dict(method="dml", teacher="vgg13", train_images=65, batch_size=64),
+    "one image a batch": dict(student="vgg13", batch_size=1),
+    "a network beyond all memory": dict(student="wrn10_9999999999999"),
+    "views beyond the limit": dict(method="at", views=10**9, augment="standard"),
+    "a folder name beyond the limit": dict(student="wrn10_" + "1" * 300),
+    "more images than there are": dict(method="at", views=1, train_images=10**9),
+}
+
+
+@pytest.mark.parametrize("kind", IMPOSSIBLE)
+def test_whatever_one_run_does_wrong_while_it_is_planned_the_others_run(started, kind):
+    bad, good = tiny(**IMPOSSIBLE[kind]), tiny("kd", seed=1)
+    found = {outcome.config.path: outcome for outcome in sweep.sweep([bad, good])}
+    assert found[bad.path].state == "failed" and found[bad.path].reason
+    assert found[good.path].state == "done" and bad not in started
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyError, OSError, ZeroDivisionError, RecursionError])
+@pytest.mark.parametrize("step", ["cost", "data", "pair"])
+def test_whatever_goes_wrong_while_a_run_is_planned_is_its_own_fault(started, monkeypatch, step, error):
+    bad = RunConfig.create("smoke", dataset="fashion-mnist") if step == "data" else tiny(epochs=7)
+    owner, name = {"cost": (grid, "cost"), "data": (sweep.data, "load_raw"), "pair": (training, "check_pair")}[step]
+    real = getattr(owner, name)
+
+    def fail(what):
+        if what in (bad, "fashion-mnist"):
+            raise error("of a kind that nobody thought of")
+        return real(what)
+
+    monkeypatch.setattr(owner, name, fail)
+    outcomes = {outcome.config: outcome for outcome in sweep.sweep([bad, tiny()])}
+    assert outcomes[tiny()].state == "done" and outcomes[bad].state == "failed"
+    assert outcomes[bad].reason.startswith(error.__name__) and "nobody thought of" in outcomes[bad].reason
+
+
+@pytest.mark.parametrize(
+    ("network", "side"), [("vgg13", 8), ("vgg13", 15), ("mobilenetv2x0.5", 8), ("mobilenetv2x0.5", 16), ("resnet8", 8)]
+)
+def test_the_cost_of_every_network_can_be_told_at_every_size(network, side):
+    assert grid.flops(network, "cifar10", side) > 0
 
 
 def test_at_the_time_limit_the_rest_is_pending(started, monkeypatch):
@@ -261,6 +339,31 @@ def test_a_run_that_cannot_be_started_is_a_failed_run(runs, monkeypatch):
     (runs / "cache").write_text("a file where a folder should be")
     (outcome,) = sweep.sweep([tiny()])
     assert outcome.state == "failed" and "cannot start" in outcome.reason
+
+
+@pytest.mark.parametrize("gone", ["teacher", "autoencoder"])
+def test_a_parent_made_again_comes_out_the_same_or_it_is_said(runs, gone):
+    child = tiny("ft")
+    training.train(child, progress=False)
+    config = child.parents()[gone]
+    before = content(records.find(config))
+    records.record_path(config).unlink()
+    found = states(sweep.sweep([child]))
+    assert found[config.path] == "done" and set(found.values()) == {"done", "loaded"} and content(records.find(config)) == before
+    learned = records.find(child)
+    records.record_path(config).unlink()
+    changed = learned.model_copy(update={"parents": {**learned.parents, gone: "0" * 64}})  # as if another machine had made it
+    changed.save()
+    found = {outcome.config.path: outcome for outcome in sweep.sweep([child])}
+    assert found[config.path].state == "failed" and "1 finished runs learned from its lost weights" in found[config.path].reason
+    assert not records.find(config) and records.find(child) == changed
+
+
+def test_a_file_of_the_working_folder_does_not_shadow_a_library(runs, tmp_path, monkeypatch):
+    for name in ("random.py", "torch.py", "iekd.py", "typing.py", "json.py", "signal.py"):
+        (tmp_path / name).write_text("raise SystemExit('not meant')")
+    monkeypatch.chdir(tmp_path)
+    assert [outcome.state for outcome in sweep.sweep([tiny(epochs=1)])] == ["done"]
 
 
 LONG = {**SMALL, "epochs": 3000}  # a minute if nobody stops it

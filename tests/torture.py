@@ -2,10 +2,12 @@
 
     python tests/torture.py --minutes 5 --seed 0
 
-Two sweeps on one store are started again and again; at random moments a training process, a sweep, or a sweep with all its children gets
-SIGKILL or SIGTERM, and files are cut off, altered or removed. At the end one sweep finishes in peace, and every record must equal, but
-for times, that of a sweep nobody disturbed; no record may ever have changed or vanished by itself. Round after round until the time is
-over. First, once, the disk of a store runs full. Exit status 1 if anything was lost; the folder is then kept. Linux only.
+Two sweeps on one store, of two grids each, one of them with packs, are started again and again; at random moments a training process, a
+sweep, or a sweep with all its children gets SIGKILL or SIGTERM, and files of every kind are cut off, emptied, altered, removed, or get a
+copy beside them. At the end one sweep finishes in peace; then, at rest, something is done to a file of every kind, and a sweep must make
+it good. Every record must equal, but for times, that of a sweep nobody disturbed; no record may ever have changed or vanished by itself.
+Round after round until the time is over. First, once, the disk of a store runs full. Exit status 1 if anything was lost, with what
+differs; the folder is then kept. Linux only.
 """
 
 from __future__ import annotations
@@ -31,20 +33,34 @@ import yaml
 ROOT = Path(__file__).parents[1]
 TIMES = ("started", "seconds", "images_per_second")
 # Some seconds a run, so that checkpoints are written and found.
-GRID = {
-    "base": {
-        "preset": "smoke", "teacher": "resnet8x0.5", "student": "resnet8x0.25", "train_images": 400, "validation_images": 100,
-        "epochs": 150, "teacher_epochs": 80, "ae_epochs": 40,
-    },
-    "runs": [{"method": ["kd", "ie-ft"], "seed": [0, 1]}],
+BASE = {
+    "preset": "smoke", "teacher": "resnet8x0.5", "student": "resnet8x0.25", "train_images": 400, "validation_images": 100, "epochs": 120,
 }  # fmt: skip
+GRIDS = {
+    "first.yaml": {"base": {**BASE, "teacher_epochs": 80, "ae_epochs": 40}, "runs": [{"method": ["kd", "ie-ft"], "seed": [0, 1]}]},
+    "second.yaml": {"base": BASE, "runs": [{"method": "dml", "seed": 0}, {"method": "at", "views": 1, "teacher_epochs": 80, "seed": 0}]},
+}
+# A file is of the first of these kinds whose end its name has.
+KINDS = {
+    "copy": re.compile(r"/(\._|[^/]*( copy|\.sync-conflict| \(1\)))[^/]*$"),
+    "checkpoint": re.compile(r"\.checkpoint\.safetensors$"), "record": re.compile(r"\.json$"),
+    "views": re.compile(r"/views/.*\.safetensors$"), "weights": re.compile(r"\.safetensors$"), "lock": re.compile(r"\.lock$"),
+    "log": re.compile(r"/cache/.*\.log$"), "damaged checkpoint": re.compile(r"\.damaged$"),
+}  # fmt: skip
+WAYS = {
+    "record": ["cut off", "emptied", "removed", "copied"], "checkpoint": ["cut off", "emptied", "altered", "removed", "copied"],
+    "weights": ["cut off", "emptied", "altered", "removed", "copied"], "views": ["cut off", "emptied", "altered", "removed"],
+    "lock": ["removed at rest"], "log": ["cut off", "emptied", "removed"], "damaged checkpoint": ["removed"], "copy": ["removed"],
+}  # fmt: skip
+COPIES = ["._{}", "{} copy{}", "{}.sync-conflict-20261125-101010{}", "{} (1){}"]
 
 
-def start(folder: Path, jobs: int = 1) -> subprocess.Popen:
+def start(folder: Path, jobs: int = 1, pack: int = 1) -> subprocess.Popen:
     """A sweep on the store in `folder`, in a process group of its own."""
     folder.mkdir(exist_ok=True)
     environment = {**os.environ, "IEKD_RUNS": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    words = [sys.executable, "-m", "iekd", "sweep", str(folder.parent / "grid.yaml"), "--jobs", str(jobs)]
+    grids = [str(folder.parent / name) for name in GRIDS]
+    words = [sys.executable, "-m", "iekd", "sweep", *grids, "--jobs", str(jobs), "--pack", str(pack)]
     with (folder / "sweeps.log").open("a") as log:
         return subprocess.Popen(words, stdout=log, stderr=log, env=environment, process_group=0)
 
@@ -55,7 +71,7 @@ def training(folder: Path) -> dict[int, int]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if (
-                b"iekd\0run\0" in (process / "cmdline").read_bytes()
+                re.search(rb"iekd\0(run|pack)\0", (process / "cmdline").read_bytes())
                 and f"IEKD_RUNS={folder}\0".encode() in (process / "environ").read_bytes()
             ):
                 found[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
@@ -65,15 +81,32 @@ def training(folder: Path) -> dict[int, int]:
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the records say, without times; a damaged one says nothing."""
+    """What the records say, without times; a damaged one says nothing. How many ran in a pack is no result."""
     found = {}
-    for path in sorted(folder.glob("records/**/*.json")):
+    for path in sorted(path for path in folder.glob("records/**/*.json") if kind_of(path) == "record"):
         try:
             content = json.loads(path.read_text())
         except ValueError:
             content = {}
+        content.get("device", {}).pop("packed", None)
         found[str(path.relative_to(folder))] = {name: value for name, value in content.items() if name not in TIMES}
     return found
+
+
+def kind_of(path: Path) -> str:
+    """What kind of file this is; '' if none that is touched."""
+    return next((kind for kind, end in KINDS.items() if end.search(str(path))), "")
+
+
+def compare(calm: dict, found: dict, when: str) -> None:
+    """End the torture unless both are the same, and say which record differs in what."""
+    lines = [f"  {path}: missing" for path in calm.keys() - found.keys()]
+    lines += [f"  {path}: nobody asked for it" for path in found.keys() - calm.keys()]
+    for path in calm.keys() & found.keys():
+        differ = [name for name in calm[path].keys() | found[path].keys() if calm[path].get(name) != found[path].get(name)]
+        lines += [f"  {path}: {name} is {found[path].get(name)!r:.200}, not {calm[path].get(name)!r:.200}" for name in sorted(differ)]
+    if lines:
+        raise SystemExit("\n".join([f"FAILED: {when}, the records are not those of a calm sweep", *sorted(lines)]))
 
 
 def finish(folder: Path) -> None:
@@ -85,7 +118,7 @@ def finish(folder: Path) -> None:
             return
         words = log.read_bytes()[said:].decode(errors="replace")
         for name in re.findall(rf"({re.escape(str(folder))}\S+) (?:is damaged|cannot be read|is not a valid record)", words):
-            Path(name).unlink(missing_ok=True)
+            Path(name).unlink(missing_ok=True)  # deleting is what the message asks for
     raise SystemExit(f"FAILED: a sweep of {folder} does not come to its end; see {log}")
 
 
@@ -124,17 +157,33 @@ def stop_sweep(folder: Path, sweeps: list[subprocess.Popen], chance: random.Rand
 
 
 def damage(folder: Path, sweeps: list[subprocess.Popen], chance: random.Random) -> str:
-    """Cut off, alter or remove a checkpoint or weights; cut off a record."""
-    files = sorted(p for p in folder.rglob("*") if p.suffix in (".safetensors", ".json") and not p.name.startswith("."))
-    if not files:
-        return ""
-    victim = chance.choice(files)
-    kind = "record" if victim.suffix == ".json" else "checkpoint" if ".checkpoint." in victim.name else "weights"
-    way = "cut off" if kind == "record" else chance.choice(["cut off", "altered", "removed"])
+    """Do something to a file: all kinds that are there have the same chance, for there are few checkpoints at a time."""
+    found = files(folder)
+    kind = chance.choice(sorted(found)) if found else ""
+    ways = [way for way in WAYS.get(kind, []) if "rest" not in way]
+    return hurt(chance.choice(found[kind]), kind, chance.choice(ways), chance) if ways else ""
+
+
+def files(folder: Path) -> dict[str, list[Path]]:
+    """The files of a store that may be touched, by kind."""
+    found: dict[str, list[Path]] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and (not p.name.startswith(".") or kind_of(p) == "copy")):
+        if kind := kind_of(path):
+            found.setdefault(kind, []).append(path)
+    return found
+
+
+def hurt(victim: Path, kind: str, way: str, chance: random.Random) -> str:
+    """Do this to a file; '' if it has just gone."""
     try:
         content = bytearray(victim.read_bytes())
-        if way == "removed":
+        if way.startswith("removed"):
             victim.unlink()
+        elif way == "copied":
+            name = chance.choice(COPIES).format(victim.name.partition(".")[0], victim.name[victim.name.index(".") :])
+            victim.with_name(name if name.endswith(victim.suffix) else f"{name}{victim.suffix}").write_bytes(content)
+        elif way == "emptied" or not content:
+            victim.write_bytes(b"")
         elif way == "altered":
             content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
             victim.write_bytes(content)
@@ -167,8 +216,10 @@ def fill_disk(folder: Path, calm: dict) -> str:
         said = "No space left" in "".join(p.read_text(errors="replace") for p in folder.rglob("*.log"))
         subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
         finish(folder)
-        if not status or any(calm[path] != early[path] for path in early) or results(folder) != calm:
-            raise SystemExit("FAILED: a full disk lost something")
+        compare({path: calm[path] for path in early}, early, "on a full disk")
+        compare(calm, results(folder), "after a full disk")
+        if not status:
+            raise SystemExit("FAILED: a sweep on a full disk called itself done")
         return f"full disk: stopped with {len(early)} of {len(calm)} records{' and said so' if said else ''}, and went on to the end"
     finally:
         subprocess.run(["umount", "-l", folder], check=True)
@@ -181,11 +232,10 @@ def torture(folder: Path, calm: dict, until: float, chance: random.Random) -> Co
     while time.monotonic() < until and results(folder) != calm:
         sweeps = [sweep for sweep in sweeps if sweep.poll() is None]
         while len(sweeps) < 2:
-            sweeps.append(start(folder))
+            sweeps.append(start(folder, pack=chance.choice([1, 3])))
         time.sleep(chance.uniform(0.2, 5))
         found = results(folder)
-        if lost := [path for path, content in known.items() if found.get(path) != content]:
-            raise SystemExit(f"FAILED: {lost} changed or vanished")
+        compare(known, {path: found[path] for path in known.keys() & found.keys()}, "without an attack on them")
         (action,) = chance.choices(list(ACTIONS), list(ACTIONS.values()))
         if what := action(folder, sweeps, chance):
             done[what] += 1
@@ -198,8 +248,23 @@ def torture(folder: Path, calm: dict, until: float, chance: random.Random) -> Co
     for sweep in sweeps:
         sweep.wait(60)
     finish(folder)
-    if results(folder) != calm:
-        raise SystemExit("FAILED: the records are not those of a calm sweep")
+    compare(calm, results(folder), "at the end of a round")
+    return done + at_rest(folder, calm, chance)
+
+
+def at_rest(folder: Path, calm: dict, chance: random.Random) -> Counter:
+    """When all is finished: a record of every method is gone, as a message asks for, and a file of every kind is hurt."""
+    done: Counter = Counter()
+    by_method = {calm[path]["config"]["method"]: path for path in chance.sample(sorted(calm), len(calm))}
+    for path in by_method.values():
+        (folder / path).unlink()
+        done["record removed at rest"] += 1
+    for kind, found in files(folder).items():
+        way = chance.choice(WAYS[kind])
+        if what := hurt(chance.choice(found), kind, way, chance):
+            done[what if "rest" in what else f"{what} at rest"] += 1
+    finish(folder)
+    compare(calm, results(folder), f"after {', '.join(sorted(done))}")
     return done
 
 
@@ -220,7 +285,8 @@ def main() -> None:
     options = parser.parse_args()
     chance, done, rounds = random.Random(options.seed), Counter(), 0
     folder = Path(tempfile.mkdtemp(prefix="iekd-torture-"))
-    (folder / "grid.yaml").write_text(yaml.safe_dump(GRID))
+    for name, grid in GRIDS.items():
+        (folder / name).write_text(yaml.safe_dump(grid))
     print(f"seed {options.seed}, {folder}; first a calm sweep", flush=True)
     try:
         finish(folder / "calm")

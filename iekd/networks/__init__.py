@@ -45,6 +45,11 @@ def feature_shapes(name: str, image: tuple[int, int, int]) -> dict[str, tuple[in
     return {feature: tuple(value.shape[1:]) for feature, value in output.features.items()}
 
 
+def last_size(name: str, image: tuple[int, int, int]) -> tuple[int, ...]:
+    """(H, W) of the last feature for images of shape (C, H, W): the smallest in the network."""
+    return [shape for feature, shape in feature_shapes(name, image).items() if feature.startswith("stage")][-1][1:]
+
+
 def _constructor(name: str) -> Callable[..., nn.Module]:
     if name == "vgg13":
         return VGG13
