@@ -1,4 +1,6 @@
-"""Active neurons: planted subspaces and linear models with a known answer, and what the count does and does not depend on."""
+"""Active neurons: planted subspaces and linear models with a known answer, and what the count does
+and does not depend on.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ def seeded():
 
 def pictures(count: int) -> tuple[Tensor, Tensor]:
     """Normalised images with blobs in them, and labels."""
-    return nn.functional.interpolate(torch.randn(count, 3, 4, 4), size=16, mode="bicubic"), torch.randint(0, 10, (count,))
+    blobs = nn.functional.interpolate(torch.randn(count, 3, 4, 4), size=16, mode="bicubic")
+    return blobs, torch.randint(0, 10, (count,))
 
 
 class Head(nn.Module):
@@ -37,7 +40,8 @@ class Head(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         before = images * 1
-        return finish(self.head, {"stage1_pre": before, "stage1": before.relu() if self.relu else before})
+        after = before.relu() if self.relu else before
+        return finish(self.head, {"stage1_pre": before, "stage1": after})
 
 
 # ---------------------------------------------------------------------- counting
@@ -58,32 +62,46 @@ def test_a_loss_that_responds_to_so_many_directions_has_so_many_active_neurons(r
 def test_eigenvalues_that_are_typed_in():
     rotation = torch.linalg.qr(torch.randn(5, 5, dtype=torch.double)).Q
     matrix = rotation @ torch.tensor([50.0, 30, 15, 4, 1]).double().diag() @ rotation.T
-    assert [directions(matrix, share) for share in (0.49, 0.51, 0.79, 0.94, 0.96, 0.995)] == [1, 2, 2, 3, 4, 5]
+    assert [directions(matrix, share) for share in (0.49, 0.51, 0.79, 0.94, 0.96, 0.995)] == [
+        1,
+        2,
+        2,
+        3,
+        4,
+        5,
+    ]
     assert participation(matrix) == pytest.approx(100**2 / (50**2 + 30**2 + 15**2 + 4**2 + 1))
     assert participation(torch.eye(7)) == pytest.approx(7)
     zero, empty = torch.zeros(3, 3), torch.zeros(0, 0)
-    assert directions(zero, 0.95) == directions(empty, 0.95) == participation(zero) == participation(empty) == 0
+    for matrix in (zero, empty):
+        assert directions(matrix, 0.95) == participation(matrix) == 0
 
 
 @pytest.mark.parametrize("relu", [False, True])
 def test_gradients_of_a_linear_model_are_the_closed_form(relu):
-    network, images, labels = Head(6, 4, relu).double(), torch.randn(900, 6, 3, 3).double(), torch.randint(0, 4, (900,))
+    network, images, labels = (
+        Head(6, 4, relu).double(),
+        torch.randn(900, 6, 3, 3).double(),
+        torch.randint(0, 4, (900,)),
+    )
     found = loss_gradients(network, images, labels)
     feature = images.relu() if relu else images
     surprise = network(images).logits.softmax(1) - nn.functional.one_hot(labels, 4)
-    wanted = (surprise @ network.head.weight / 9)[..., None, None] * ((feature == images) if relu else torch.ones(6, 3, 3))
+    wanted = (surprise @ network.head.weight / 9)[..., None, None] * (feature == images)
     assert torch.allclose(found, wanted)
     flat = wanted.detach().numpy().transpose(0, 2, 3, 1).reshape(-1, 6)
     assert np.allclose(moment(found), sum(np.outer(g, g) for g in flat) / len(flat))
-    assert directions(moment(found), NEARLY_ALL) == (6 if relu else 3)  # classes - 1 where nothing bends
+    assert directions(moment(found), NEARLY_ALL) == (6 if relu else 3)  # 3 = classes - 1
 
 
 def test_gradients_of_a_batch_are_those_of_its_images_alone():
     network, (images, labels) = committed_teacher(), pictures(6)
     together = loss_gradients(network, images, labels)
     for k in range(6):
-        assert torch.allclose(loss_gradients(network, images[k : k + 1], labels[k : k + 1])[0], together[k], atol=1e-6)
-    assert together.shape == (6, 64, 4, 4) and not any(p.grad is not None for p in network.parameters())
+        alone = loss_gradients(network, images[k : k + 1], labels[k : k + 1])
+        assert torch.allclose(alone[0], together[k], atol=1e-6)
+    assert together.shape == (6, 64, 4, 4)
+    assert all(p.grad is None for p in network.parameters())
 
 
 # ---------------------------------------------------------------------- a trained network
@@ -134,7 +152,8 @@ def test_numbers_of_a_network_and_of_its_halves(trained):
         pca = PCA(svd_solver="full").fit(pooled[:, part].double().numpy())
         assert found[f"pca99_{name}"] == (pca.explained_variance_ratio_.cumsum() < 0.99).sum() + 1
         values = pca.explained_variance_
-        assert found[f"participation_{name}"] == pytest.approx(values.sum() ** 2 / (values**2).sum(), rel=1e-4)
+        ratio = values.sum() ** 2 / (values**2).sum()
+        assert found[f"participation_{name}"] == pytest.approx(ratio, rel=1e-4)
         assert found[f"ablation_{name}"] == sum(cost > 0.1 for cost in costs[part].tolist())
     assert found["active_a"] < found["active_all"] and found["active_b"] < found["active_all"]
 
