@@ -10,11 +10,13 @@ pixels, layer by layer, in parts that add up to it. The rule is z+ (Montavon et 
 relevance goes to its inputs in proportion to their *positive* contributions; biases get nothing.
 Residual sums follow the same rule, the pixels the z-box rule. By autograd: a layer that computes y,
 and whose contributions add up to z, is replaced by r = z * stop(y / z). That equals y, and "input x
-gradient" of the whole is the relevance. It is linear in the score: maps of halves add up, too. A
-unit that fires by its bias alone, all its inputs being zero, keeps its relevance. So sums are exact
-for networks without such units, and nearly so for our trained ResNets, WRNs and VGG; in
-MobileNetV2, whose filters see one channel each, most relevance ends there: compare the sum with the
-score before you show a map.
+gradient" of the whole is the relevance. It is linear in the score: maps of halves add up, too.
+
+* A residual sum could also share by both signs, which explodes where a normalisation follows it
+  (WRN): its input may be near zero while its output is not. Maps depend on this choice.
+* A unit that fires by its bias alone, all its inputs being zero, keeps its relevance: there is
+  nothing to hand it to. So the sum may fall short of the score, on the digits' black ground by a
+  little, in MobileNetV2, whose filters see one channel each, by much. Compare the two.
 
 **Class activation map** (Zhou et al. 2016): the same score before the mean over positions. It needs
 no rule.
@@ -78,7 +80,7 @@ def corners(mean: Tensor, std: Tensor) -> Box:
 def relevance(
     network: nn.Module, images: Tensor, labels: Tensor, box: Box, parts: Parts = WHOLE
 ) -> dict[str, Tensor]:  # fmt: skip
-    """Relevance (N, H, W) of every pixel for the score of `labels`, by part; it sums to the score.
+    """Relevance (N, H, W) of every pixel for the score of `labels`, by part; its sum is the score.
 
     `network` is traceable by torch.fx; `images` (N, C, H, W) are normalised and lie in the `box`.
     """
@@ -176,7 +178,7 @@ class ZBox(ZPlus):
 
 
 def agreement(one: Tensor, other: Tensor) -> float:
-    """Pearson correlation over the pixels of maps (N, H, W), mean over images; 0 for a constant one."""
+    """Pearson correlation over the pixels of maps (N, H, W), mean over images; 0 if constant."""
     a, b = (maps.flatten(1).double() for maps in (one, other))
     a, b = (maps - maps.mean(1, keepdim=True) for maps in (a, b))
     return F.cosine_similarity(a, b, eps=1e-30).mean().item()
@@ -249,9 +251,9 @@ def random_last_stage(network: nn.Module, seed: int = 0) -> nn.Module:
 def delete(images: Tensor, order: Tensor, share: float, tile: int = 1) -> Tensor:
     """Normalised images (N, C, H, W) with a `share` of their tiles grey: the first in `order`.
 
-    The highest value of `order` (N, H, W) goes first. A tile has `tile` x `tile` pixels and ranks by
-    their mean; of equal ones the upper left goes first. Grey is 0, the mean of the data set. Raises
-    `ValueError` if tiles do not fill the image.
+    The highest value of `order` (N, H, W) goes first. A tile has `tile` x `tile` pixels and ranks
+    by their mean; of equal ones the upper left goes first. Grey is 0, the mean of the data set.
+    Raises `ValueError` if tiles do not fill the image.
     """
     height, width = images.shape[2:]
     if height % tile or width % tile:

@@ -84,6 +84,12 @@ def test_a_class_activation_map_sums_to_the_score_of_its_part():
 # ---------------------------------------------------------------------- the rules
 
 
+def test_the_box_holds_every_pixel_and_no_more():
+    black, white = torch.tensor([0, 255], dtype=torch.uint8).view(2, 1, 1, 1).expand(2, 3, 1, 1)
+    for end, pixel in zip(BOX, (black, white), strict=True):
+        assert torch.allclose(end, augment.normalise(pixel[None], MEAN, STD))
+
+
 FAMILIES = ("resnet20", "resnet14x0.5", "wrn16_2", "vgg13", "mobilenetv2x0.5")
 
 
@@ -109,6 +115,17 @@ def test_relevance_sums_to_the_score(name):
     wanted = scores(network, images, labels)["all"]
     missing = whole(network, images, labels).sum((1, 2)) - wanted
     assert missing.abs().max() < 1e-4 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_no_layer_hands_on_more_than_it_got(name):
+    """Whatever the biases: shares are positive and sum to one at most, in residual sums, too."""
+    network, images, labels = lived(name), pictures(4), torch.arange(4)
+    maps = whole(network, images, labels)
+    with torch.no_grad():
+        pooled = network(images).features["pooled"]
+        got = relevance.contributions(network, pooled, labels).abs().sum(1)
+    assert (maps.abs().sum((1, 2)) <= got * (1 + 1e-4)).all()
 
 
 def test_relevance_of_a_trained_network_sums_to_the_score_and_halves_to_the_whole():
