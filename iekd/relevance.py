@@ -265,7 +265,11 @@ def delete(images: Tensor, order: Tensor, share: float, tile: int = 1) -> Tensor
 
 
 def centre(images: Tensor) -> Tensor:
-    """The order (N, H, W) that knows nothing of the image: the nearer to its centre, the higher."""
+    """The order (N, H, W) that knows nothing of the image: the nearer to its centre, the higher.
+
+    A floor for maps, to be read at shares that end with a ring, 4 of 4 x 4 tiles: of tiles at one
+    distance `delete` takes the upper ones, and in photographs the lower ones count for more.
+    """
     rows, columns = (torch.arange(side) - (side - 1) / 2 for side in images.shape[2:])
     return -(rows[:, None] ** 2 + columns**2).expand(len(images), -1, -1)
 
