@@ -2,8 +2,8 @@
 
 `analyse(config)` measures once and leaves `seed<k>.analysis.json` beside the record; `records.load` then has the columns that
 `METRICS` lists. The sources say that the paper shows CKA between features and the loss under Gaussian weight noise, not how they were
-computed: every definition here is our choice. (They also name a number of active neurons. It is left out: its definition is not given,
-and by the plain one, a mean activation above some part of the largest, all channels of a feature are active.)
+computed: every definition here is our choice. The relevance maps and the number of active neurons that they also name are in
+`iekd.relevance` and `iekd.neurons`.
 """
 
 from __future__ import annotations
