@@ -104,9 +104,16 @@ def _outdated(record: Record) -> bool:
         if edited:
             _say_once(f"{config.path}: its loss was edited since it was trained; train(config, again=True) trains anew")
         return False
-    known = {role: records.find(parent) for role, parent in config.parents().items()}
-    parents = {role: parent for role, parent in known.items() if parent is not None}  # a finished run needs none
-    return edited or any(p.weights != record.parents[role] or _outdated(p) for role, p in parents.items())
+    parents = {role: found for role, parent in config.parents().items() if (found := _find(parent))}
+    return edited or any(record.parents.get(role, p.weights) != p.weights or _outdated(p) for role, p in parents.items())
+
+
+def _find(config: RunConfig) -> Record | None:
+    """The record of a run, if it is there and can be read: a finished run needs no parents."""
+    try:
+        return records.find(config)
+    except store.StoreError:
+        return None
 
 
 @functools.cache

@@ -113,7 +113,7 @@ def test_a_wrong_option_exits_with_2_and_a_message(iekd, runs, words, message):
         (["table"], "iekd: there are no records of preset 'class' in "),
         (["run", "--seed", "many"], "iekd: seed: 'many' is not usable"),
         (["run", "--student", "resnet21"], "iekd: network 'resnet21' is not known; the networks are"),
-        (["run", "--preset", "big"], "iekd: preset: 'big' is not usable; choose one of smoke, class, paper"),
+        (["run", "--preset", "big"], "iekd: preset: 'big' is not usable; choose one of smoke, class, desk, paper"),
         (["run", "--train-images", "5000"], "iekd: train_images: 5000 is not usable"),
         (["run", "--method", "ft", "--teacher", "vgg13"], "Choose a pair with the same down-sampling"),
         (["sweep", "none.yaml"], "iekd: none.yaml: No such file"),
