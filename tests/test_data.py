@@ -204,6 +204,20 @@ def test_a_lossy_pack_is_read_and_packed_again(alone, lossy):
     assert sources.load_raw("imagenette", ours.parent).checksum == raw.checksum
 
 
+@pytest.mark.parametrize("method", ["ft", "ie-ft"])
+def test_two_epochs_on_a_lossy_pack_with_networks_of_imagenet(alone, lossy, monkeypatch, method):
+    """Teacher, factor auto-encoder and student, from the pack to the record."""
+    from iekd.training import train
+
+    monkeypatch.setenv("IEKD_DATA", str(alone))
+    pair = dict(teacher="resnet18x0.0625_3x3", student="resnet10x0.0625_3x3")
+    epochs = dict(epochs=2, teacher_epochs=2, ae_epochs=1, evaluate_every=2)
+    few = dict(train_images=64, validation_images=20, batch_size=32)
+    record = train(RunConfig.create("class", dataset="imagenette", method=method, **pair, **epochs, **few))
+    assert record.config.image_size == 0 and record.data["checksum"] == sources.load_raw("imagenette").checksum
+    assert record.metrics["last"].epoch == 2 and set(record.parents) == {"teacher", "autoencoder"}
+
+
 @pytest.mark.parametrize("name", ["train-01.jpg", "val-00.jpg", "labels.npz", "manifest.json"])
 def test_damage_of_a_lossy_pack_is_refused(alone, lossy, name):
     path = lossy[0] / name
