@@ -275,7 +275,7 @@ def _read_cifar(name: str, folder: Path) -> Raw:
 
 
 def _read_imagenette(name: str, folder: Path) -> Raw:
-    """torchvision's files, decoded and squashed, which takes half a minute; a pack of them (`iekd data pack`) is read in seconds."""
+    """torchvision's files, decoded and squashed: 7 s of a core. A pack of them (`iekd data pack`) takes half of it."""
     kind, path, parts = _torchvision(name), folder / IMAGENETTE, []
     try:
         for split, count in IMAGENETTE_COUNTS.items():
