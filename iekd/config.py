@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from iekd.hints import did_you_mean
 from iekd.presets import PRESETS, usual
 
-Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100"]
+Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagenette"]
 MethodName = Literal[
     "supervised", "factor-ae", "kd", "ft", "ie-ft", "at", "od", "tf-kd", "fitnet", "ab", "ie-at", "ie-od",
     "sp", "cc", "vid", "rkd", "pkt", "nst", "crd", "dml", "ie-dml",
@@ -26,7 +26,7 @@ Inherit = Literal["none", "l1", "l2", "cosine", "partial-l2"]
 Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka", "centred-l1"]
 
 LONGEST = 140  # characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path
-NATIVE_SIZE = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32}  # side of the images in pixels
+NATIVE_SIZE = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32, "imagenette": 64}  # side of the images in pixels
 
 # The fields that only some methods read; the others do not belong to the identity of a run.
 _TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
@@ -311,7 +311,7 @@ class RunConfig(BaseModel):
 
     def named(self) -> dict[str, str]:
         """The fields that make this run again, as text: what a command line or papermill must name, the preset fills in the rest."""
-        preset = PRESETS[self.preset]
+        preset = usual(self.preset, self.dataset) | {"dataset": PRESETS[self.preset]["dataset"]}
         named = {k: getattr(self, k) for k in ("dataset", "teacher", "student") if getattr(self, k) not in ("none", preset[k])}
         fields = {"preset": self.preset, "method": self.method, **named, **self.changed(), "seed": self.seed}
         return {name: _text(value) for name, value in fields.items()}

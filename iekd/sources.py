@@ -5,6 +5,10 @@ Sources, in this order: a data root that the user names (argument, else the vari
 the default folder. In a root, data set NAME may lie as a sprite pack (iekd.sprites) or in torchvision's layout, in
 `<root>/NAME` or in `<root>` itself.
 `digits` always comes from scikit-learn's wheel.
+
+`imagenette` is Imagenette v2 squashed to 64 x 64 pixels: from torchvision's download of its 160-pixel version
+(`imagenette2-160`), averaged over areas, or from a pack that was squashed and stored as JPEG once more
+(`imagenette64`). The images are the same and in the same order; their pixels are not, so the checksums differ.
 """
 
 from __future__ import annotations
@@ -15,12 +19,13 @@ import os
 import sys
 import zlib
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from iekd import store
@@ -37,6 +42,9 @@ IDX = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
+IMAGENETTE, IMAGENETTE_SIDE = "imagenette2-160", 64
+IMAGENETTE_COUNTS = {"train": 9469, "val": 3925}
+OTHER_FOLDERS = {"imagenette": ("imagenette64",)}  # what a pack's folder may be called, beside the data set's name
 FASHION_CHECKSUM = "ca3ab2a37f845e1b"  # MNIST's files have the same names, and plain IDX files carry no hash
 
 
@@ -128,7 +136,7 @@ def default_folder() -> Path:
 def find(name: str, root: Path | None) -> Found | None:
     """The first place that has the data set, or None."""
     for folder in _roots(root):
-        for place in (folder / name, folder):
+        for place in (*(folder / called for called in _folder_names(name)), folder):
             if found := _look_into(place, name):
                 return found
     return None
@@ -150,13 +158,19 @@ def _roots(root: Path | None) -> list[Path]:
     return [*([root] if root else []), default_folder(), DEBIAN]
 
 
+def _folder_names(name: str) -> tuple[str, ...]:
+    return name, *OTHER_FOLDERS.get(name, ())
+
+
 def _look_into(folder: Path, name: str) -> Found | None:
     # A damaged pack counts as found: the reader then says what is wrong with it, instead of a download nobody expects.
-    traces = any((folder / file).exists() for file in ("manifest.json", "labels.npz", "train-00.webp"))
-    if traces and (folder.name == name or pack_name(folder) == name):
+    traces = any((folder / file).exists() for file in ("manifest.json", "labels.npz", "train-00.webp", "train-00.jpg"))
+    if traces and (folder.name in _folder_names(name) or pack_name(folder) == name):
         return Found(folder, _read_pack)
     if name in CIFAR and (folder / CIFAR[name]).is_dir():
         return Found(folder, _read_cifar)
+    if name == "imagenette" and (folder / IMAGENETTE).is_dir():
+        return Found(folder, _read_imagenette)
     if name == "fashion-mnist":
         for place in (folder, folder / "FashionMNIST" / "raw"):
             if all(_idx_file(place, stem).exists() for stem in IDX.values()):
@@ -196,7 +210,8 @@ def _ways_out(name: str) -> str:
 def _torchvision(name: str) -> Any:
     from torchvision import datasets  # here, because it costs a second that a pack does not need
 
-    return {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion-mnist": datasets.FashionMNIST}[name]
+    kinds = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion-mnist": datasets.FashionMNIST}
+    return kinds[name] if name in kinds else partial(datasets.Imagenette, size="160px")
 
 
 # ---------------------------------------------------------------------- reading
@@ -257,6 +272,26 @@ def _read_cifar(name: str, folder: Path) -> Raw:
         path = folder / CIFAR[name]
         raise DataError(f"{path}: {error}. Delete the folder; it is then looked for elsewhere or downloaded.") from None
     return _raw(train.data.transpose(0, 3, 1, 2), train.targets, test.data.transpose(0, 3, 1, 2), test.targets)
+
+
+def _read_imagenette(name: str, folder: Path) -> Raw:
+    """torchvision's files, decoded and squashed: 7 s of a core. A pack of them (`iekd data pack`) takes half of it."""
+    kind, path, parts = _torchvision(name), folder / IMAGENETTE, []
+    try:
+        for split, count in IMAGENETTE_COUNTS.items():
+            files = kind(folder, split=split, transform=_squash)
+            if len(files) != count:
+                raise OSError(f"{len(files)} instead of {count} images in {split}")
+            images, labels = zip(*files, strict=True)
+            parts += [np.stack(images).transpose(0, 3, 1, 2), labels]
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"{path}: {error}. Delete the folder; it is then looked for elsewhere or downloaded.") from None
+    return _raw(*parts)
+
+
+def _squash(image: Image.Image) -> np.ndarray:
+    """uint8 (64, 64, 3), each pixel the mean of its area, whatever the shape of the image."""
+    return np.asarray(image.resize((IMAGENETTE_SIDE, IMAGENETTE_SIDE), Image.Resampling.BOX))
 
 
 def _read_fashion(name: str, folder: Path) -> Raw:

@@ -4,6 +4,9 @@ A pack is a folder with `train-00.webp`, `test-00.webp`, ... (1000 images each i
 rows, row-major; the last sheet of a split is filled up with black), `labels.npz` (arrays named `train_*` and `test_*`,
 one entry an image) and `manifest.json` (size and SHA-256 of every file, SHA-256 of the decoded pixels of each split).
 CIFAR-10 takes 102 MB, its official archive 170. Every byte read is checked: sticks do corrupt files.
+
+A lossy pack is read as well, and never written: JPEG sheets of 256 images (16 x 16), the second split called `val`, and
+no hash of the pixels, because decoders of JPEG differ in rounding.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -22,6 +26,7 @@ from PIL import Image
 
 COLUMNS, ROWS = 40, 25
 SHEET = COLUMNS * ROWS
+LOSSY_GRID = 16, 16  # columns, rows
 SPLITS = ("train", "test")
 AGAIN = "Copy the folder again from where it came from, or make it anew with `iekd data pack`."
 
@@ -83,8 +88,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
-        _ = [manifest[f"{split}_pixels_sha256"] for split in SPLITS]
         _ = manifest["files"]["labels.npz"]
+        _ = [manifest[f"{split}_pixels_sha256"] for split in SPLITS if not _is_lossy(manifest)]
         _ = [(known["bytes"], known["sha256"]) for known in manifest["files"].values()]
     except FileNotFoundError:
         raise DataError(f"{path}: missing, so nothing in this folder can be checked. {AGAIN}") from None
@@ -111,32 +116,40 @@ def _read_labels(folder: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray
     content = _read_file(folder, manifest, "labels.npz")
     try:
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            return {key: arrays[key] for key in arrays if key.split("_")[0] in SPLITS}
+            found = {re.sub("^val_", "test_", key): arrays[key] for key in arrays}
+            return {key: values for key, values in found.items() if key.split("_")[0] in SPLITS}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise DataError(f"{folder / 'labels.npz'}: cannot be decoded ({error}). {AGAIN}") from None
 
 
 def _read_split(folder: Path, manifest: dict[str, Any], split: str) -> np.ndarray:
     """All images of a split, uint8 (N, C, H, W)."""
-    names = sorted((n for n in manifest["files"] if n.startswith(f"{split}-")), key=lambda n: (len(n), n))
+    lossy = _is_lossy(manifest)
+    stem = "val" if lossy and split == "test" else split
+    names = sorted((n for n in manifest["files"] if n.startswith(f"{stem}-")), key=lambda n: (len(n), n))
     if not names:
-        raise DataError(f"{folder / 'manifest.json'}: names no sheet {split}-00.webp. {AGAIN}")
+        raise DataError(f"{folder / 'manifest.json'}: names no sheet {stem}-00.webp. {AGAIN}")
     mode = manifest.get("mode", "RGB")
     pixels = np.concatenate([_read_sheet(folder, manifest, name, mode) for name in names])
-    pixels = pixels[: manifest.get(split, len(pixels))]  # the number of images; a pack without it fills every sheet
-    if _sha256(pixels) != manifest[f"{split}_pixels_sha256"]:
+    pixels = pixels[: manifest.get(stem, len(pixels))]  # the number of images; a pack without it fills every sheet
+    if not lossy and _sha256(pixels) != manifest[f"{split}_pixels_sha256"]:
         raise DataError(f"{folder}: the decoded {split} pixels differ from the manifest's SHA-256. {AGAIN}")
     return pixels
 
 
 def _read_sheet(folder: Path, manifest: dict[str, Any], name: str, mode: str) -> np.ndarray:
-    """The 1000 images of one sheet, uint8 (1000, C, H, W)."""
+    """The images of one sheet, uint8 (1000 or 256, C, H, W)."""
     content = _read_file(folder, manifest, name)
     try:
         sheet = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
-        return _cut(sheet[..., :1] if mode == "L" else sheet)  # WebP knows no grey: its three channels are equal
+        grid = LOSSY_GRID if _is_lossy(manifest) else (COLUMNS, ROWS)
+        return _cut(sheet[..., :1] if mode == "L" else sheet, *grid)  # WebP knows no grey: its three channels are equal
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / name}: cannot be decoded ({error}). {AGAIN}") from None
+
+
+def _is_lossy(manifest: dict[str, Any]) -> bool:
+    return any(name.endswith(".jpg") for name in manifest["files"])
 
 
 # ---------------------------------------------------------------------- writing
@@ -179,11 +192,11 @@ def _manifest(folder: Path, name: str, images: dict[str, np.ndarray]) -> dict[st
 # ---------------------------------------------------------------------- the sheet
 
 
-def _cut(sheet: np.ndarray) -> np.ndarray:
-    """(25 H, 40 W, C) -> (1000, C, H, W)."""
-    height, width = sheet.shape[0] // ROWS, sheet.shape[1] // COLUMNS
-    cells = sheet.reshape(ROWS, height, COLUMNS, width, -1).transpose(0, 2, 4, 1, 3)
-    return cells.reshape(SHEET, -1, height, width)
+def _cut(sheet: np.ndarray, columns: int, rows: int) -> np.ndarray:
+    """(rows H, columns W, C) -> (rows columns, C, H, W)."""
+    height, width = sheet.shape[0] // rows, sheet.shape[1] // columns
+    cells = sheet.reshape(rows, height, columns, width, -1).transpose(0, 2, 4, 1, 3)
+    return cells.reshape(rows * columns, -1, height, width)
 
 
 def _paste(images: np.ndarray) -> np.ndarray:

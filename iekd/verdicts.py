@@ -14,7 +14,7 @@ from iekd import tuning
 from iekd.arms import label, record_link, runs_of
 from iekd.claims import CLAIMS, CONFIRMATORY, NO_ANALYSIS, NO_RUNS, PILOT, PLANNED, REHEARSED, SMALLEST, TEACHER, TOO_FEW, TRUST, Claim
 from iekd.config import ConfigError, RunConfig
-from iekd.presets import PRESETS
+from iekd.presets import PRESETS, usual
 from iekd.results import torch_versions
 from iekd.stats import Paired, by_teacher, detectable, holm, outcome, paired, summary
 from iekd.tables import METRICS, foot, framed, interval, number, p_text, smallest
@@ -201,10 +201,11 @@ def _rival(frame: pd.DataFrame, claim: Claim, b: dict[str, Any], preset: str, co
 
 def _swap(preset: str, setting: dict[str, Any], swapped: bool) -> dict[str, Any]:
     """The pair; swapped, its small teacher is trained no longer than the large student, or it might be the better of the two."""
-    pair = {k: setting.get(k, PRESETS[preset][k]) for k in ("teacher", "student")}
+    usually = usual(preset, setting.get("dataset", PRESETS[preset]["dataset"]))
+    pair = {k: setting.get(k, usually[k]) for k in ("teacher", "student")}
     if not swapped:
         return pair
-    return {"teacher": pair["student"], "student": pair["teacher"], "teacher_epochs": PRESETS[preset]["epochs"]}
+    return {"teacher": pair["student"], "student": pair["teacher"], "teacher_epochs": usually["epochs"]}
 
 
 def _arm(frame: pd.DataFrame, preset: str, fields: dict[str, Any], metric: str, of_teacher: bool = False) -> Arm | None:

@@ -175,12 +175,13 @@ def test_doctor(iekd):
     made_up(tiny()).save()
     status, out, _ = iekd("doctor")
     assert status == 0 and "torch" in out and "device: " in out and "records: 1 in" in out
-    assert all(name in out for name in ("digits", "fashion-mnist", "cifar10", "cifar100"))
+    assert all(name in out for name in ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenette"))
 
 
 def test_data_list(iekd, tmp_path):
     status, out, _ = iekd("data", "list", "--root", tmp_path)
-    assert status == 0 and [line.split()[0] for line in out.splitlines()] == ["digits", "fashion-mnist", "cifar10", "cifar100"]
+    names = ["digits", "fashion-mnist", "cifar10", "cifar100", "imagenette"]
+    assert status == 0 and [line.split()[0] for line in out.splitlines()] == names
 
 
 def test_sweep_dry_run_and_summary(iekd, tmp_path):
@@ -195,7 +196,7 @@ def test_sweep_dry_run_and_summary(iekd, tmp_path):
     for config in (tiny("kd"), tiny("kd").teacher_run()):
         made_up(config, error=20).save()
     status, out, _ = iekd("sweep", grid)
-    assert status == 0 and f"loaded   12.50 %  {tiny().path}" in out and out.splitlines()[-1] == "2 runs, 0 failed"
+    assert status == 0 and f"loaded   12.50 %  {tiny().path}" in out and out.splitlines()[-1] == "3 runs, 0 failed"
 
 
 def test_table(iekd):

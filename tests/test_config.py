@@ -30,7 +30,7 @@ def every_run() -> list[RunConfig]:
         (dict(explore="cca"), r"explore: 'cca' is not usable; choose one of none, l1, l2, cosine, partial-l2, orthogonal, cka"),
         (dict(method="ie"), r"method: 'ie' is not usable; choose one of supervised, factor-ae, kd, ft, ie-ft"),
         (dict(method=["kd"]), r"method: \['kd'\] is not usable"),
-        (dict(dataset="mnist"), r"dataset: 'mnist' is not usable; choose one of digits, fashion-mnist, cifar10, cifar100"),
+        (dict(dataset="mnist"), r"dataset: 'mnist' is not usable; choose one of digits, fashion-mnist, cifar10, cifar100, imagenette"),
         (dict(seed=-1), r"seed: -1 is not usable; .*greater than or equal to 0"),
         (dict(epochs="many"), r"epochs: 'many' is not usable; .*integer"),
         (dict(epochs=2.5), r"epochs: 2.5 is not usable"),
@@ -189,11 +189,21 @@ def test_the_printed_command_is_the_run():
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", METHOD_FIELDS)
-@pytest.mark.parametrize("dataset", ["digits", "fashion-mnist", "cifar10", "cifar100"])
+@pytest.mark.parametrize("dataset", NATIVE_SIZE)
 def test_the_printed_command_names_what_differs_from_the_preset(preset, method, dataset):
     read = {name: OTHER[name] for name in METHOD_FIELDS[method]}
     config = RunConfig.create(preset, method=method, dataset=dataset, teacher="wrn16_2", student="resnet8x0.5", seed=3, **read)
     assert parsed(config) == config, config.command()
+
+
+def test_the_printed_command_names_a_pair_that_is_usual_elsewhere():
+    """Imagenette has a pair of its own at class scale: that one goes without saying, the pair of CIFAR does not."""
+    usual = RunConfig.create("class", dataset="imagenette", method="ie-ft")
+    cifar = RunConfig.create("class")
+    other = usual.replace(teacher=cifar.student, student=cifar.student)
+    assert "teacher" not in usual.command() and "--teacher resnet8 --student resnet8" in other.command()
+    assert parsed(usual) == usual and parsed(other) == other
+    assert (usual.image_size, usual.train_images, usual.kd_alpha) == (0, 0, RunConfig.create("class", dataset="cifar100").kd_alpha)
 
 
 # ---------------------------------------------------------------------- parents

@@ -1,6 +1,7 @@
 """Packs, sources and splits; the large sets are tested where they are at hand (shared/data, Debian's package)."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -169,6 +170,62 @@ def test_writing_refuses_what_makes_no_pack(tmp_path):
         write_pack(tmp_path / "p", "p", **good)
 
 
+@pytest.fixture
+def lossy(tmp_path, monkeypatch):
+    """A pack of JPEG sheets as ../shared/data/imagenette64 is one: 300 and 20 images of one colour each."""
+    from PIL import Image
+
+    folder, files = tmp_path / "imagenette64", {}
+    folder.mkdir()
+    colours = np.random.default_rng(0).integers(0, 256, (512, 3), np.uint8)
+    for name, start in (("train-00", 0), ("train-01", 256), ("val-00", 100)):
+        tiles = colours[start : start + 256].reshape(16, 16, 3)
+        sheet = tiles.repeat(64, 0).repeat(64, 1)
+        Image.fromarray(sheet).save(folder / f"{name}.jpg", quality=92)
+    labels = {"train_labels": np.arange(300) % 10, "val_labels": np.arange(20) % 10, "val_names": np.array([b"x"] * 20)}
+    np.savez(folder / "labels.npz", **labels)
+    for path in folder.iterdir():
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sprites._sha256(path.read_bytes())}
+    (folder / "manifest.json").write_text(json.dumps({"train": 300, "val": 20, "files": files}))
+    return folder, colours
+
+
+def test_a_lossy_pack_is_read_and_packed_again(alone, lossy):
+    """16 x 16 images a sheet, row by row, the rest of the last sheet left out; its `val` is our test set."""
+    folder, colours = lossy
+    raw = sources.load_raw("imagenette", alone)
+    assert raw.train_images.shape == (300, 3, 64, 64) and raw.test_images.shape == (20, 3, 64, 64)
+    middle = raw.train_images[:, :, 20:44, 20:44].double().mean((2, 3))
+    assert (middle - torch.from_numpy(colours[:300])).abs().max() < 3
+    assert (raw.test_images[:, :, 32, 32].int() - torch.from_numpy(colours[100:120])).abs().max() < 6
+    assert raw.test_labels.tolist() == list(range(10)) * 2
+    assert sources.find("imagenette", folder).folder == folder and sources.find("cifar10", folder) is None
+    ours = sources.pack("imagenette", alone / "again", alone)
+    assert sources.load_raw("imagenette", ours.parent).checksum == raw.checksum
+
+
+@pytest.mark.parametrize("method", ["ft", "ie-ft"])
+def test_two_epochs_on_a_lossy_pack_with_networks_of_imagenet(alone, lossy, monkeypatch, method):
+    """Teacher, factor auto-encoder and student, from the pack to the record."""
+    from iekd.training import train
+
+    monkeypatch.setenv("IEKD_DATA", str(alone))
+    pair = dict(teacher="resnet18x0.0625_3x3", student="resnet10x0.0625_3x3")
+    epochs = dict(epochs=2, teacher_epochs=2, ae_epochs=1, evaluate_every=2)
+    few = dict(train_images=64, validation_images=20, batch_size=32)
+    record = train(RunConfig.create("class", dataset="imagenette", method=method, **pair, **epochs, **few))
+    assert record.config.image_size == 0 and record.data["checksum"] == sources.load_raw("imagenette").checksum
+    assert record.metrics["last"].epoch == 2 and set(record.parents) == {"teacher", "autoencoder"}
+
+
+@pytest.mark.parametrize("name", ["train-01.jpg", "val-00.jpg", "labels.npz", "manifest.json"])
+def test_damage_of_a_lossy_pack_is_refused(alone, lossy, name):
+    path = lossy[0] / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match=f"{name}: "):
+        sources.load_raw("imagenette", alone)
+
+
 # ---------------------------------------------------------------------- finding
 
 
@@ -236,6 +293,58 @@ def test_a_damaged_torchvision_folder_is_not_unpickled(tmp_path):
     (folder / "data_batch_1").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
     with pytest.raises(DataError, match="cifar-10-batches-py.*Delete"):
         sources.load_raw("cifar10", tmp_path)
+
+
+def imagenette_files(root, sizes):
+    """torchvision's layout with one image a class and size: lossless, whatever they are called."""
+    from PIL import Image
+
+    random = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for label in range(10):
+            folder = root / sources.IMAGENETTE / split / f"n0{label}"
+            folder.mkdir(parents=True)
+            for i, (height, width) in enumerate(sizes):
+                pixels = random.integers(0, 256, (height, width, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f"n0{label}_{i}.JPEG", "PNG")
+
+
+@pytest.fixture
+def official(tmp_path, monkeypatch):
+    from torchvision.datasets import Imagenette
+
+    monkeypatch.setattr(Imagenette, "_WNID_TO_CLASS", {f"n0{label}": (str(label),) for label in range(10)})
+    monkeypatch.setattr(sources, "IMAGENETTE_COUNTS", {"train": 20, "val": 20})
+    imagenette_files(tmp_path, [(128, 192), (160, 160)])
+    return tmp_path
+
+
+def test_imagenette_of_torchvision_is_squashed_by_area(official):
+    from PIL import Image
+
+    raw = sources.load_raw("imagenette", official)
+    assert raw.train_images.shape == raw.test_images.shape == (20, 3, 64, 64)
+    assert raw.train_labels.tolist() == [label for label in range(10) for _ in range(2)]
+    first = np.asarray(Image.open(official / sources.IMAGENETTE / "train" / "n00" / "n00_0.JPEG"))
+    blocks = first.reshape(64, 2, 64, 3, 3).mean((1, 3)).transpose(2, 0, 1)
+    assert np.abs(raw.train_images[0].numpy() - blocks).max() <= 1  # Pillow rounds after each direction
+    assert sources.find("imagenette", official).folder == official
+
+
+def test_half_an_imagenette_is_refused(official):
+    (official / sources.IMAGENETTE / "val" / "n03" / "n03_1.JPEG").unlink()
+    with pytest.raises(DataError, match="imagenette2-160: 19 instead of 20 images in val. Delete"):
+        sources.load_raw("imagenette", official)
+    shutil.rmtree(official / sources.IMAGENETTE / "train")
+    with pytest.raises(DataError, match="imagenette2-160: .*Delete"):
+        sources.load_raw("imagenette", official)
+
+
+def test_a_download_asks_for_the_small_imagenette():
+    from torchvision.datasets import Imagenette
+
+    kind = sources._torchvision("imagenette")
+    assert kind.func is Imagenette and Imagenette._ARCHIVES[kind.keywords["size"]][0].endswith(f"/{sources.IMAGENETTE}.tgz")
 
 
 def test_fashion_files_must_be_fashion(alone):
@@ -352,4 +461,16 @@ def test_shared_packs(name, inexact):
     assert len(set(found.validation.labels.bincount().tolist())) == 1 and found.flip and found.pad == 4
     assert (0 if found.test.exact is None else int((~found.test.exact).sum())) == inexact
     check_statistics(found, sources.load_raw(name, SHARED))
+    sources._load.cache_clear()
+
+
+@needs_shared
+def test_shared_imagenette():
+    found = data.load(config("imagenette", validation_images=1000), SHARED)
+    assert found.train.images.shape == (8469, 3, 64, 64) and found.test.images.shape == (3925, 3, 64, 64)
+    assert found.validation.labels.bincount().tolist() == [100] * 10 and found.flip and found.pad == 8
+    assert found.train.labels.bincount().tolist() == [863, 855, 893, 758, 841, 856, 861, 831, 851, 860]
+    check_statistics(found, sources.load_raw("imagenette", SHARED))
+    facts = data.FACTS["imagenette"]
+    assert (facts.train_images, facts.side) == (9469, data.image_shape(config("imagenette", image_size=0))[1])
     sources._load.cache_clear()

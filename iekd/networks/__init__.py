@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from iekd.networks.common import Output
+from iekd.networks.imagenet import BLOCKS, ImageNetResNet
 from iekd.networks.mobilenet import MobileNetV2
 from iekd.networks.resnet import ResNet
 from iekd.networks.vgg import VGG13
@@ -20,6 +21,8 @@ __all__ = ["Output", "build", "check_name", "feature_shapes"]
 ALLOWED = (
     "resnet<d> with depth d = 6n + 2 from 8 to 110 (resnet20, resnet56); "
     "resnet<d>x<m> with its channels times m (resnet8x0.5, resnet32x4); "
+    "resnet10, resnet18, resnet34 of ImageNet, with x<m> as well, and with _3x3 for small images "
+    "(resnet34x0.25_3x3); "
     "wrn<d>_<k> with depth d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13; mobilenetv2x0.5"
 )
 
@@ -59,6 +62,10 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
         depth, width = int(match[1]), match[2]
         if 8 <= depth <= 110 and depth % 6 == 2 and (width is None or _is_multiplier(width)):
             return partial(ResNet, depth, float(width or 1))
+    if match := re.fullmatch(r"resnet(10|18|34)(?:x([\d.]+))?(_3x3)?", name):
+        width = match[2]
+        if width is None or _is_multiplier(width):
+            return partial(ImageNetResNet, int(match[1]), float(width or 1), small=match[3] is not None)
     if match := re.fullmatch(r"wrn([1-9]\d*)_([1-9]\d*)", name):
         depth, factor = int(match[1]), int(match[2])
         if depth >= 10 and depth % 6 == 4:
@@ -73,7 +80,8 @@ def _other_spelling(name: str) -> str:
         return re.sub("[^a-z0-9.]", "", text.lower())
 
     resnets = [f"resnet{depth}{width}" for depth in range(8, 111, 6) for width in ("", "x0.25", "x0.5", "x2", "x4")]
-    known = [*resnets, *(f"wrn{depth}_{k}" for depth in range(10, 47, 6) for k in (1, 2, 4, 8, 10)), "vgg13", "mobilenetv2x0.5"]
+    imagenet = [f"resnet{depth}{width}{stem}" for depth in BLOCKS for width in ("", "x0.25", "x0.5") for stem in ("", "_3x3")]
+    known = [*resnets, *imagenet, *(f"wrn{depth}_{k}" for depth in range(10, 47, 6) for k in (1, 2, 4, 8, 10)), "vgg13", "mobilenetv2x0.5"]
     return next((f" (did you mean {other!r}?)" for other in known if bare(other) == bare(name)), "")
 
 

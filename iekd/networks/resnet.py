@@ -67,15 +67,20 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
-        x, features = relu(self.norm(self.conv(images))), {}
-        for number, blocks in enumerate(self.stages, 1):
-            for block in blocks:
-                before = block(x)
-                x = relu(before)
-            features |= {f"stage{number}_pre": before, f"stage{number}": x}
-        return finish(self.head, features)
+        return finish(self.head, run_stages(self.stages, relu(self.norm(self.conv(images)))))
 
 
 def stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.ModuleList:
     """`blocks` blocks, of which the first changes channels and size."""
     return nn.ModuleList([Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))])
+
+
+def run_stages(stages: nn.ModuleList, x: Tensor) -> dict[str, Tensor]:
+    """What the stages make of the stem's output: 'stage<k>_pre' and 'stage<k>' (B, C, H, W) of each."""
+    features = {}
+    for number, blocks in enumerate(stages, 1):
+        for block in blocks:
+            before = block(x)
+            x = relu(before)
+        features |= {f"stage{number}_pre": before, f"stage{number}": x}
+    return features

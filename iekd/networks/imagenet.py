@@ -1,0 +1,76 @@
+"""ResNet for ImageNet (He et al. 2016, table 1): four stages of basic blocks, as in torchvision.
+
+The depths are 18 (11,689,512 parameters at 1,000 classes), 34 (21,797,672), and 10, which has one
+block a stage; none of them is 6n + 2, so no name of a CIFAR ResNet changes its meaning.
+
+Two stems, and the name says which: what a network computes never depends on the image it gets.
+`resnet34` has the original one, 7x7 with stride 2 and a max pooling: weights made for ImageNet fit,
+and a 224 x 224 image is 7 x 7 in the last stage. But an image of 64 pixels is 2 x 2 there, which
+leaves a 3x3 factor encoder little to look at. So `resnet34_3x3` has one 3x3 convolution with stride
+2 and no pooling, for images of about 32 to 128 pixels: 64 are 4 x 4 at the end, at two and a half
+times the price on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+from torch.nn.functional import relu
+
+from iekd.networks.common import Output, finish, he_init
+from iekd.networks.resnet import run_stages, stage
+
+BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+CHANNELS = (64, 128, 256, 512)
+
+
+class ImageNetResNet(nn.Module):
+    """A stem and four stages with 64, 128, 256, 512 channels times `width` (floor, at least 4).
+
+    `small` chooses the 3x3 stem. The stem has the channels of the first stage.
+    """
+
+    def __init__(self, depth: int, width: float, small: bool, num_classes: int, in_channels: int = 3) -> None:
+        super().__init__()
+        channels = [max(4, int(c * width)) for c in CHANNELS]
+        self.feature_channels = channels[-1]
+        size, padding = (3, 1) if small else (7, 3)
+        self.conv = nn.Conv2d(in_channels, channels[0], size, 2, padding=padding, bias=False)
+        self.norm = nn.BatchNorm2d(channels[0])
+        self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
+        inputs = [channels[0], *channels]
+        self.stages = nn.ModuleList(stage(inputs[k], channels[k], 2 if k else 1, blocks) for k, blocks in enumerate(BLOCKS[depth]))
+        self.head = nn.Linear(channels[-1], num_classes)
+        he_init(self)
+
+    @property
+    def norms(self) -> dict[str, nn.BatchNorm2d]:
+        """The normalisation whose output, plus the shortcut, is 'stage<k>_pre', by stage."""
+        return {f"stage{number}": blocks[-1].norm2 for number, blocks in enumerate(self.stages, 1)}
+
+    def forward(self, images: Tensor) -> Output:
+        """Images (B, in_channels, H, W), normalised; H and W from 8."""
+        x = self.pool(relu(self.norm(self.conv(images))))
+        return finish(self.head, run_stages(self.stages, x))
+
+
+def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state dict of torchvision's `resnet18` or `resnet34`, by the names of our network.
+
+    For published weights, without running what a download says:
+    `torchvision.models.ResNet34_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)`.
+    Raises ValueError for a name that no torchvision ResNet has.
+    """
+    return {_our_name(name): value for name, value in state.items()}
+
+
+def _our_name(name: str) -> str:
+    first, _, rest = name.partition(".")
+    if first.startswith("layer"):
+        rest = rest.replace("bn", "norm").replace("downsample", "shortcut")
+        return f"stages.{int(first.removeprefix('layer')) - 1}.{rest}"
+    outer = {"conv1": "conv", "bn1": "norm", "fc": "head"}
+    if first not in outer:
+        raise ValueError(f"{name}: no such weight in torchvision's resnet18 or resnet34")
+    return f"{outer[first]}.{rest}"
