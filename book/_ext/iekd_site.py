@@ -81,7 +81,9 @@ def write_vega(static: Path) -> None:
 def copy_records(target: Path) -> None:
     """Mirror the JSON records (no weights, no cache) to `target`."""
     shutil.rmtree(target, ignore_errors=True)
-    for record in RECORDS.rglob("*.json"):
+    from iekd import records
+
+    for record in [*records.files(RECORDS), *records.files(RECORDS, records.ANALYSIS)]:
         copy = target / record.relative_to(RECORDS)
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(record, copy)
