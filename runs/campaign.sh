@@ -29,15 +29,16 @@ prepare() {
   [ -e runs/again/records/class/cifar10/resnet20 ] || cp -r runs/records/class/cifar10/resnet20 runs/again/records/class/cifar10
 }
 
-sweep() { # store, grids...
-  local store=$1; shift
-  IEKD_RUNS=$store OMP_NUM_THREADS=1 "$python" -m iekd sweep "$@" --jobs "$cores" || [ $? -eq 1 ]  # 1: some run failed, and it said so
+# One store's grids, until they are done; a signal to stop reaches the sweep, which leaves checkpoints.
+step() { # store, grids and options...
+  IEKD_RUNS=$1 OMP_NUM_THREADS=1 "$python" -m iekd sweep "${@:2}" --jobs "$cores" &
+  child=$!
+  wait "$child" || [ $? -eq 1 ] # 1: some run failed, and it said so
 }
 
-# Desk scale needs bfloat16 in hardware; class scale runs anywhere.
 queue() {
-  trap 'kill -TERM "$child" 2>/dev/null; wait "$child"; exit 143' TERM
-  step() { sweep "$@" & child=$!; wait "$child"; }
+  trap 'kill -TERM "$child"; wait "$child"; exit 143' TERM
+  # Desk scale needs bfloat16 in hardware; class scale runs anywhere.
   if grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
     step "$runs" "$runs/desk.yaml" "$runs/desk-secondary.yaml" --pack 5 --analyse
   fi
@@ -75,7 +76,7 @@ case ${1:-} in
     ;;
   queue) cd "$home/tree"; queue ;;
   stop)
-    kill -TERM "$(cat "$home/pid")"
+    kill -TERM "$(cat "$home/pid")" 2>/dev/null || { echo "It does not run."; exit 0; }
     while kill -0 "$(cat "$home/pid")" 2>/dev/null; do sleep 1; done
     echo "stopped: every run has its checkpoint"
     ;;
