@@ -76,7 +76,7 @@ def test_an_entry_overrides_the_base(write):
         ({"runs": ["kd"]}, "is not a grid"),
         ({"bases": {"seed": 1}, "runs": []}, "bases: no such key; the keys of a grid are title, notebook, base, runs"),
         ({"runs": [{}, {"exlore": "cka"}]}, r"run 2: exlore: no such parameter \(did you mean 'explore'\?\)"),
-        ({"base": {"preset": "big"}, "runs": [{}]}, "run 1: preset: 'big' is not usable; choose one of smoke, class, paper"),
+        ({"base": {"preset": "big"}, "runs": [{}]}, "run 1: preset: 'big' is not usable; choose one of smoke, class, desk, paper"),
         ({"runs": [{"method": ["kd", "magic"]}]}, "run 1: method: 'magic' is not usable; choose one of supervised"),
         ({"runs": [{"method": "ie-ft", "explore": None}]}, "run 1: explore: None is not usable; choose one of none, l1"),
         ({"runs": [{True: 1}]}, "run 1: true: no such parameter"),

@@ -94,7 +94,7 @@ def test_a_configuration_of_the_parameters():
 
 def test_a_bad_value_is_refused_by_the_configuration():
     with pytest.raises(
-        ConfigError, match="explore: 'cca' is not usable; choose one of none, l1, l2, cosine, partial-l2, orthogonal, cka, in"
+        ConfigError, match="explore: 'cca' is not usable; choose one of none, l1, l2, cosine, partial-l2, orthogonal, cka, centred-l1, in"
     ):
         configured("method, explore", "method: str = 'ie-ft'\nexplore: str = 'l1'", "explore = 'cca'")
 

@@ -193,7 +193,7 @@ def test_committed_records_have_the_paths_and_hashes_that_they_always_had(folder
     ("where", "message"),
     [
         ({"presett": "class"}, r"presett: the records have no such column \(did you mean 'preset'\?\)"),
-        ({"preset": "clas"}, "preset: 'clas' is not usable; choose one of smoke, class, paper"),
+        ({"preset": "clas"}, "preset: 'clas' is not usable; choose one of smoke, class, desk, paper"),
         ({"method": ["kd", "kdd"]}, "method: 'kdd' is not usable"),
         ({"dataset": None}, "dataset: None is not usable"),
         ({"explore": "CKA"}, "explore: 'CKA' is not usable; choose one of none"),
