@@ -5,7 +5,8 @@ One primitive: `train(config)` loads the finished record of a run, or resumes it
 
 __version__ = "0.1.0"
 
-from iekd.config import ConfigError, RunConfig  # noqa: E402
+from iekd.config import RunConfig
+from iekd.errors import ConfigError  # noqa: E402
 
 __all__ = ["ConfigError", "RunConfig", "StoreError", "__version__", "train"]
 
@@ -13,11 +14,11 @@ __all__ = ["ConfigError", "RunConfig", "StoreError", "__version__", "train"]
 def __getattr__(name: str):
     """`iekd.train` and `iekd.StoreError`, imported on first use: they bring torch along, which takes seconds."""
     if name == "train":
-        from iekd.training import train
+        from iekd.training.runner import train
 
         return train
     if name == "StoreError":
-        from iekd.store import StoreError
+        from iekd.errors import StoreError
 
         return StoreError
     raise AttributeError(f"module 'iekd' has no attribute {name!r}")

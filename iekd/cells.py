@@ -17,9 +17,15 @@ INJECTED = "# Parameters"  # the first line of the cell that papermill injects
 # Where a cell begins in a script that nbconvert or jupytext made.
 BORDER = re.compile(r"^# (?:In\[.*\]:|%%.*|\+(?: .*)?)$|^(?=# Parameters$)", re.MULTILINE)
 SCOPES = (
-    ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda,
-    ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp,
-)  # fmt: skip
+    ast.FunctionDef,
+    ast.AsyncFunctionDef,
+    ast.ClassDef,
+    ast.Lambda,
+    ast.ListComp,
+    ast.SetComp,
+    ast.DictComp,
+    ast.GeneratorExp,
+)
 NO_LITERAL = object()
 
 
@@ -42,7 +48,9 @@ class Cell(NamedTuple):
 def executed(namespace: dict[str, Any]) -> list[str]:
     """The sources of the cells that belong to a namespace, oldest first; none if they cannot be found."""
     history, file = list(namespace.get("In", ())), namespace.get("__file__")
-    if not file or (history and read(history[-1]).checks):  # else it is `%run` that asks, whose cells are not in the history
+    if not file or (
+        history and read(history[-1]).checks
+    ):  # else it is `%run` that asks, whose cells are not in the history
         return history
     try:
         text = Path(file).read_text(encoding="utf-8")
@@ -61,7 +69,9 @@ def before_check(sources: Sequence[str], declared: set[str]) -> list[Line]:
     before it count too; a parameters cell that was edited and run again does not.
     """
     cells = [read(source) for source in sources]
-    holders = [i for i, cell in enumerate(cells) if 2 * len(declared & _names(cell)) >= len(declared)]
+    holders = [
+        i for i, cell in enumerate(cells) if 2 * len(declared & _names(cell)) >= len(declared)
+    ]
     holders = [i for i in holders if not is_injected(sources[i])] or [0]
     checks = [i for i, cell in enumerate(cells) if cell.checks]
     start, end = holders[-1], len(cells) - 1
@@ -103,7 +113,9 @@ def _statements(source: str) -> Iterator[tuple[ast.stmt, str]]:
     texts = python.splitlines()
     for statement in body:
         match statement:
-            case ast.Expr(ast.Call(ast.Attribute(attr="run_cell_magic"), [_, _, ast.Constant(str(inner))])):
+            case ast.Expr(
+                ast.Call(ast.Attribute(attr="run_cell_magic"), [_, _, ast.Constant(str(inner))])
+            ):
                 yield from _statements(inner)
             case _:
                 yield statement, texts[statement.lineno - 1].strip()

@@ -22,15 +22,18 @@ import pandas as pd
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from iekd import cells
-from iekd.config import ConfigError, RunConfig, refuse_unread
-from iekd.hints import did_you_mean
+from iekd.config import RunConfig, refuse_unread
+from iekd.config.hints import did_you_mean
+from iekd.errors import ConfigError
 
 np.set_printoptions(legacy="1.25")  # numbers print and glue as 1.23, not as np.float64(1.23)
 
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 INLINE = "module://matplotlib_inline.backend_inline"
 DECLARATION = re.compile(r"(\w+)(?: *: *(int|float|str|bool))?(?: *>= *(\d+))?")
-EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", re.ASCII)  # 1e-3 is text in YAML, and so from papermill -f
+EXPONENT = re.compile(
+    r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", re.ASCII
+)  # 1e-3 is text in YAML, and so from papermill -f
 
 
 def _folder(name: str) -> str:
@@ -69,13 +72,17 @@ class Parameter(NamedTuple):
             value = float(value)
         if type(value) not in {float: (float, int)}.get(self.type, (self.type,)):
             raise ConfigError(f"{self.name}: {value!r} is no {self.type.__name__}")
-        unset = self.name in RunConfig.model_fields and self.name != "seed" and value in ("", -1)  # the preset's own value
+        unset = (
+            self.name in RunConfig.model_fields and self.name != "seed" and value in ("", -1)
+        )  # the preset's own value
         try:
             value = self.type(value) if unset else self.range.validate_python(value)
         except ValidationError as error:
             raise ConfigError(f"{self.name}: {value!r} is not usable; {_allowed(error)}") from None
         if self.least is not None and value < self.least and not unset:
-            raise ConfigError(f"{self.name}: {value!r} is not usable; this page needs at least {self.least}")
+            raise ConfigError(
+                f"{self.name}: {value!r} is not usable; this page needs at least {self.least}"
+            )
         return value
 
 
@@ -97,7 +104,9 @@ def given(*names: str) -> dict[str, Any]:
 
     No preset names a seed: a seed of -1 is refused.
     """
-    fields = {name: value for name, value in parameters(*names).items() if name in RunConfig.model_fields}
+    fields = {
+        name: value for name, value in parameters(*names).items() if name in RunConfig.model_fields
+    }
     return {name: value for name, value in fields.items() if value not in ("", -1)}
 
 
@@ -124,27 +133,51 @@ def command(page: str) -> str:
 
 def again(page: str, sources: Iterable[str]) -> str:
     """The work of `command` on plain data: the cells run so far."""
-    lines = [line for source in sources if cells.is_injected(source) for line in cells.read(source).lines]
-    given = {line.names[0]: str(line.literal) for line in lines if line.literal is not cells.NO_LITERAL}
-    return shlex.join(["papermill", f"book/{page}.ipynb", "out.ipynb", *(word for item in given.items() for word in ("-p", *item))])
+    lines = [
+        line for source in sources if cells.is_injected(source) for line in cells.read(source).lines
+    ]
+    given = {
+        line.names[0]: str(line.literal) for line in lines if line.literal is not cells.NO_LITERAL
+    }
+    return shlex.join(
+        [
+            "papermill",
+            f"book/{page}.ipynb",
+            "out.ipynb",
+            *(word for item in given.items() for word in ("-p", *item)),
+        ]
+    )
 
 
 def train_arms(arms: Mapping[str, RunConfig], seeds: Iterable[int]) -> pd.DataFrame:
     """Train, or load, every arm (by its label) with every seed: one row a run as in `records.load`, and the column `label`."""
     from iekd import records, train
 
-    configs = [(label, config.replace(seed=seed)) for seed in seeds for label, config in arms.items()]
-    return pd.DataFrame([records.as_row(train(config, progress=False)) | {"label": label} for label, config in configs])
+    configs = [
+        (label, config.replace(seed=seed)) for seed in seeds for label, config in arms.items()
+    ]
+    return pd.DataFrame(
+        [
+            records.as_row(train(config, progress=False)) | {"label": label}
+            for label, config in configs
+        ]
+    )
 
 
-def check(names: Iterable[str], sources: Sequence[str], namespace: Mapping[str, Any]) -> dict[str, Any]:
+def check(
+    names: Iterable[str], sources: Sequence[str], namespace: Mapping[str, Any]
+) -> dict[str, Any]:
     """The work of `parameters` on plain data: the names, the cells run so far, and the values they left."""
     declared = declarations(names)
     lines = cells.before_check(sources, set(declared))
     if not any(name in declared for line in lines for name in line.names):
-        raise ConfigError(f"no cell was run that sets {', '.join(declared)}: run the parameters cell, then this one")
+        raise ConfigError(
+            f"no cell was run that sets {', '.join(declared)}: run the parameters cell, then this one"
+        )
     foreign = [(name, line) for line in lines for name in line.names if name not in declared]
-    problems = [_unknown(name, line, declared) for name, line in foreign if line.injected or name[0] != "_"]
+    problems = [
+        _unknown(name, line, declared) for name, line in foreign if line.injected or name[0] != "_"
+    ]
     values = {}
     for parameter in declared.values():
         try:
@@ -153,7 +186,9 @@ def check(names: Iterable[str], sources: Sequence[str], namespace: Mapping[str, 
             problems.append(str(error))
     if problems:
         known = "\n".join(f"  {p.name}: {p.type.__name__}" for p in declared.values())
-        raise ConfigError(f"the parameters of this notebook are:\n{known}\n" + "\n".join(problems))  # last what a screen shows
+        raise ConfigError(
+            f"the parameters of this notebook are:\n{known}\n" + "\n".join(problems)
+        )  # last what a screen shows
     return values
 
 
@@ -161,22 +196,30 @@ def declarations(names: Iterable[str]) -> dict[str, Parameter]:
     """The parameters that a page names, 'preset, seeds >= 2', by name."""
     words = [word.strip() for text in names for word in text.split(",")]
     if not words:
-        raise ConfigError('name the parameters that this notebook reads, for example notebook.parameters("seed, seeds")')
+        raise ConfigError(
+            'name the parameters that this notebook reads, for example notebook.parameters("seed, seeds")'
+        )
     return {parameter.name: parameter for parameter in map(_declaration, words)}
 
 
 @functools.cache
 def _declaration(word: str) -> Parameter:
     if not (found := DECLARATION.fullmatch(word)):
-        raise ConfigError(f"{word!r} declares no parameter; write its name, for example 'seeds' or 'share: float' or 'seeds >= 2'")
+        raise ConfigError(
+            f"{word!r} declares no parameter; write its name, for example 'seeds' or 'share: float' or 'seeds >= 2'"
+        )
     name, kind, least = found.groups()
     if name in RunConfig.model_fields:
         field = RunConfig.model_fields[name]
-        allowed = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        allowed = (
+            Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        )
     elif name in OWN or kind:
         allowed = OWN.get(name, TYPES.get(kind))
     else:
-        raise ConfigError(f"{name}: of which type? write it with the name, for example '{name}: int'")
+        raise ConfigError(
+            f"{name}: of which type? write it with the name, for example '{name}: int'"
+        )
     base = get_args(allowed)[0] if get_origin(allowed) is Annotated else allowed
     finite = TypeAdapter(allowed, config=ConfigDict(allow_inf_nan=False))
     return Parameter(name, base if base in TYPES.values() else str, finite, least and int(least))
@@ -187,25 +230,41 @@ def _value(parameter: Parameter, lines: Sequence[cells.Line], namespace: Mapping
     name = parameter.name
     own = [line for line in lines if name in line.names]
     if not own:
-        raise ConfigError(f"{name}: no line sets it; the parameters cell needs `{name} = ...`. Then run the cells again from the top")
+        raise ConfigError(
+            f"{name}: no line sets it; the parameters cell needs `{name} = ...`. Then run the cells again from the top"
+        )
     if name not in namespace:
-        raise ConfigError(f"{name}: the line `{own[-1].text}` left no value here; take it out of its magic, loop or condition")
+        raise ConfigError(
+            f"{name}: the line `{own[-1].text}` left no value here; take it out of its magic, loop or condition"
+        )
     for before, after in itertools.pairwise(own):
-        if not after.injected:  # papermill's cell stands below the parameters cell, and overrides it
-            way_out = "give the cell of the second the tag `parameters`" if before.injected else "keep one"
-            raise ConfigError(f"{name}: two lines set it, `{before.text}` and `{after.text}`; {way_out}")
+        if (
+            not after.injected
+        ):  # papermill's cell stands below the parameters cell, and overrides it
+            way_out = (
+                "give the cell of the second the tag `parameters`"
+                if before.injected
+                else "keep one"
+            )
+            raise ConfigError(
+                f"{name}: two lines set it, `{before.text}` and `{after.text}`; {way_out}"
+            )
     try:
         value = parameter.usable(namespace[name])
     except ConfigError as error:
         raise ConfigError(f"{error}, in the line `{own[-1].text}`") from None
     written = own[-1].literal
     if written is not cells.NO_LITERAL and parameter.usable(written) != value:
-        raise ConfigError(f"{name}: the line `{own[-1].text}` is not what the kernel holds, {value!r}; run the cells again from the top")
+        raise ConfigError(
+            f"{name}: the line `{own[-1].text}` is not what the kernel holds, {value!r}; run the cells again from the top"
+        )
     return value
 
 
 def _unknown(name: str, line: cells.Line, declared: Iterable[str]) -> str:
-    hint = did_you_mean(name, declared) or ("" if line.injected else " (names of your own begin with _)")
+    hint = did_you_mean(name, declared) or (
+        "" if line.injected else " (names of your own begin with _)"
+    )
     return f"{name}: this notebook has no such parameter{hint}, in the line `{line.text}`"
 
 
@@ -228,7 +287,10 @@ def _show_figures() -> None:
     """In a kernel, pictures are outputs whatever the environment says: containers and CI set MPLBACKEND=Agg, which shows none."""
     from IPython import get_ipython
 
-    if not hasattr(shell := get_ipython(), "kernel") or os.environ.get("MPLBACKEND", INLINE) == INLINE:
+    if (
+        not hasattr(shell := get_ipython(), "kernel")
+        or os.environ.get("MPLBACKEND", INLINE) == INLINE
+    ):
         return
     os.environ["MPLBACKEND"] = INLINE
     if "matplotlib" in sys.modules:  # which has read the variable

@@ -2,7 +2,9 @@
 
 import os
 
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # bit-for-bit comparisons are made on the CPU; set it to test on a GPU
+os.environ.setdefault(
+    "CUDA_VISIBLE_DEVICES", ""
+)  # bit-for-bit comparisons are made on the CPU; set it to test on a GPU
 os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
 import signal
 
@@ -22,6 +24,9 @@ def runs(tmp_path, monkeypatch):
 
 def pytest_configure():
     """A shell ignores Ctrl-C, and nohup SIGHUP, on behalf of what it starts in the background: tests of signals need them heard."""
-    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+    for number, handler in (
+        (signal.SIGINT, signal.default_int_handler),
+        (signal.SIGHUP, signal.SIG_DFL),
+    ):
         if signal.getsignal(number) is signal.SIG_IGN:
             signal.signal(number, handler)

@@ -14,8 +14,18 @@ def rows(config: RunConfig, errors: dict[int, float]) -> list[dict]:
     for seed, error in errors.items():
         run = config.replace(seed=seed)
         names = {k: getattr(run, k) for k in ("hash", "path", "variant", "pair")}
-        metrics = {"last": error, "val_selected": error, "best_on_test": error - 0.1, "last_exact": np.nan}
-        facts = {"seconds": 60.0, "images_per_second": 900.0, "device": "cpu", "command": run.command()}
+        metrics = {
+            "last": error,
+            "val_selected": error,
+            "best_on_test": error - 0.1,
+            "last_exact": np.nan,
+        }
+        facts = {
+            "seconds": 60.0,
+            "images_per_second": 900.0,
+            "device": "cpu",
+            "command": run.command(),
+        }
         runs.append({**run.model_dump(), **names, **metrics, **facts})
     return runs
 
@@ -25,6 +35,8 @@ def frame(preset: str, *arms: tuple[dict, dict[int, float]], **setting) -> pd.Da
     all_rows = []
     for fields, errors in arms:
         is_teacher = fields.get("role") == "teacher"
-        config = RunConfig.create(preset, **{**setting, **({"method": "kd"} if is_teacher else fields)})
+        config = RunConfig.create(
+            preset, **{**setting, **({"method": "kd"} if is_teacher else fields)}
+        )
         all_rows += rows(config.teacher_run() if is_teacher else config, errors)
     return pd.DataFrame(all_rows)

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from iekd.augment import Draws, crop_and_flip, draw, normalise
+from iekd.data.augment import Draws, crop_and_flip, draw, normalise
 
 
 def generator(seed=0):
@@ -12,7 +12,9 @@ def generator(seed=0):
 
 
 def batch(n=50, channels=3, height=8, width=8):
-    return torch.randint(0, 256, (n, channels, height, width), dtype=torch.uint8, generator=generator(1))
+    return torch.randint(
+        0, 256, (n, channels, height, width), dtype=torch.uint8, generator=generator(1)
+    )
 
 
 def one_by_one(images, draws, pad):
@@ -25,7 +27,9 @@ def one_by_one(images, draws, pad):
     return torch.stack(result)
 
 
-@pytest.mark.parametrize("channels, height, width, pad", [(3, 32, 32, 4), (1, 8, 8, 1), (1, 28, 28, 3), (3, 6, 9, 5)])
+@pytest.mark.parametrize(
+    "channels, height, width, pad", [(3, 32, 32, 4), (1, 8, 8, 1), (1, 28, 28, 3), (3, 6, 9, 5)]
+)
 @pytest.mark.parametrize("flip", [False, True])
 def test_equals_the_loop(channels, height, width, pad, flip):
     images, draws = batch(50, channels, height, width), draw(50, pad, flip, generator())
@@ -48,14 +52,18 @@ def test_the_same_draws_give_the_same_images():
     index = torch.randperm(50, generator=generator(3))[:20]
     part = crop_and_flip(images[index], draws.at(index), 2)
     assert torch.equal(part, crop_and_flip(images, draws, 2)[index])
-    assert any(not torch.equal(a, b) for a, b in zip(draws, draw(50, 2, True, generator(1)), strict=True))
+    assert any(
+        not torch.equal(a, b) for a, b in zip(draws, draw(50, 2, True, generator(1)), strict=True)
+    )
 
 
 def test_every_offset_is_equally_likely():
     draws = draw(90_000, 4, True, generator())
     pairs = (draws.dy * 9 + draws.dx).bincount(minlength=81)
     expected = 90_000 / 81
-    assert len(pairs) == 81 and ((pairs - expected).square() / expected).sum() < 131  # chi-square, 80 df, p = 0.0003
+    assert (
+        len(pairs) == 81 and ((pairs - expected).square() / expected).sum() < 131
+    )  # chi-square, 80 df, p = 0.0003
     for side in (True, False):
         assert abs((draws.flip == side).float().mean() - 0.5) < 0.01
     assert not draw(1000, 4, False, generator()).flip.any()
@@ -71,7 +79,10 @@ def test_the_host_never_looks():
 
 def test_normalise():
     images = batch()
-    mean, std = torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1), torch.tensor([0.5, 0.6, 0.7]).view(1, 3, 1, 1)
+    mean, std = (
+        torch.tensor([0.1, 0.2, 0.3]).view(1, 3, 1, 1),
+        torch.tensor([0.5, 0.6, 0.7]).view(1, 3, 1, 1),
+    )
     found = normalise(images, mean, std)
     assert found.dtype == torch.float32
     expected = (images.double() / 255 - mean.double()) / std.double()

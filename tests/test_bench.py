@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from iekd import augment, bench, engine
+from iekd.benchmark import bench
 from iekd.config import RunConfig
-from iekd.methods import Batch
+from iekd.data import augment
+from iekd.method.features import Batch
+from iekd.training import engine
 
 CPU = torch.device("cpu")
 
@@ -21,11 +23,15 @@ CPU = torch.device("cpu")
 def test_both_loops_train_in_their_processes_and_a_ratio_is_taken_within_a_round():
     rows = bench.compare("class", "supervised", 130, 1, CPU)
     assert [row["side"] for row in rows] == [bench.PLAIN, bench.ENGINE, bench.BF16]
-    assert rows[0]["ratio"] == 1 and all(row["images_per_second"] > 0 and row["peak_mb"] > 0 for row in rows)
+    assert rows[0]["ratio"] == 1 and all(
+        row["images_per_second"] > 0 and row["peak_mb"] > 0 for row in rows
+    )
     assert bench.ratios([4.0, 9.0, 2.0], [2.0, 3.0, 2.0]) == {"ratio": 2.0, "low": 1.0, "high": 3.0}
 
 
-@pytest.mark.parametrize("side", [bench.CARELESS, bench.ENGINE, bench.BF16, bench.FINITE, bench.FINITE_BF16])
+@pytest.mark.parametrize(
+    "side", [bench.CARELESS, bench.ENGINE, bench.BF16, bench.FINITE, bench.FINITE_BF16]
+)
 def test_every_side_trains(side, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one worker process
     bench._epoch_of(side, "class", "ie-ft", 130, CPU)()
@@ -33,33 +39,47 @@ def test_every_side_trains(side, monkeypatch):
 
 def test_packed_runs_are_compared_with_the_same_runs_one_after_the_other():
     rows = bench.packing("class", 130, 1, CPU)
-    assert [row["side"] for row in rows] == ["one after the other", "packed"] and {row["runs"] for row in rows} == {8}
+    assert [row["side"] for row in rows] == ["one after the other", "packed"] and {
+        row["runs"] for row in rows
+    } == {8}
     assert rows[0]["ratio"] == 1 and all(row["images_per_second"] > 0 for row in rows)
 
 
 def test_the_first_round_does_not_count_and_directions_alternate():
     done = []
     times = bench.in_turns({name: lambda name=name: done.append(name) for name in "ab"}, 2, CPU, "")
-    assert done == list("baabba") and {name: len(seconds) for name, seconds in times.items()} == {"a": 2, "b": 2}
+    assert done == list("baabba") and {name: len(seconds) for name, seconds in times.items()} == {
+        "a": 2,
+        "b": 2,
+    }
 
 
 @pytest.mark.parametrize("method", ["supervised", "kd", "ft"])
 def test_plain_loop_and_engine_make_the_same_update(method):
     config = RunConfig.create("class", method=method, batch_size=64, lr=0.05)
     dataset, parents = bench.random_images("class", 64), bench._parents(config)
-    run, plain = engine.make_run(config, parents, CPU, dataset), bench.PlainRun(config, copy.deepcopy(parents), CPU, dataset)
+    run, plain = (
+        engine.make_run(config, parents, CPU, dataset),
+        bench.PlainRun(config, copy.deepcopy(parents), CPU, dataset),
+    )
     before = {name: tensor.clone() for name, tensor in run.learner["student"].state_dict().items()}
     plain.student.load_state_dict(before)
     plain.method.load_state_dict(run.learner["method"].state_dict())
     plain.loader.dataset.transform.transforms[:2] = []  # neither crop nor flip
     run.optimiser.param_groups[0]["lr"] = 0.05
     index = torch.arange(64)
-    engine.step(run, augment.normalise(dataset.train.images, run.mean, run.std), Batch(dataset.train.labels, index))
+    engine.step(
+        run,
+        augment.normalise(dataset.train.images, run.mean, run.std),
+        Batch(dataset.train.labels, index),
+    )
     plain.train_epoch()
     ours, theirs = run.learner["student"].state_dict(), plain.student.state_dict()
     for name, _ in run.learner["student"].named_parameters():
         update = (theirs[name] - before[name]).norm()
-        assert update > 0 and (ours[name] - theirs[name]).norm() < 3e-2 * update, name  # rounding, where a ReLU tips over
+        assert update > 0 and (ours[name] - theirs[name]).norm() < 3e-2 * update, (
+            name
+        )  # rounding, where a ReLU tips over
 
 
 def test_the_cost_of_every_method_is_measured(monkeypatch):
@@ -89,14 +109,22 @@ def test_a_profile_has_all_of_the_time():
 def test_on_a_gpu_the_time_is_that_of_the_kernels():
     def event(key, where, device_time, cpu_time=7.0, named=False):
         return SimpleNamespace(
-            key=key, device_type=where, self_device_time_total=device_time, self_cpu_time_total=cpu_time, is_user_annotation=named
+            key=key,
+            device_type=where,
+            self_device_time_total=device_time,
+            self_cpu_time_total=cpu_time,
+            is_user_annotation=named,
         )
 
     events = [
         event("aten::conv2d", DeviceType.CPU, 5.0),  # the time of its kernel
         event("void cudnn::conv<float, 3>(float*)", DeviceType.CUDA, 5.0),
-        event("void at::native::(anonymous namespace)::add<4, Add<float>>(int)", DeviceType.CUDA, 1.0),
-        event("void at::native::(anonymous namespace)::add<2, Add<float>>(int)", DeviceType.CUDA, 2.0),
+        event(
+            "void at::native::(anonymous namespace)::add<4, Add<float>>(int)", DeviceType.CUDA, 1.0
+        ),
+        event(
+            "void at::native::(anonymous namespace)::add<2, Add<float>>(int)", DeviceType.CUDA, 2.0
+        ),
         event("Optimizer.step#SGD.step", DeviceType.CUDA, 8.0, named=True),
         event("Memcpy DtoD (Device -> Device)", DeviceType.CUDA, 0.5),
     ]
@@ -108,7 +136,9 @@ def test_on_a_gpu_the_time_is_that_of_the_kernels():
 @pytest.mark.parametrize(("device", "sides"), [("cpu", []), ("cuda", [bench.TF32])])
 def test_tf32_is_a_side_where_there_is_such_a_thing(monkeypatch, device, sides):
     asked = []
-    monkeypatch.setattr(bench, "_apart", lambda side, *_: asked.append(side) or nullcontext(lambda *_: 0))
+    monkeypatch.setattr(
+        bench, "_apart", lambda side, *_: asked.append(side) or nullcontext(lambda *_: 0)
+    )
     monkeypatch.setattr(bench, "in_turns", lambda work, *_: {name: [1.0] for name in work})
     bench.compare("class", "kd", 130, 1, torch.device(device))
     assert [side for side in asked if side == bench.TF32] == sides and len(asked) == 6 + len(sides)
@@ -116,7 +146,9 @@ def test_tf32_is_a_side_where_there_is_such_a_thing(monkeypatch, device, sides):
 
 def test_every_side_computes_in_its_precision(monkeypatch):
     seen = {}
-    monkeypatch.setattr(bench, "_epoch", lambda members, *_: seen.update({side: members[0][0].precision}))
+    monkeypatch.setattr(
+        bench, "_epoch", lambda members, *_: seen.update({side: members[0][0].precision})
+    )
     for side in (bench.ENGINE, bench.TF32, bench.BF16, bench.FINITE, bench.FINITE_BF16):
         bench._epoch_of(side, "paper", "supervised" if "views" not in side else "kd", 64, CPU)
     assert list(seen.values()) == ["fp32", "tf32", "bf16", "fp32", "bf16"]

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from iekd import grid, records
-from iekd.claims import PLANNED
-from iekd.config import RunConfig
+from iekd import records
+from iekd.config import RunConfig, grid
+from iekd.report.claims import PLANNED
 
 ROOT = Path(__file__).parents[1]
 RECORDS = ROOT / "runs" / "records"
@@ -34,19 +34,39 @@ def test_every_primary_arm_has_the_planned_seeds_and_the_same_ones():
 
 def test_arms_of_a_seed_share_teacher_auto_encoder_and_data():
     for seed in range(300, 308):
-        arms = [config for name in ("desk.yaml", "desk-secondary.yaml") for config in read(name) if config.seed == seed]
+        arms = [
+            config
+            for name in ("desk.yaml", "desk-secondary.yaml")
+            for config in read(name)
+            if config.seed == seed
+        ]
         parents = {parent.path for config in arms for parent in config.parents().values()}
         assert len(parents) == 2 and all(path.endswith(f"seed{seed % 4}") for path in parents)
-        assert len({(c.epochs, c.lr, c.batch_size, c.precision, c.train_images, c.validation_images) for c in arms}) == 1
+        assert (
+            len(
+                {
+                    (c.epochs, c.lr, c.batch_size, c.precision, c.train_images, c.validation_images)
+                    for c in arms
+                }
+            )
+            == 1
+        )
 
 
 def test_the_pinned_commit_holds_the_protocol_and_the_grids():
     if git("rev-parse", "--verify", f"{PINNED}^{{commit}}").returncode:
         pytest.skip("a checkout without its history")
-    for name in ("book/campaign.ipynb", "runs/desk.yaml", "runs/desk-secondary.yaml", "runs/controls.yaml"):
+    for name in (
+        "book/campaign.ipynb",
+        "runs/desk.yaml",
+        "runs/desk-secondary.yaml",
+        "runs/controls.yaml",
+    ):
         assert git("cat-file", "-e", f"{PINNED}:{name}").returncode == 0
     for name in ("runs/desk.yaml", "runs/desk-secondary.yaml", "runs/controls.yaml"):
-        assert git("show", f"{PINNED}:{name}").stdout == (ROOT / name).read_text(), "the plan changed after it was pinned"
+        assert git("show", f"{PINNED}:{name}").stdout == (ROOT / name).read_text(), (
+            "the plan changed after it was pinned"
+        )
 
 
 def test_every_run_of_the_campaign_comes_after_its_protocol():

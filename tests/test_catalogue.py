@@ -7,8 +7,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from iekd import bench, catalogue
-from iekd.config import METHOD_FIELDS
+from iekd.benchmark import bench
+from iekd.config.run import METHOD_FIELDS
+from iekd.report import catalogue
 
 ROWS = {row["method"]: row for row in catalogue.rows()}
 
@@ -20,20 +21,34 @@ def test_no_method_is_missing():
 @pytest.mark.parametrize("name", ROWS)
 def test_every_method_says_what_it_does_where_it_is_from_and_what_it_weighs(name):
     row = ROWS[name]
-    assert len(row["loss"]) > 30 and row["weights"] and (catalogue.module_of(name).__file__).endswith(row["file"].removeprefix("iekd/"))
-    assert name.startswith("ie-") or re.search(r"(19|20)\d\d|arXiv", row["idea"]), "no year of a source"
+    assert (
+        len(row["loss"]) > 30
+        and row["weights"]
+        and (catalogue.module_of(name).__file__).endswith(row["file"].removeprefix("iekd/"))
+    )
+    assert name.startswith("ie-") or re.search(r"(19|20)\d\d|arXiv", row["idea"]), (
+        "no year of a source"
+    )
 
 
 def test_what_a_docstring_says_further_is_folded():
-    tree = ElementTree.fromstring(catalogue.html(None, "All").replace("&nbsp;", " ").replace("<br>", "<br/>"))
+    tree = ElementTree.fromstring(
+        catalogue.html(None, "All").replace("&nbsp;", " ").replace("<br>", "<br/>")
+    )
     folded = ["".join(fold.itertext()) for fold in tree.iter("details")]
     assert len(folded) == sum(bool(row["more"]) for row in ROWS.values()) > len(ROWS) / 2
-    assert any("There the teacher runs in training mode" in text for text in folded) and "`" not in "".join(folded)
+    assert any(
+        "There the teacher runs in training mode" in text for text in folded
+    ) and "`" not in "".join(folded)
 
 
 def test_what_was_measured_stands_in_the_table():
     cost = {"method": "kd", "cost": 1.5, "low": 1.25, "high": 1.75, "parameters": 1234}
     page = catalogue.html({"methods": [cost]}, "All")
-    assert "1,234" in page and "1.50<small>1.25 to 1.75" in page and page.count("not measured") == len(ROWS) - 1
+    assert (
+        "1,234" in page
+        and "1.50<small>1.25 to 1.75" in page
+        and page.count("not measured") == len(ROWS) - 1
+    )
     assert catalogue.html(None, "All").count("not measured") == len(ROWS)
     assert {"supervised", *ROWS} == set(bench.METHODS)

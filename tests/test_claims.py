@@ -1,7 +1,7 @@
 from frames import frame
 
-from iekd import claims
 from iekd.config import RunConfig
+from iekd.report import claims
 
 
 def test_confirmatory_seeds_decide_as_soon_as_every_arm_has_two():
@@ -9,7 +9,12 @@ def test_confirmatory_seeds_decide_as_soon_as_every_arm_has_two():
     early = [({"method": m}, {0: 30.0, 1: 31.0, 100: 32.0, 101: 33.0}) for m in ("kd",)]
     partly = frame("class", *early, ({"method": "ft"}, {0: 30.0, 1: 31.0, 100: 32.0}))
     assert set(claims.decisive(partly, configs)["seed"]) == {0, 1}
-    enough = frame("class", *early, ({"method": "ft"}, {0: 30.0, 100: 32.0, 101: 31.0}), ({"method": "at"}, {100: 1.0}))
+    enough = frame(
+        "class",
+        *early,
+        ({"method": "ft"}, {0: 30.0, 100: 32.0, 101: 31.0}),
+        ({"method": "at"}, {100: 1.0}),
+    )
     decisive = claims.decisive(enough, configs)
     assert set(decisive["seed"]) == {100, 101} and set(decisive["method"]) == {"kd", "ft"}
     assert "4 confirmatory runs (seeds 100 to 101)" in claims.phase(decisive)

@@ -14,7 +14,8 @@ import yaml
 from filelock import FileLock, Timeout
 from tiny import SMALL, made_up, tiny
 
-from iekd import cli, options, records
+from iekd import records
+from iekd.cli import main, options
 from iekd.config import RunConfig
 
 
@@ -29,7 +30,7 @@ def iekd(capsys):
 
     def call(*words):
         try:
-            status = cli.main([str(word) for word in words])
+            status = main.main([str(word) for word in words])
         except SystemExit as exit:  # argparse's own refusals
             status = exit.code
         return status, *capsys.readouterr()
@@ -39,11 +40,18 @@ def iekd(capsys):
 
 def test_help_lists_the_commands_and_every_field(iekd):
     status, out, _ = iekd("--help")
-    assert status == 0 and all(command in out for command in ("run", "sweep", "table", "data", "doctor"))
+    assert status == 0 and all(
+        command in out for command in ("run", "sweep", "table", "data", "doctor")
+    )
     status, out, _ = iekd("run", "--help")
     text = " ".join(out.split())
-    assert status == 0 and all(f"--{name.replace('_', '-')} VALUE" in text for name in RunConfig.model_fields)
-    assert "x0.1 at 50 % and 75 % of the epochs" in text and "one of none, l1, l2, cosine, partial-l2, orthogonal, cka" in text
+    assert status == 0 and all(
+        f"--{name.replace('_', '-')} VALUE" in text for name in RunConfig.model_fields
+    )
+    assert (
+        "x0.1 at 50 % and 75 % of the epochs" in text
+        and "one of none, l1, l2, cosine, partial-l2, orthogonal, cka" in text
+    )
 
 
 def test_dry_run_prints_configuration_hash_and_path_and_trains_nothing(iekd, runs):
@@ -59,8 +67,15 @@ def test_a_run_prints_its_errors_and_its_record_and_loads_the_second_time(iekd, 
     words = words_of(tiny("kd"))
     status, out, _ = iekd(*words)
     record = records.find(tiny("kd"))
-    assert status == 0 and f"last: test error {record.metrics['last'].test_error:.2f} % (epoch 3)" in out
-    assert "val_selected: " in out and "best_on_test: " in out and str(records.record_path(record.config)) in out
+    assert (
+        status == 0
+        and f"last: test error {record.metrics['last'].test_error:.2f} % (epoch 3)" in out
+    )
+    assert (
+        "val_selected: " in out
+        and "best_on_test: " in out
+        and str(records.record_path(record.config)) in out
+    )
     written = records.record_path(record.config).stat().st_mtime_ns
     assert iekd(*words)[:2] == (0, out)
     assert records.record_path(record.config).stat().st_mtime_ns == written
@@ -77,14 +92,29 @@ def test_an_autoencoder_prints_its_loss(iekd):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "--exlore", "cka"], "exlore: no such parameter (did you mean 'explore'?); `iekd run --help` lists all of them"),
+        (
+            ["run", "--exlore", "cka"],
+            "exlore: no such parameter (did you mean 'explore'?); `iekd run --help` lists all of them",
+        ),
         (["run", "--exlore=cka", "--dry-run"], "exlore: no such parameter"),
-        (["run", "--explor", "cka"], "explor: no such parameter (did you mean 'explore'?)"),  # no guessing by prefix
+        (
+            ["run", "--explor", "cka"],
+            "explor: no such parameter (did you mean 'explore'?)",
+        ),  # no guessing by prefix
         (["run", "cka"], "cka: no such option"),
         (["run", "--seed"], "expected one argument"),
-        (["sweep", "g.yaml", "--job", "2"], "iekd sweep: --job: no such option (did you mean '--jobs'?); see iekd sweep --help\n"),
-        (["sweep", "g.yaml", "--time-limt=3"], "--time-limt: no such option (did you mean '--time-limit'?)"),
-        (["data", "list", "--rooot", "x"], "iekd data list: --rooot: no such option (did you mean '--root'?); see iekd data list --help"),
+        (
+            ["sweep", "g.yaml", "--job", "2"],
+            "iekd sweep: --job: no such option (did you mean '--jobs'?); see iekd sweep --help\n",
+        ),
+        (
+            ["sweep", "g.yaml", "--time-limt=3"],
+            "--time-limt: no such option (did you mean '--time-limit'?)",
+        ),
+        (
+            ["data", "list", "--rooot", "x"],
+            "iekd data list: --rooot: no such option (did you mean '--root'?); see iekd data list --help",
+        ),
         (["sweep", "g.yaml", "--jobs", "0"], "'0' is no number from 1"),
         (["sweep", "g.yaml", "--jobs", "two"], "'two' is no number from 1"),
         (["sweep", "g.yaml", "--time-limit", "0"], "'0' is no number of seconds"),
@@ -97,7 +127,7 @@ def test_an_autoencoder_prints_its_loss(iekd):
         (["dance"], "dance"),
         ([], "COMMAND"),
     ],
-)  # fmt: skip
+)
 def test_a_wrong_option_exits_with_2_and_a_message(iekd, runs, words, message):
     status, out, err = iekd(*words)
     assert status == 2 and message in err and out == "" and not runs.exists()
@@ -106,21 +136,41 @@ def test_a_wrong_option_exits_with_2_and_a_message(iekd, runs, words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["run", "--explore", "cca"], "iekd: explore: 'cca' is not usable; choose one of none, l1, l2"),
+        (
+            ["run", "--explore", "cca"],
+            "iekd: explore: 'cca' is not usable; choose one of none, l1, l2",
+        ),
         (["run", "--method", "kd", "--explore", "cca"], "iekd: explore: 'cca' is not usable"),
-        (["run", "--explore", "cka"], "iekd: explore: supervised does not read it; methods that do: ie-ft\n"),
-        (["run", "--method", "ft", "--inherit-weight", "5"], "inherit_weight: ft does not read it; methods that do: ie-ft, ie-dml\n"),
+        (
+            ["run", "--explore", "cka"],
+            "iekd: explore: supervised does not read it; methods that do: ie-ft\n",
+        ),
+        (
+            ["run", "--method", "ft", "--inherit-weight", "5"],
+            "inherit_weight: ft does not read it; methods that do: ie-ft, ie-dml\n",
+        ),
         (["table"], "iekd: there are no records of preset 'class' in "),
         (["run", "--seed", "many"], "iekd: seed: 'many' is not usable"),
-        (["run", "--student", "resnet21"], "iekd: network 'resnet21' is not known; the networks are"),
-        (["run", "--preset", "big"], "iekd: preset: 'big' is not usable; choose one of smoke, class, desk, paper"),
+        (
+            ["run", "--student", "resnet21"],
+            "iekd: network 'resnet21' is not known; the networks are",
+        ),
+        (
+            ["run", "--preset", "big"],
+            "iekd: preset: 'big' is not usable; choose one of smoke, class, desk, paper",
+        ),
         (["run", "--train-images", "5000"], "iekd: train_images: 5000 is not usable"),
-        (["run", "--method", "ft", "--teacher", "vgg13"], "Choose a pair with the same down-sampling"),
+        (
+            ["run", "--method", "ft", "--teacher", "vgg13"],
+            "Choose a pair with the same down-sampling",
+        ),
         (["sweep", "none.yaml"], "iekd: none.yaml: No such file"),
         (["data", "pack", "mnist", "there"], "iekd: data set 'mnist' is not known"),
     ],
-)  # fmt: skip
-def test_a_wrong_value_exits_with_1_and_one_message_without_traceback(iekd, tmp_path, monkeypatch, words, message):
+)
+def test_a_wrong_value_exits_with_1_and_one_message_without_traceback(
+    iekd, tmp_path, monkeypatch, words, message
+):
     monkeypatch.chdir(tmp_path)
     status, out, err = iekd(*words)
     assert status == 1 and message in err and "Traceback" not in err and out == ""
@@ -138,10 +188,13 @@ def test_a_corrupt_record_exits_with_1_and_names_the_file(iekd):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_gives_a_status_of_its_own_and_a_last_line(iekd, monkeypatch, number, status):
-    monkeypatch.setattr("iekd.training._fit", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr("iekd.training.runner._fit", lambda *_: signal.raise_signal(number))
     found, _, err = iekd(*words_of(tiny()))
     assert found == status
-    assert err.splitlines()[-1] == f"iekd: stopped by {number.name}; the same command goes on from the last checkpoint"
+    assert (
+        err.splitlines()[-1]
+        == f"iekd: stopped by {number.name}; the same command goes on from the last checkpoint"
+    )
 
 
 def test_a_run_of_another_process_is_left_to_it_on_demand(iekd, monkeypatch):
@@ -153,11 +206,15 @@ def test_a_run_of_another_process_is_left_to_it_on_demand(iekd, monkeypatch):
 @pytest.mark.parametrize(
     "words",
     [
-        ["--batch_size", "32", "--dry_run"], ["--batch_size=32", "--dry-run"], ["--batch-size", "32", "--dry_run"],
-        ["--batch_size", "32", "--no_wait", "--dry-run"], ["--kd-alpha", "0.5", "--method=kd", "--batch_size=32", "--dry-run"],
-        ["--train_images", "130", "--batch-size=32", "--dry-run"], ["--dry-run", "--batch_size", "32", "--weight_decay=1e-3"],
+        ["--batch_size", "32", "--dry_run"],
+        ["--batch_size=32", "--dry-run"],
+        ["--batch-size", "32", "--dry_run"],
+        ["--batch_size", "32", "--no_wait", "--dry-run"],
+        ["--kd-alpha", "0.5", "--method=kd", "--batch_size=32", "--dry-run"],
+        ["--train_images", "130", "--batch-size=32", "--dry-run"],
+        ["--dry-run", "--batch_size", "32", "--weight_decay=1e-3"],
     ],
-)  # fmt: skip
+)
 def test_options_may_be_written_as_notebooks_and_grids_write_them(iekd, words):
     status, out, err = iekd("run", *words)
     assert (status, err) == (0, "") and '"batch_size": 32' in out
@@ -175,7 +232,9 @@ def test_doctor(iekd):
     made_up(tiny()).save()
     status, out, _ = iekd("doctor")
     assert status == 0 and "torch" in out and "device: " in out and "records: 1 in" in out
-    assert all(name in out for name in ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenette"))
+    assert all(
+        name in out for name in ("digits", "fashion-mnist", "cifar10", "cifar100", "imagenette")
+    )
 
 
 def test_data_list(iekd, tmp_path):
@@ -187,16 +246,26 @@ def test_data_list(iekd, tmp_path):
 def test_sweep_dry_run_and_summary(iekd, tmp_path):
     grid = tmp_path / "grid.yaml"
     base = {name: value for name, value in SMALL.items() if name not in tiny("kd").unread()}
-    grid.write_text(yaml.safe_dump({"base": base, "runs": [{"method": "supervised"}, {"method": "kd"}]}))
+    grid.write_text(
+        yaml.safe_dump({"base": base, "runs": [{"method": "supervised"}, {"method": "kd"}]})
+    )
     made_up(tiny(), error=12.5).save()
     status, out, _ = iekd("sweep", grid, "--dry-run")
     lines = sorted(line.split() for line in out.splitlines()[:-1])
     assert out.splitlines()[-1] == "3 runs with their parents: 1 done, 2 pending"
-    assert status == 0 and lines == [["done", tiny().path], ["pending", tiny("kd").path], ["pending", tiny("kd").teacher_run().path]]
+    assert status == 0 and lines == [
+        ["done", tiny().path],
+        ["pending", tiny("kd").path],
+        ["pending", tiny("kd").teacher_run().path],
+    ]
     for config in (tiny("kd"), tiny("kd").teacher_run()):
         made_up(config, error=20).save()
     status, out, _ = iekd("sweep", grid)
-    assert status == 0 and f"loaded   12.50 %  {tiny().path}" in out and out.splitlines()[-1] == "3 runs, 0 failed"
+    assert (
+        status == 0
+        and f"loaded   12.50 %  {tiny().path}" in out
+        and out.splitlines()[-1] == "3 runs, 0 failed"
+    )
 
 
 def test_table(iekd):
@@ -212,7 +281,12 @@ def test_table_tells_data_sets_apart_and_calls_nothing_a_student_that_may_be_a_t
     for dataset in ("digits", "cifar10"):
         made_up(tiny(dataset=dataset)).save()
     lines = iekd("table", "--preset", "smoke")[1].splitlines()
-    assert [line.split(" | ")[0] for line in lines] == ["| data set", "| ---", "| cifar10", "| digits"]
+    assert [line.split(" | ")[0] for line in lines] == [
+        "| data set",
+        "| ---",
+        "| cifar10",
+        "| digits",
+    ]
     assert "| Trained alone |" in lines[-1] or "| Trained alone, " in lines[-1]
 
 
@@ -221,7 +295,11 @@ def test_no_table_is_written_into_a_readme_that_is_not_ours(iekd, runs):
     theirs = runs.parent / "README.md"
     theirs.write_text("theirs")
     status, _, err = iekd("table", "--readme")
-    assert status == 1 and "there are no records of preset 'class'" in err and theirs.read_text() == "theirs"
+    assert (
+        status == 1
+        and "there are no records of preset 'class'" in err
+        and theirs.read_text() == "theirs"
+    )
 
 
 def test_a_bundle_that_cannot_be_written_is_refused_before_the_sweep(iekd, tmp_path, runs):
@@ -239,13 +317,21 @@ def test_an_empty_bundle_is_said_to_be_empty(iekd, tmp_path):
 
 def test_ctrl_c_while_the_libraries_are_imported_needs_no_traceback(tmp_path):
     """The command must be ready for it before it imports torch, which takes seconds."""
-    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)\n")
+    (tmp_path / "torch.py").write_text(
+        "import time\nprint('importing', flush=True)\ntime.sleep(60)\n"
+    )
     path = os.pathsep.join([str(tmp_path), os.getcwd(), *sys.path])
     process = subprocess.Popen(
         [sys.executable, "-m", "iekd", "doctor"],
-        env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     assert process.stdout.readline() == "importing\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
-    assert (process.returncode, err) == (130, "iekd: stopped by SIGINT; the same command goes on from the last checkpoint\n")
+    assert (process.returncode, err) == (
+        130,
+        "iekd: stopped by SIGINT; the same command goes on from the last checkpoint\n",
+    )

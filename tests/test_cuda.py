@@ -9,13 +9,18 @@ import torch
 from tiny import tiny
 from torch import Tensor
 
-from iekd import bench, engine, precision
-from iekd.config import MethodName, RunConfig
-from iekd.teacher import Teacher
+from iekd.benchmark import bench
+from iekd.config import RunConfig
+from iekd.config.run import MethodName
+from iekd.speed import precision
+from iekd.training import engine
+from iekd.training.teacher import Teacher
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FIRST_STAGE = {"fitnet": {"init_epochs": 1}, "ab": {"init_epochs": 1}}
-STEPS = [(method, 0) for method in get_args(MethodName)] + [(method, 2) for method in FIRST_STAGE]  # (method, epoch): in each stage one
+STEPS = [(method, 0) for method in get_args(MethodName)] + [
+    (method, 2) for method in FIRST_STAGE
+]  # (method, epoch): in each stage one
 IMAGES = 64
 # Relative errors that are allowed, about five times the largest seen in float32 on a CPU. Another device multiplies and adds up in other
 # ways, and gets ten times as much: TF32 needs still more.
@@ -24,7 +29,9 @@ ELSEWHERE = 10
 
 
 def needs_gpu(test):
-    return pytest.mark.cuda(pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")(test))
+    return pytest.mark.cuda(
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")(test)
+    )
 
 
 def run_of(config: RunConfig, device: torch.device, double: bool = False) -> engine.Run:
@@ -42,23 +49,37 @@ def run_of(config: RunConfig, device: torch.device, double: bool = False) -> eng
     return run._replace(teacher=teacher, mean=run.mean.double(), std=run.std.double())
 
 
-def step_of(config: RunConfig, epoch: int, device: torch.device, double: bool = False) -> dict[str, Tensor]:
+def step_of(
+    config: RunConfig, epoch: int, device: torch.device, double: bool = False
+) -> dict[str, Tensor]:
     """What a step makes: its loss terms, the update of all parameters in one vector, the running statistics in another."""
     run = run_of(config, device, double)
     engine.begin(run, epoch)
     before = [p.detach().clone() for p in run.learner.parameters()]
     plan = engine.draw_epoch(config, run.dataset, epoch)[:, :IMAGES]
     names, row = engine.lock_step([(config, run)], plan[None].to(device), epoch)
-    update = torch.cat([(p.detach() - b).flatten() for p, b in zip(run.learner.parameters(), before, strict=True)])
-    statistics = [b.double().flatten() for name, b in run.learner.named_buffers() if "running" in name]
-    found = dict(zip(names[0], row, strict=True)) | {"update": update, "statistics": torch.cat(statistics)}
+    update = torch.cat(
+        [(p.detach() - b).flatten() for p, b in zip(run.learner.parameters(), before, strict=True)]
+    )
+    statistics = [
+        b.double().flatten() for name, b in run.learner.named_buffers() if "running" in name
+    ]
+    found = dict(zip(names[0], row, strict=True)) | {
+        "update": update,
+        "statistics": torch.cat(statistics),
+    }
     return {name: value.double().cpu() for name, value in found.items()}
 
 
 def errors(found: dict[str, Tensor], expected: dict[str, Tensor]) -> dict[str, float]:
     """Relative errors by name."""
-    assert found.keys() == expected.keys() and all(value.isfinite().all() for value in found.values())
-    return {name: ((found[name] - value).norm() / value.norm().clamp_min(1e-12)).item() for name, value in expected.items()}
+    assert found.keys() == expected.keys() and all(
+        value.isfinite().all() for value in found.values()
+    )
+    return {
+        name: ((found[name] - value).norm() / value.norm().clamp_min(1e-12)).item()
+        for name, value in expected.items()
+    }
 
 
 def within(found: dict[str, float], times: float) -> bool:
@@ -73,7 +94,9 @@ def config_of(method: str) -> RunConfig:
 @pytest.mark.parametrize(("method", "epoch"), STEPS)
 def test_a_step_in_float32_is_that_in_float64(method, epoch):
     config = config_of(method)
-    assert within(found := errors(step_of(config, epoch, CPU), step_of(config, epoch, CPU, double=True)), 1), found
+    assert within(
+        found := errors(step_of(config, epoch, CPU), step_of(config, epoch, CPU, double=True)), 1
+    ), found
     assert found["update"] > 0
 
 
@@ -87,7 +110,9 @@ def test_another_step_is_noticed():
 @pytest.mark.parametrize(("method", "epoch"), STEPS)
 def test_a_step_on_a_gpu_is_that_on_the_cpu(method, epoch):
     config = config_of(method)
-    assert within(found := errors(step_of(config, epoch, GPU), step_of(config, epoch, CPU)), ELSEWHERE), found
+    assert within(
+        found := errors(step_of(config, epoch, GPU), step_of(config, epoch, CPU)), ELSEWHERE
+    ), found
 
 
 @needs_gpu
@@ -100,4 +125,7 @@ def test_float32_is_no_tf32():
         for work, arguments in ((torch.conv2d, (images, weight)), (torch.matmul, (matrix, matrix))):
             exact = work(*(argument.double() for argument in arguments))
             error[name, work.__name__] = ((work(*arguments) - exact).norm() / exact.norm()).item()
-    assert error["fp32", "conv2d"] < 1e-5 and error["fp32", "matmul"] < 1e-5 < error["tf32", "matmul"] < 1e-2, error
+    assert (
+        error["fp32", "conv2d"] < 1e-5
+        and error["fp32", "matmul"] < 1e-5 < error["tf32", "matmul"] < 1e-2
+    ), error

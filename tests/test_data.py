@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from iekd import data, sources, sprites
-from iekd.config import ConfigError, RunConfig
-from iekd.sprites import DataError, read_pack, write_pack
+from iekd import data
+from iekd.config import RunConfig
+from iekd.data import sources, sprites
+from iekd.data.sprites import read_pack, write_pack
+from iekd.errors import ConfigError, DataError
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
-needs_debian = pytest.mark.skipif(not (sources.DEBIAN / "fashion-mnist").exists(), reason="needs Debian's dataset-fashion-mnist")
+needs_debian = pytest.mark.skipif(
+    not (sources.DEBIAN / "fashion-mnist").exists(), reason="needs Debian's dataset-fashion-mnist"
+)
 
 
 def config(dataset="digits", **fields):
@@ -54,7 +58,10 @@ def no_network(folder, download):
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_pack_gives_back_every_byte(tmp_path, channels):
-    given = arrays(channels=channels) | {"test_lossless": np.arange(60) != 7, "test_names": np.array([b"x.png"] * 60)}
+    given = arrays(channels=channels) | {
+        "test_lossless": np.arange(60) != 7,
+        "test_names": np.array([b"x.png"] * 60),
+    }
     manifest = write_pack(tmp_path / "some", "some", **given)
     found = read_pack(tmp_path / "some")
     assert manifest["mode"] == {1: "L", 3: "RGB"}[channels]
@@ -134,9 +141,17 @@ def other_pixels(folder):
 
 
 DAMAGES = [
-    cut_short, flip_a_byte, remove("train-00.webp"), remove("manifest.json"), remove("labels.npz"), break_manifest,
-    drop_a_label, pickled_labels, no_image, other_pixels,
-]  # fmt: skip
+    cut_short,
+    flip_a_byte,
+    remove("train-00.webp"),
+    remove("manifest.json"),
+    remove("labels.npz"),
+    break_manifest,
+    drop_a_label,
+    pickled_labels,
+    no_image,
+    other_pixels,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -182,10 +197,17 @@ def lossy(tmp_path, monkeypatch):
         tiles = colours[start : start + 256].reshape(16, 16, 3)
         sheet = tiles.repeat(64, 0).repeat(64, 1)
         Image.fromarray(sheet).save(folder / f"{name}.jpg", quality=92)
-    labels = {"train_labels": np.arange(300) % 10, "val_labels": np.arange(20) % 10, "val_names": np.array([b"x"] * 20)}
+    labels = {
+        "train_labels": np.arange(300) % 10,
+        "val_labels": np.arange(20) % 10,
+        "val_names": np.array([b"x"] * 20),
+    }
     np.savez(folder / "labels.npz", **labels)
     for path in folder.iterdir():
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sprites._sha256(path.read_bytes())}
+        files[path.name] = {
+            "bytes": path.stat().st_size,
+            "sha256": sprites._sha256(path.read_bytes()),
+        }
     (folder / "manifest.json").write_text(json.dumps({"train": 300, "val": 20, "files": files}))
     return folder, colours
 
@@ -197,9 +219,14 @@ def test_a_lossy_pack_is_read_and_packed_again(alone, lossy):
     assert raw.train_images.shape == (300, 3, 64, 64) and raw.test_images.shape == (20, 3, 64, 64)
     middle = raw.train_images[:, :, 20:44, 20:44].double().mean((2, 3))
     assert (middle - torch.from_numpy(colours[:300])).abs().max() < 3
-    assert (raw.test_images[:, :, 32, 32].int() - torch.from_numpy(colours[100:120])).abs().max() < 6
+    assert (
+        raw.test_images[:, :, 32, 32].int() - torch.from_numpy(colours[100:120])
+    ).abs().max() < 6
     assert raw.test_labels.tolist() == list(range(10)) * 2
-    assert sources.find("imagenette", folder).folder == folder and sources.find("cifar10", folder) is None
+    assert (
+        sources.find("imagenette", folder).folder == folder
+        and sources.find("cifar10", folder) is None
+    )
     ours = sources.pack("imagenette", alone / "again", alone)
     assert sources.load_raw("imagenette", ours.parent).checksum == raw.checksum
 
@@ -207,14 +234,19 @@ def test_a_lossy_pack_is_read_and_packed_again(alone, lossy):
 @pytest.mark.parametrize("method", ["ft", "ie-ft"])
 def test_two_epochs_on_a_lossy_pack_with_networks_of_imagenet(alone, lossy, monkeypatch, method):
     """Teacher, factor auto-encoder and student, from the pack to the record."""
-    from iekd.training import train
+    from iekd.training.runner import train
 
     monkeypatch.setenv("IEKD_DATA", str(alone))
     pair = dict(teacher="resnet18x0.0625_3x3", student="resnet10x0.0625_3x3")
     epochs = dict(epochs=2, teacher_epochs=2, ae_epochs=1, evaluate_every=2)
     few = dict(train_images=64, validation_images=20, batch_size=32)
-    record = train(RunConfig.create("class", dataset="imagenette", method=method, **pair, **epochs, **few))
-    assert record.config.image_size == 0 and record.data["checksum"] == sources.load_raw("imagenette").checksum
+    record = train(
+        RunConfig.create("class", dataset="imagenette", method=method, **pair, **epochs, **few)
+    )
+    assert (
+        record.config.image_size == 0
+        and record.data["checksum"] == sources.load_raw("imagenette").checksum
+    )
     assert record.metrics["last"].epoch == 2 and set(record.parents) == {"teacher", "autoencoder"}
 
 
@@ -250,7 +282,15 @@ def test_a_pack_that_names_itself_may_lie_anywhere(alone):
 def test_missing_data_lists_places_and_ways_out(alone, capsys):
     with pytest.raises(DataError) as caught:
         sources.load_raw("fashion-mnist", alone)
-    for hint in (alone, alone / "default", alone / "debian", "no route", "IEKD_DATA", "iekd data pack", "apt install"):
+    for hint in (
+        alone,
+        alone / "default",
+        alone / "debian",
+        "no route",
+        "IEKD_DATA",
+        "iekd data pack",
+        "apt install",
+    ):
         assert str(hint) in str(caught.value)
     assert "downloading fashion-mnist" in capsys.readouterr().err
     assert "IEKD_DATA" in sources.describe()[1].remedy
@@ -313,7 +353,9 @@ def imagenette_files(root, sizes):
 def official(tmp_path, monkeypatch):
     from torchvision.datasets import Imagenette
 
-    monkeypatch.setattr(Imagenette, "_WNID_TO_CLASS", {f"n0{label}": (str(label),) for label in range(10)})
+    monkeypatch.setattr(
+        Imagenette, "_WNID_TO_CLASS", {f"n0{label}": (str(label),) for label in range(10)}
+    )
     monkeypatch.setattr(sources, "IMAGENETTE_COUNTS", {"train": 20, "val": 20})
     imagenette_files(tmp_path, [(128, 192), (160, 160)])
     return tmp_path
@@ -327,7 +369,9 @@ def test_imagenette_of_torchvision_is_squashed_by_area(official):
     assert raw.train_labels.tolist() == [label for label in range(10) for _ in range(2)]
     first = np.asarray(Image.open(official / sources.IMAGENETTE / "train" / "n00" / "n00_0.JPEG"))
     blocks = first.reshape(64, 2, 64, 3, 3).mean((1, 3)).transpose(2, 0, 1)
-    assert np.abs(raw.train_images[0].numpy() - blocks).max() <= 1  # Pillow rounds after each direction
+    assert (
+        np.abs(raw.train_images[0].numpy() - blocks).max() <= 1
+    )  # Pillow rounds after each direction
     assert sources.find("imagenette", official).folder == official
 
 
@@ -344,7 +388,9 @@ def test_a_download_asks_for_the_small_imagenette():
     from torchvision.datasets import Imagenette
 
     kind = sources._torchvision("imagenette")
-    assert kind.func is Imagenette and Imagenette._ARCHIVES[kind.keywords["size"]][0].endswith(f"/{sources.IMAGENETTE}.tgz")
+    assert kind.func is Imagenette and Imagenette._ARCHIVES[kind.keywords["size"]][0].endswith(
+        f"/{sources.IMAGENETTE}.tgz"
+    )
 
 
 def test_fashion_files_must_be_fashion(alone):
@@ -387,11 +433,17 @@ def images(split):
 
 
 def test_parts_do_not_overlap_and_do_not_depend_on_the_seed():
-    a, b = (data.load(config(seed=seed, train_images=400, validation_images=200)) for seed in (0, 1))
-    assert torch.equal(a.train.images, b.train.images) and torch.equal(a.validation.images, b.validation.images)
+    a, b = (
+        data.load(config(seed=seed, train_images=400, validation_images=200)) for seed in (0, 1)
+    )
+    assert torch.equal(a.train.images, b.train.images) and torch.equal(
+        a.validation.images, b.validation.images
+    )
     assert not images(a.train) & images(a.validation) and not images(a.train) & images(a.test)
     everything = data.load(config(validation_images=200))
-    assert len(everything.train.labels) == 1000 and torch.equal(everything.validation.images, a.validation.images)
+    assert len(everything.train.labels) == 1000 and torch.equal(
+        everything.validation.images, a.validation.images
+    )
     assert images(a.train) <= images(everything.train)
 
 
@@ -448,7 +500,12 @@ def test_digits_statistics():
 @needs_debian
 def test_fashion_mnist_of_debian(tmp_path):
     found = data.load(config("fashion-mnist", validation_images=5000, image_size=14))
-    assert found.train.images.shape == (55000, 1, 14, 14) and found.test.images.shape == (10000, 1, 14, 14)
+    assert found.train.images.shape == (55000, 1, 14, 14) and found.test.images.shape == (
+        10000,
+        1,
+        14,
+        14,
+    )
     assert found.validation.labels.bincount().tolist() == [500] * 10
     check_statistics(found, sources.load_raw("fashion-mnist"))
 
@@ -457,8 +514,15 @@ def test_fashion_mnist_of_debian(tmp_path):
 @pytest.mark.parametrize("name, inexact", [("cifar10", 20), ("cifar100", 0)])
 def test_shared_packs(name, inexact):
     found = data.load(config(name, validation_images=5000, train_images=8000), SHARED)
-    assert found.train.images.shape == (8000, 3, 32, 32) and found.test.images.shape == (10000, 3, 32, 32)
-    assert len(set(found.validation.labels.bincount().tolist())) == 1 and found.flip and found.pad == 4
+    assert found.train.images.shape == (8000, 3, 32, 32) and found.test.images.shape == (
+        10000,
+        3,
+        32,
+        32,
+    )
+    assert (
+        len(set(found.validation.labels.bincount().tolist())) == 1 and found.flip and found.pad == 4
+    )
     assert (0 if found.test.exact is None else int((~found.test.exact).sum())) == inexact
     check_statistics(found, sources.load_raw(name, SHARED))
     sources._load.cache_clear()
@@ -467,10 +531,31 @@ def test_shared_packs(name, inexact):
 @needs_shared
 def test_shared_imagenette():
     found = data.load(config("imagenette", validation_images=1000), SHARED)
-    assert found.train.images.shape == (8469, 3, 64, 64) and found.test.images.shape == (3925, 3, 64, 64)
-    assert found.validation.labels.bincount().tolist() == [100] * 10 and found.flip and found.pad == 8
-    assert found.train.labels.bincount().tolist() == [863, 855, 893, 758, 841, 856, 861, 831, 851, 860]
+    assert found.train.images.shape == (8469, 3, 64, 64) and found.test.images.shape == (
+        3925,
+        3,
+        64,
+        64,
+    )
+    assert (
+        found.validation.labels.bincount().tolist() == [100] * 10 and found.flip and found.pad == 8
+    )
+    assert found.train.labels.bincount().tolist() == [
+        863,
+        855,
+        893,
+        758,
+        841,
+        856,
+        861,
+        831,
+        851,
+        860,
+    ]
     check_statistics(found, sources.load_raw("imagenette", SHARED))
     facts = data.FACTS["imagenette"]
-    assert (facts.train_images, facts.side) == (9469, data.image_shape(config("imagenette", image_size=0))[1])
+    assert (facts.train_images, facts.side) == (
+        9469,
+        data.image_shape(config("imagenette", image_size=0))[1],
+    )
     sources._load.cache_clear()

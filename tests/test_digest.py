@@ -10,8 +10,11 @@ import textwrap
 import pytest
 from tiny import tiny
 
-from iekd import digest, measures, methods, records, training
+from iekd import records
+from iekd.baselines import registry
 from iekd.config import RunConfig
+from iekd.method import measures
+from iekd.training import digest, runner
 
 CODE = '''
 """A module."""
@@ -44,7 +47,9 @@ def written(tmp_path, monkeypatch):
     def digest_of(code: str, helpers: str = HELPERS) -> str | None:
         number = next(NUMBERS)  # a module is imported once
         (tmp_path / f"helpers{number}.py").write_text(helpers)
-        (tmp_path / f"losses{number}.py").write_text(code.replace("from helpers", f"from helpers{number}"))
+        (tmp_path / f"losses{number}.py").write_text(
+            code.replace("from helpers", f"from helpers{number}")
+        )
         importlib.invalidate_caches()
         module = importlib.import_module(f"losses{number}")
         return digest.digest(module.Loss, sys.modules[f"helpers{number}"].scale)
@@ -124,20 +129,24 @@ def test_a_class_of_a_notebook_is_read_from_its_functions(monkeypatch):
 
 
 def test_every_method_has_a_digest_of_its_own():
-    found = {digest.digest(loss) for loss in methods.CLASSES.values()}
-    assert len(found) == len(methods.CLASSES) and None not in found
+    found = {digest.digest(loss) for loss in registry.CLASSES.values()}
+    assert len(found) == len(registry.CLASSES) and None not in found
 
 
 def test_the_measures_of_a_run_count():
-    found = {digest.of(tiny("ie-ft", inherit=i, explore=e)) for i in ("none", "l1", "l2") for e in ("none", "l1", "cka")}
+    found = {
+        digest.of(tiny("ie-ft", inherit=i, explore=e))
+        for i in ("none", "l1", "l2")
+        for e in ("none", "l1", "cka")
+    }
     assert len(found) == 9
 
 
 def test_classes_are_what_is_built():
-    assert set(methods.CLASSES) == set(RunConfig.model_fields["method"].annotation.__args__)
+    assert set(registry.CLASSES) == set(RunConfig.model_fields["method"].annotation.__args__)
     for method in ("supervised", "ft", "ie-ft", "at", "ie-od", "dml", "factor-ae"):
-        run = training.make_run(tiny(method))
-        assert type(run.learner["method"]) is methods.CLASSES[method]
+        run = runner.make_run(tiny(method))
+        assert type(run.learner["method"]) is registry.CLASSES[method]
 
 
 # ---------------------------------------------------------------------- what `train` does with it
@@ -149,13 +158,15 @@ def edit(monkeypatch):
 
     def change(*changed: str) -> None:
         plain = digest.of
-        monkeypatch.setattr(digest, "of", lambda config: "edited" if config.method in changed else plain(config))
+        monkeypatch.setattr(
+            digest, "of", lambda config: "edited" if config.method in changed else plain(config)
+        )
 
     return change
 
 
 def train(config: RunConfig):
-    return training.train(config, progress=False)
+    return runner.train(config, progress=False)
 
 
 def test_an_edited_loss_is_trained_anew_at_smoke_scale(edit):
@@ -171,7 +182,7 @@ def test_an_edited_auto_encoder_reaches_its_students(edit, monkeypatch):
     config = tiny("ft")
     before = train(config)
     edit("factor-ae")
-    monkeypatch.setattr(methods.FactorAE, "__init__", _narrow(methods.FactorAE.__init__))
+    monkeypatch.setattr(registry.FactorAE, "__init__", _narrow(registry.FactorAE.__init__))
     after = train(config)
     assert after.parents["autoencoder"] != before.parents["autoencoder"]
     assert after.weights != before.weights
@@ -205,7 +216,13 @@ def test_a_record_without_digest_is_left_alone(edit):
 
 
 TINY = dict(
-    dataset="digits", teacher="resnet8x0.5", student="resnet8x0.25", train_images=200, validation_images=100, epochs=2, image_size=0
+    dataset="digits",
+    teacher="resnet8x0.5",
+    student="resnet8x0.25",
+    train_images=200,
+    validation_images=100,
+    epochs=2,
+    image_size=0,
 )
 
 

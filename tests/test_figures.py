@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iekd import figures
+from iekd.report import figures
 
 LABELS = ["Teacher", "Student alone", "KD", "FT", "IE-FT", "IE-FT (inherit L1, explore CKA)"]
 
@@ -13,23 +13,33 @@ LABELS = ["Teacher", "Student alone", "KD", "FT", "IE-FT", "IE-FT (inherit L1, e
 def runs() -> pd.DataFrame:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.4, 5)
-    rows = [dict(label=name, seed=k, last=40 - 1.2 * i + noise[k] + rng.normal(0, 0.25)) for i, name in enumerate(LABELS) for k in range(5)]
+    rows = [
+        dict(label=name, seed=k, last=40 - 1.2 * i + noise[k] + rng.normal(0, 0.25))
+        for i, name in enumerate(LABELS)
+        for k in range(5)
+    ]
     return pd.DataFrame(rows).drop(index=13)  # one seed of KD is missing
 
 
 def histories() -> pd.DataFrame:
     rng = np.random.default_rng(0)
-    grid = [(name, seed, epoch) for name in LABELS[1:5] for seed in range(3) for epoch in range(1, 61)]
+    grid = [
+        (name, seed, epoch) for name in LABELS[1:5] for seed in range(3) for epoch in range(1, 61)
+    ]
     table = pd.DataFrame(grid, columns=["label", "seed", "epoch"])
     level = table["label"].map(LABELS.index)
-    return table.assign(test_error=60 * np.exp(-table["epoch"] / 20) + 30 - level + rng.normal(0, 0.8, len(table)))
+    return table.assign(
+        test_error=60 * np.exp(-table["epoch"] / 20) + 30 - level + rng.normal(0, 0.8, len(table))
+    )
 
 
 FIGURES = {
     "seeds": lambda: figures.seeds_plot(runs(), LABELS, reference="Student alone"),
     "paired": lambda: figures.paired_plot(runs(), "Student alone", LABELS[2:]),
     "curves": lambda: figures.curves(histories()),
-    "images": lambda: figures.images_grid(np.random.default_rng(0).integers(0, 256, (11, 3, 32, 32), dtype=np.uint8)),
+    "images": lambda: figures.images_grid(
+        np.random.default_rng(0).integers(0, 256, (11, 3, 32, 32), dtype=np.uint8)
+    ),
 }
 
 
@@ -50,11 +60,30 @@ def test_methods_keep_their_colour():
 
 def test_a_forest_is_coloured_by_outcome_and_its_intervals_are_not():
     rows = [("lower", -1.0), ("higher", 1.0), ("equivalent", 0.1), ("inconclusive", -0.9)]
-    table = pd.DataFrame([{"claim": o, "rival": "FT", "n": 5, "effect": e, "low": e - 0.5, "high": e + 0.5, "outcome": o} for o, e in rows])
+    table = pd.DataFrame(
+        [
+            {
+                "claim": o,
+                "rival": "FT",
+                "n": 5,
+                "effect": e,
+                "low": e - 0.5,
+                "high": e + 0.5,
+                "outcome": o,
+            }
+            for o, e in rows
+        ]
+    )
     lines = figures.forest(table, 0.5).axes[0].lines
-    markers = [(line.get_marker(), line.get_color()) for line in lines if len(line.get_xdata()) == 1]
+    markers = [
+        (line.get_marker(), line.get_color()) for line in lines if len(line.get_xdata()) == 1
+    ]
     assert markers == [("v", "#0072b2"), ("^", "#d55e00"), ("o", figures.INK), ("o", figures.INK)]
-    assert {line.get_color() for line in lines if len(line.get_xdata()) == 2 and line.get_linewidth() == 2} == {figures.FAINT}
+    assert {
+        line.get_color()
+        for line in lines
+        if len(line.get_xdata()) == 2 and line.get_linewidth() == 2
+    } == {figures.FAINT}
 
 
 def test_runs_that_were_trained_twice():
@@ -66,10 +95,15 @@ def test_runs_that_were_trained_twice():
 def test_other_quantities_than_errors_say_what_they_are():
     table = runs().rename(columns={"last": "cka_halves"})
     fig = figures.paired_plot(table, "FT", metric="cka_halves")
-    assert fig.axes[0].get_xlabel() == "CKA between the two halves of the feature\nminus baseline, same seed"
+    assert (
+        fig.axes[0].get_xlabel()
+        == "CKA between the two halves of the feature\nminus baseline, same seed"
+    )
     by_sigma = histories().rename(columns={"epoch": "sigma"})
     fig = figures.curves(by_sigma, "test_error", "Loss", x="sigma", xlabel="Size of the noise")
-    assert fig.axes[0].get_xlabel() == "Size of the noise" and list(fig.axes[0].lines[0].get_xdata()) == list(range(1, 61))
+    assert fig.axes[0].get_xlabel() == "Size of the noise" and list(
+        fig.axes[0].lines[0].get_xdata()
+    ) == list(range(1, 61))
     assert figures.colour("FT: whole factor") == figures.colour("FT") != figures.OTHER
 
 

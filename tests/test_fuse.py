@@ -9,9 +9,9 @@ from torch import nn
 from torch.nn.functional import relu
 
 from iekd import networks
-from iekd.fold import fold
-from iekd.fuse import AVAILABLE, FusedConv, fuse
-from iekd.teacher import Teacher
+from iekd.speed.fold import fold
+from iekd.speed.fuse import AVAILABLE, FusedConv, fuse
+from iekd.training.teacher import Teacher
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason="this torch has no oneDNN")
 
@@ -41,8 +41,14 @@ def test_features_and_logits_are_those_of_the_folded_network_at_any_batch_size(n
 
 def test_every_convolution_of_a_resnet_but_one_of_two_that_are_added_is_fused():
     network = fuse(fold(lived(networks.build("resnet20", 10))))
-    left = [m for name, m in network.named_modules() if isinstance(m, nn.Conv2d) and not name.endswith("convolution")]
-    assert len(fused_convs(network)) == 19 and len(left) == 2  # the projections of the shortcuts, whose sums conv2 makes
+    left = [
+        m
+        for name, m in network.named_modules()
+        if isinstance(m, nn.Conv2d) and not name.endswith("convolution")
+    ]
+    assert (
+        len(fused_convs(network)) == 19 and len(left) == 2
+    )  # the projections of the shortcuts, whose sums conv2 makes
     with_relu = [conv for conv in fused_convs(network) if conv.relu == "relu"]
     assert len(with_relu) == 16  # the stages' last sums are features of their own, before the ReLU
 
@@ -86,5 +92,9 @@ def test_a_sum_of_two_convolutions_and_of_one_with_itself():
 def test_a_teacher_is_fused_on_a_cpu_and_keeps_its_weights():
     network = networks.build("resnet8", 10)
     teacher = Teacher(network, None).place(torch.device("cpu"))
-    assert fused_convs(teacher) and not fused_convs(Teacher(network, None, bf16=True).place(torch.device("cpu")))
-    assert sum(p.numel() for p in teacher.parameters()) == sum(p.numel() for p in fold(network).parameters())
+    assert fused_convs(teacher) and not fused_convs(
+        Teacher(network, None, bf16=True).place(torch.device("cpu"))
+    )
+    assert sum(p.numel() for p in teacher.parameters()) == sum(
+        p.numel() for p in fold(network).parameters()
+    )

@@ -10,14 +10,20 @@ import pytest
 import torch
 from tiny import tiny
 
-from iekd import engine, graphs, training
-from iekd.config import ConfigError
-from iekd.graphs import WARM_UP, Graphed
+from iekd.errors import ConfigError
+from iekd.training import engine, graphs, runner
+from iekd.training.graphs import WARM_UP, Graphed
 
 EPOCHS = 5
 CASES = {
-    "ie-ft": {}, "ft": {}, "crd": {}, "dml": {}, "fitnet": {"init_epochs": 2}, "ab": {"init_epochs": 2}, "ie-dml": {"turns": "epoch"},
-}  # fmt: skip
+    "ie-ft": {},
+    "ft": {},
+    "crd": {},
+    "dml": {},
+    "fitnet": {"init_epochs": 2},
+    "ab": {"init_epochs": 2},
+    "ie-dml": {"turns": "epoch"},
+}
 
 
 class Recorder:
@@ -66,7 +72,10 @@ class Recording(NamedTuple):
 
 
 def moving(run):
-    return [*run.learner.state_dict().values(), *(s["momentum_buffer"] for s in run.optimiser.state.values())]
+    return [
+        *run.learner.state_dict().values(),
+        *(s["momentum_buffer"] for s in run.optimiser.state.values()),
+    ]
 
 
 @pytest.fixture
@@ -88,9 +97,11 @@ def rows_of(configs, step_all, runs):
 @pytest.mark.parametrize("method", CASES)
 def test_replayed_steps_are_those_of_the_plain_loop(method, recorder):
     """Also where a method changes with the epoch: what the graph has captured must never be used in another phase."""
-    config = tiny(method, batch_size=24, epochs=EPOCHS, teachers=1, **CASES[method])  # 200 images: the last batch is smaller
-    plain = rows_of([config], None, [training.make_run(config)])
-    runs = [training.make_run(config)]
+    config = tiny(
+        method, batch_size=24, epochs=EPOCHS, teachers=1, **CASES[method]
+    )  # 200 images: the last batch is smaller
+    plain = rows_of([config], None, [runner.make_run(config)])
+    runs = [runner.make_run(config)]
     recorder(runs)
     assert rows_of([config], Graphed(), runs) == plain
     # Of the full batches one in each phase; the smaller ones come once an epoch, and only those of the phases that last are captured.
@@ -101,20 +112,26 @@ def test_replayed_steps_are_those_of_the_plain_loop(method, recorder):
 def test_a_weight_that_falls_is_filled_and_not_captured(recorder):
     """FitNet's, in a stage that lasts long enough for the smaller batches to be captured too."""
     config = tiny("fitnet", batch_size=24, epochs=EPOCHS, teachers=1, init_epochs=0)
-    plain = rows_of([config], None, [training.make_run(config)])
-    runs = [training.make_run(config)]
+    plain = rows_of([config], None, [runner.make_run(config)])
+    runs = [runner.make_run(config)]
     recorder(runs)
     assert rows_of([config], Graphed(), runs) == plain and Recorder.captures == 2
 
 
 def test_a_pack_is_captured_once_and_again_when_it_shrinks(recorder):
-    configs = [tiny(method, seed=seed, batch_size=24, epochs=EPOCHS) for seed in (0, 1) for method in ("supervised", "kd", "ie-ft")]
-    plain = rows_of(configs, None, [training.make_run(config) for config in configs])
-    runs = [training.make_run(config) for config in configs]
+    configs = [
+        tiny(method, seed=seed, batch_size=24, epochs=EPOCHS)
+        for seed in (0, 1)
+        for method in ("supervised", "kd", "ie-ft")
+    ]
+    plain = rows_of(configs, None, [runner.make_run(config) for config in configs])
+    runs = [runner.make_run(config) for config in configs]
     engine.share_teachers(runs)
     recorder(runs)
     step_all = Graphed()
-    assert rows_of(configs, step_all, runs) == plain and Recorder.captures == 2  # batches of two sizes
+    assert (
+        rows_of(configs, step_all, runs) == plain and Recorder.captures == 2
+    )  # batches of two sizes
     recorder(runs[:2])
     engine.train_epochs(list(zip(configs, runs, strict=True))[:2], EPOCHS - 1, step_all)
     assert Recorder.captures == 1  # counted anew: once for the smaller pack
@@ -122,7 +139,7 @@ def test_a_pack_is_captured_once_and_again_when_it_shrinks(recorder):
 
 def test_the_first_steps_are_computed_step_by_step(recorder, monkeypatch):
     config = tiny("kd", batch_size=24)
-    runs = [training.make_run(config)]
+    runs = [runner.make_run(config)]
     recorder(runs)
     calls = []
     monkeypatch.setattr(Recorder, "beside", lambda self: calls.append(1) or nullcontext())
@@ -134,7 +151,9 @@ def test_a_rate_on_the_device_is_filled_when_it_changes(monkeypatch):
     optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], torch.tensor(0.5))
     filled = []
     fill = torch.Tensor.fill_
-    monkeypatch.setattr(torch.Tensor, "fill_", lambda self, value: filled.append(value) or fill(self, value))
+    monkeypatch.setattr(
+        torch.Tensor, "fill_", lambda self, value: filled.append(value) or fill(self, value)
+    )
     for rate in (0.5, 0.5, 0.25, 0.25, 0.5):
         engine.set_rate(optimiser, rate)
         assert optimiser.param_groups[0]["lr"] == rate
@@ -144,7 +163,9 @@ def test_a_rate_on_the_device_is_filled_when_it_changes(monkeypatch):
 # ---------------------------------------------------------------------- when a capture fails
 
 FAILURES = {
-    "a call that is not permitted": RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might"),
+    "a call that is not permitted": RuntimeError(
+        "CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might"
+    ),
     "no memory": torch.OutOfMemoryError("CUDA out of memory."),
     "an old driver": NotImplementedError("graphs"),
     "no words": RuntimeError(),
@@ -156,14 +177,19 @@ FAILURES = {
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_capture_that_fails_costs_one_line_and_no_number(recorder, monkeypatch, capsys, kind):
     config = tiny("kd", batch_size=24, epochs=EPOCHS)
-    plain = rows_of([config], None, [training.make_run(config)])
-    runs = [training.make_run(config)]
+    plain = rows_of([config], None, [runner.make_run(config)])
+    runs = [runner.make_run(config)]
     recorder(runs)
-    monkeypatch.setattr(Recorder, "capture", lambda self, step: step_then_fail(self, step, FAILURES[kind]))
+    monkeypatch.setattr(
+        Recorder, "capture", lambda self, step: step_then_fail(self, step, FAILURES[kind])
+    )
     capsys.readouterr()  # the bars of the teacher's training
     assert rows_of([config], Graphed(), runs) == plain
     said = "".join(capsys.readouterr())
-    assert said.count("no CUDA graphs (") == 1 and "going on step by step, with the same numbers; IEKD_GRAPHS=off" in said
+    assert (
+        said.count("no CUDA graphs (") == 1
+        and "going on step by step, with the same numbers; IEKD_GRAPHS=off" in said
+    )
     assert len(said.strip().splitlines()) == 1
 
 
@@ -174,16 +200,26 @@ def step_then_fail(self, step, error):
     raise error
 
 
-def test_a_capture_that_fails_in_a_later_phase_or_for_a_pack_changes_no_number(recorder, monkeypatch):
-    configs = [tiny(method, seed=seed, batch_size=24, epochs=EPOCHS) for seed in (0, 1) for method in ("supervised", "kd")]
-    plain = rows_of(configs, None, [training.make_run(config) for config in configs])
-    runs = [training.make_run(config) for config in configs]
+def test_a_capture_that_fails_in_a_later_phase_or_for_a_pack_changes_no_number(
+    recorder, monkeypatch
+):
+    configs = [
+        tiny(method, seed=seed, batch_size=24, epochs=EPOCHS)
+        for seed in (0, 1)
+        for method in ("supervised", "kd")
+    ]
+    plain = rows_of(configs, None, [runner.make_run(config) for config in configs])
+    runs = [runner.make_run(config) for config in configs]
     engine.share_teachers(runs)
     recorder(runs)
     real = Recorder.capture
 
     def second_fails(self, step):
-        return real(self, step) if Recorder.captures == 0 else step_then_fail(self, step, RuntimeError("no"))
+        return (
+            real(self, step)
+            if Recorder.captures == 0
+            else step_then_fail(self, step, RuntimeError("no"))
+        )
 
     monkeypatch.setattr(Recorder, "capture", second_fails)
     assert rows_of(configs, Graphed(), runs) == plain and Recorder.captures == 1
@@ -191,14 +227,19 @@ def test_a_capture_that_fails_in_a_later_phase_or_for_a_pack_changes_no_number(r
 
 def test_a_signal_while_capturing_still_stops(recorder, monkeypatch):
     config = tiny("kd", batch_size=24)
-    runs = [training.make_run(config)]
+    runs = [runner.make_run(config)]
     recorder(runs)
-    monkeypatch.setattr(Recorder, "capture", lambda self, step: step_then_fail(self, step, KeyboardInterrupt()))
+    monkeypatch.setattr(
+        Recorder, "capture", lambda self, step: step_then_fail(self, step, KeyboardInterrupt())
+    )
     with pytest.raises(KeyboardInterrupt):
         rows_of([config], Graphed(), runs)
 
 
-@pytest.mark.parametrize(("word", "wanted"), [(None, True), ("on", True), ("off", False), (" OFF ", False), ("Off", False)])
+@pytest.mark.parametrize(
+    ("word", "wanted"),
+    [(None, True), ("on", True), ("off", False), (" OFF ", False), ("Off", False)],
+)
 def test_graphs_can_be_switched_off(monkeypatch, word, wanted):
     monkeypatch.delenv("IEKD_GRAPHS", raising=False)
     if word is not None:

@@ -8,8 +8,8 @@ import pytest
 import yaml
 from tiny import SMALL, tiny
 
-from iekd import grid
-from iekd.config import ConfigError, RunConfig
+from iekd.config import RunConfig, grid
+from iekd.errors import ConfigError
 
 
 @pytest.fixture
@@ -29,7 +29,9 @@ def write(tmp_path):
 
 def test_lists_multiply():
     assert grid.expand({"method": "ie-ft", "explore": ["l1", "cka"], "seed": [0, 1]}) == [
-        {"method": "ie-ft", "explore": explore, "seed": seed} for explore in ("l1", "cka") for seed in (0, 1)
+        {"method": "ie-ft", "explore": explore, "seed": seed}
+        for explore in ("l1", "cka")
+        for seed in (0, 1)
     ]
     assert grid.expand({"method": "kd"}) == [{"method": "kd"}]
     assert grid.expand({"method": []}) == []
@@ -37,15 +39,24 @@ def test_lists_multiply():
 
 def test_a_grid_is_base_and_runs_each_once_and_seed_by_seed(write):
     path = write(
-        {"title": "t", "base": {**SMALL, "seed": [0, 1]}, "runs": [{"method": ["supervised", "ft"]}, {"method": "ft", "ft_weight": 500}]}
+        {
+            "title": "t",
+            "base": {**SMALL, "seed": [0, 1]},
+            "runs": [{"method": ["supervised", "ft"]}, {"method": "ft", "ft_weight": 500}],
+        }
     )
     configs = grid.read(path)
-    assert configs == [tiny(method, seed=seed) for seed in (0, 1) for method in ("supervised", "ft")]
+    assert configs == [
+        tiny(method, seed=seed) for seed in (0, 1) for method in ("supervised", "ft")
+    ]
 
 
 def test_a_field_that_one_run_of_an_entry_reads_or_of_the_base_one_entry_may_stand(write):
     runs = [{"method": ["supervised", "ft"], "ae_epochs": 3}, {"method": "supervised"}]
-    ft, alone = sorted(grid.read(write({"base": {"teacher_epochs": 2, "seed": 0}, "runs": runs})), key=lambda config: config.method)
+    ft, alone = sorted(
+        grid.read(write({"base": {"teacher_epochs": 2, "seed": 0}, "runs": runs})),
+        key=lambda config: config.method,
+    )
     assert (ft.teacher_epochs, ft.ae_epochs) == (2, 3) and alone == RunConfig.create("smoke")
 
 
@@ -69,21 +80,45 @@ def test_an_entry_overrides_the_base(write):
         ({"runs": None}, "is not a grid"),
         ({"runs": []}, "has no runs"),
         ({"runs": [{}, {"seed": []}]}, "run 2: seed: an empty list, so the entry has no runs"),
-        ({"base": {"seed": "0-4"}, "runs": [{}]}, r"run 1: seed: '0-4' is no value; write several as a list, \[0, 1, 2\]"),
-        ({"runs": [{"method": ["kd", "ft"], "explore": "cka"}]}, "run 1: explore: kd, ft do not read it; methods that do: ie-ft"),
-        ({"base": {"explore": "cka"}, "runs": [{"method": "kd"}, {"method": "ft"}]}, "base: explore: kd, ft do not read it"),
+        (
+            {"base": {"seed": "0-4"}, "runs": [{}]},
+            r"run 1: seed: '0-4' is no value; write several as a list, \[0, 1, 2\]",
+        ),
+        (
+            {"runs": [{"method": ["kd", "ft"], "explore": "cka"}]},
+            "run 1: explore: kd, ft do not read it; methods that do: ie-ft",
+        ),
+        (
+            {"base": {"explore": "cka"}, "runs": [{"method": "kd"}, {"method": "ft"}]},
+            "base: explore: kd, ft do not read it",
+        ),
         ({"runs": {"method": "kd"}}, "is not a grid"),
         ({"runs": ["kd"]}, "is not a grid"),
-        ({"bases": {"seed": 1}, "runs": []}, "bases: no such key; the keys of a grid are title, notebook, base, runs"),
-        ({"runs": [{}, {"exlore": "cka"}]}, r"run 2: exlore: no such parameter \(did you mean 'explore'\?\)"),
-        ({"base": {"preset": "big"}, "runs": [{}]}, "run 1: preset: 'big' is not usable; choose one of smoke, class, desk, paper"),
-        ({"runs": [{"method": ["kd", "magic"]}]}, "run 1: method: 'magic' is not usable; choose one of supervised"),
-        ({"runs": [{"method": "ie-ft", "explore": None}]}, "run 1: explore: None is not usable; choose one of none, l1"),
+        (
+            {"bases": {"seed": 1}, "runs": []},
+            "bases: no such key; the keys of a grid are title, notebook, base, runs",
+        ),
+        (
+            {"runs": [{}, {"exlore": "cka"}]},
+            r"run 2: exlore: no such parameter \(did you mean 'explore'\?\)",
+        ),
+        (
+            {"base": {"preset": "big"}, "runs": [{}]},
+            "run 1: preset: 'big' is not usable; choose one of smoke, class, desk, paper",
+        ),
+        (
+            {"runs": [{"method": ["kd", "magic"]}]},
+            "run 1: method: 'magic' is not usable; choose one of supervised",
+        ),
+        (
+            {"runs": [{"method": "ie-ft", "explore": None}]},
+            "run 1: explore: None is not usable; choose one of none, l1",
+        ),
         ({"runs": [{True: 1}]}, "run 1: true: no such parameter"),
         ({"runs": [{"method": {"kd": 1}}]}, "run 1: method: .* is not usable"),
         ({"runs": [{"preset": {"smoke": 1}}]}, "run 1: preset: .* is not usable"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_grid_is_refused_with_file_and_entry(write, data, message):
     path = write(data)
     with pytest.raises(ConfigError, match=message) as error:
@@ -118,7 +153,10 @@ def test_the_cost_follows_epochs_images_and_networks():
     assert grid.cost(double) == 2 * grid.cost(config)
     assert grid.cost(tiny("kd", train_images=100)) == grid.cost(config) / 2
     student, teacher = (grid.flops(name, "digits", 8) for name in (config.student, config.teacher))
-    assert grid.cost(config) == 3 * 200 * (3 * student + teacher) and grid.cost(tiny()) == 3 * 200 * 3 * student
+    assert (
+        grid.cost(config) == 3 * 200 * (3 * student + teacher)
+        and grid.cost(tiny()) == 3 * 200 * 3 * student
+    )
     assert grid.cost(tiny(train_images=0)) > grid.cost(tiny(train_images=1000))  # 0 = all images
 
 
@@ -132,7 +170,13 @@ def test_few_grids_hold_some_runs():
     assert grid.holding([]) == grid.holding([tiny("kd").path, path(method="kd", seed=7_000)]) == []
     assert grid.holding([path(method="kd", seed=3)]) == ["runs/class.yaml"]
     # seed 100 of KD is in two grids: the one that is needed anyway is taken
-    together = [path(method="kd", seed=100), path(method="kd", seed=119), path(method="at", at_weight=300, seed=100)]
+    together = [
+        path(method="kd", seed=100),
+        path(method="kd", seed=119),
+        path(method="at", at_weight=300, seed=100),
+    ]
     assert grid.holding(together) == ["runs/confirm.yaml", "runs/methods.yaml"]
-    partner = RunConfig.create("class", method="dml", seed=110).partner().path  # the second network has a record of its own
+    partner = (
+        RunConfig.create("class", method="dml", seed=110).partner().path
+    )  # the second network has a record of its own
     assert grid.holding([partner]) == ["runs/confirm-methods.yaml"]

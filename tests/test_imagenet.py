@@ -13,11 +13,12 @@ from test_networks import size
 from torch import nn
 from torchvision.models import resnet18, resnet34
 
-from iekd import networks, precision
-from iekd.fold import fold
-from iekd.fuse import AVAILABLE, fuse
+from iekd import networks
+from iekd.config.presets import SCALE_DEFAULTS
 from iekd.networks.imagenet import from_torchvision
-from iekd.presets import SCALE_DEFAULTS
+from iekd.speed import precision
+from iekd.speed.fold import fold
+from iekd.speed.fuse import AVAILABLE, fuse
 
 PAIR = [SCALE_DEFAULTS["class", "imagenette"][role] for role in ("teacher", "student")]
 SMALL = ["resnet10x0.125", "resnet10x0.125_3x3", "resnet18x0.125_3x3"]
@@ -49,31 +50,45 @@ def test_torchvision_s_weights_give_torchvision_s_logits(theirs) -> None:
 
 
 def test_other_weights_of_torchvision_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"features\.0\.weight: no such weight in torchvision's resnet18 or resnet34"):
+    with pytest.raises(
+        ValueError,
+        match=r"features\.0\.weight: no such weight in torchvision's resnet18 or resnet34",
+    ):
         from_torchvision({"features.0.weight": torch.zeros(1)})
 
 
-@pytest.mark.parametrize("name, sides", [("resnet18x0.25", (16, 8, 4, 2)), ("resnet18x0.25_3x3", (32, 16, 8, 4))])
+@pytest.mark.parametrize(
+    "name, sides", [("resnet18x0.25", (16, 8, 4, 2)), ("resnet18x0.25_3x3", (32, 16, 8, 4))]
+)
 @torch.no_grad()
 def test_stages_at_64_pixels(name: str, sides: tuple[int, ...]) -> None:
     """The original stem leaves 2 x 2 positions, the 3x3 stem 4 x 4; features stand on both sides of the ReLU, as elsewhere."""
     network = networks.build(name, 10)
     features = network(images(64)).features
     stages = [f"stage{k}" for k in range(1, 5)]
-    assert list(features) == [f"{stage}{end}" for stage in stages for end in ("_pre", "")] + ["pooled"]
+    assert list(features) == [f"{stage}{end}" for stage in stages for end in ("_pre", "")] + [
+        "pooled"
+    ]
     assert network.feature_channels == 128 and list(network.norms) == stages
     for stage, channels, side in zip(stages, (16, 32, 64, 128), sides, strict=True):
         before, after = features[f"{stage}_pre"], features[stage]
-        assert after.shape == (2, channels, side, side) and network.norms[stage].num_features == channels
+        assert (
+            after.shape == (2, channels, side, side)
+            and network.norms[stage].num_features == channels
+        )
         assert before.min() < 0 and torch.equal(before.relu(), after)
 
 
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 33, 32)])
-def test_forward_backward_down_to_the_smallest_images(name: str, shape: tuple[int, int, int]) -> None:
+def test_forward_backward_down_to_the_smallest_images(
+    name: str, shape: tuple[int, int, int]
+) -> None:
     network = networks.build(name, 7, shape[0])
     output = network(torch.randn(2, *shape))
-    assert output.logits.shape == (2, 7) and networks.feature_shapes(name, shape)["pooled"] == (network.feature_channels,)
+    assert output.logits.shape == (2, 7) and networks.feature_shapes(name, shape)["pooled"] == (
+        network.feature_channels,
+    )
     output.logits.square().sum().backward()
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
@@ -83,7 +98,15 @@ def test_good_names(name: str) -> None:
     networks.check_name(name)
 
 
-BAD = ["resnet18_7x7", "resnet18x1", "resnet18x1_3x3", "resnet20_3x3", "resnet50_3x3", "resnet101", "resnet18_3x3x0.5"]
+BAD = [
+    "resnet18_7x7",
+    "resnet18x1",
+    "resnet18x1_3x3",
+    "resnet20_3x3",
+    "resnet50_3x3",
+    "resnet101",
+    "resnet18_3x3x0.5",
+]
 
 
 @pytest.mark.parametrize("name", BAD)
@@ -119,7 +142,9 @@ def test_no_layer_is_idle_and_every_statistic_is_updated_once(name: str) -> None
     network = networks.build(name, 10)
     (network(images(64, 4)).logits * torch.randn(4, 10)).sum().backward()
     assert all(p.grad.abs().max() > 1e-5 for p in network.parameters())
-    assert all(m.num_batches_tracked == 1 for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(
+        m.num_batches_tracked == 1 for m in network.modules() if isinstance(m, nn.BatchNorm2d)
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -130,7 +155,11 @@ def test_in_bfloat16_they_compute_about_the_same(name: str) -> None:
     expected = network(x)
     network.load_state_dict(state)
     output = precision.train_in_bf16(network)(x)
-    assert 0 < (output.logits.float() - expected.logits).abs().max() < 0.1 * expected.logits.abs().max()
+    assert (
+        0
+        < (output.logits.float() - expected.logits).abs().max()
+        < 0.1 * expected.logits.abs().max()
+    )
     output.logits.float().sum().backward()
     assert all(p.grad.isfinite().all() for p in network.parameters())
 
@@ -142,7 +171,11 @@ def test_in_bfloat16_they_compute_about_the_same(name: str) -> None:
 def test_no_pointwise_convolution_has_a_stride(name: str) -> None:
     """See `networks.common.thin`."""
     with torch.device("meta"):
-        found = [m for m in networks.build(name, 10).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+        found = [
+            m
+            for m in networks.build(name, 10).modules()
+            if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)
+        ]
     assert found and all(convolution.stride == (1, 1) for convolution in found)
 
 
@@ -159,11 +192,16 @@ for side in map(int, sides):
 
 # Sizes: Imagenette 64, detection 96 and 128, ImageNet 224. Networks: those of the presets, the narrowest planned, the paper's.
 NARROW = sorted({*PAIR, *SMALL, "resnet10x0.0625_3x3", "resnet34x0.25_3x3"})
-TRIED = [*((name, 8, (64, 96, 128)) for name in NARROW), *((name, 2, (64, 224)) for name in ("resnet18", "resnet34"))]
+TRIED = [
+    *((name, 8, (64, 96, 128)) for name in NARROW),
+    *((name, 2, (64, 224)) for name in ("resnet18", "resnet34")),
+]
 
 
 @pytest.mark.parametrize("name, batch, sides", TRIED)
-def test_the_networks_stay_within_their_memory(name: str, batch: int, sides: tuple[int, ...]) -> None:
+def test_the_networks_stay_within_their_memory(
+    name: str, batch: int, sides: tuple[int, ...]
+) -> None:
     """In a process of its own, which a fault would end; glibc, where it can, looks for what was overwritten."""
     environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
     command = [sys.executable, "-c", STEPS, name, str(batch), *map(str, sides)]

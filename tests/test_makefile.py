@@ -36,8 +36,12 @@ def installed(venv: Path, url: str, **info: bool) -> None:
 
 
 def make(*words: str) -> subprocess.CompletedProcess:
-    environment = {name: value for name, value in os.environ.items() if name != "MAKEFLAGS"}  # of a `make test` that runs this
-    return subprocess.run(["make", "-C", str(ROOT), *words], capture_output=True, text=True, env=environment)
+    environment = {
+        name: value for name, value in os.environ.items() if name != "MAKEFLAGS"
+    }  # of a `make test` that runs this
+    return subprocess.run(
+        ["make", "-C", str(ROOT), *words], capture_output=True, text=True, env=environment
+    )
 
 
 @pytest.mark.parametrize("target", ["setup", "test"])
@@ -45,9 +49,14 @@ def test_an_environment_of_another_checkout_is_left_alone(venv, tmp_path, target
     other = tmp_path / "other clone"
     other.mkdir()
     installed(venv, other.as_uri(), editable=True)
-    (venv / ".iekd-ready").touch()  # nothing to install: the tests would still import the other's library
+    (
+        venv / ".iekd-ready"
+    ).touch()  # nothing to install: the tests would still import the other's library
     result = make(target, f"VENV={venv}")
-    assert result.returncode != 0 and f"{venv} is the environment of {other}: name another one" in result.stderr
+    assert (
+        result.returncode != 0
+        and f"{venv} is the environment of {other}: name another one" in result.stderr
+    )
     assert not (tmp_path / "asked").exists() and venv.exists()
 
 
@@ -72,27 +81,51 @@ def fresh(tmp_path):
     (tmp_path / "clone" / ".ci").mkdir(parents=True)
     for name in ("Makefile", "pyproject.toml", ".ci/one-at-a-time"):
         shutil.copy(ROOT / name, tmp_path / "clone" / name)
-    environment = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "HELD")}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("MAKEFLAGS", "MAKELEVEL", "HELD")
+    }
 
     def fresh(*words: str) -> subprocess.Popen:
         command = ["make", "-C", str(tmp_path / "clone"), f"PYTHON={python}", *words]
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+            start_new_session=True,
         )
 
     fresh.log = tmp_path / "log"
     return fresh
 
 
-@pytest.mark.parametrize("targets", [["test", "test"], ["setup", "test"], ["test", "setup", "torture"], ["check", "test"], ["setup"] * 4])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["test", "test"],
+        ["setup", "test"],
+        ["test", "setup", "torture"],
+        ["check", "test"],
+        ["setup"] * 4,
+    ],
+)
 def test_makes_side_by_side_on_a_fresh_clone_set_up_once_and_all_end_well(fresh, targets):
     started = [fresh(target) for target in targets]
     said = [process.communicate(timeout=120)[0] for process in started]
     done = fresh.log.read_text().split()
     assert (done.count("venv"), done.count("pip"), done.count("installed")) == (1, 1, 1), said
-    assert done.count("tested") == targets.count("test") and not any("interrupted" in words for words in said)
+    assert done.count("tested") == targets.count("test") and not any(
+        "interrupted" in words for words in said
+    )
     assert sum("waiting for it" in words for words in said) >= 1
-    good = [process.returncode for target, process in zip(targets, started, strict=True) if target in ("test", "setup")]
+    good = [
+        process.returncode
+        for target, process in zip(targets, started, strict=True)
+        if target in ("test", "setup")
+    ]
     assert good == [0] * len(good), said
 
 
@@ -127,4 +160,6 @@ def test_other_environments_are_set_up(venv, tmp_path, url):
 
 def test_to_serve_the_book_needs_no_environment(venv, tmp_path):
     result = make("--dry-run", "serve", f"VENV={venv}")
-    assert result.returncode == 0 and "http.server" in result.stdout and str(venv) not in result.stdout
+    assert (
+        result.returncode == 0 and "http.server" in result.stdout and str(venv) not in result.stdout
+    )

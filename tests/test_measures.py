@@ -12,8 +12,8 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from iekd.config import Explore, Inherit
-from iekd.measures import (
+from iekd.config.run import Explore, Inherit
+from iekd.method.measures import (
     EXPLORE,
     INHERIT,
     RESIDUE,
@@ -31,7 +31,10 @@ from iekd.measures import (
 )
 
 MEASURES = {f.__name__: f for f in (l1, l2, cosine, orthogonal, partial_l2, cka, centred_l1)}
-LOSSES = {**{f"inherit-{k}": f for k, f in INHERIT.items()}, **{f"explore-{k}": f for k, f in EXPLORE.items()}}
+LOSSES = {
+    **{f"inherit-{k}": f for k, f in INHERIT.items()},
+    **{f"explore-{k}": f for k, f in EXPLORE.items()},
+}
 every_measure = pytest.mark.parametrize("measure", MEASURES.values(), ids=MEASURES)
 every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
@@ -41,10 +44,15 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-def factors(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
+def factors(
+    *shape: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor]:
     """Two factors that have something in common."""
     generator = torch.Generator().manual_seed(seed)
-    a, b, shared = (torch.randn(*(shape or (6, 4, 3, 3)), generator=generator, dtype=torch.float64) for _ in range(3))
+    a, b, shared = (
+        torch.randn(*(shape or (6, 4, 3, 3)), generator=generator, dtype=torch.float64)
+        for _ in range(3)
+    )
     return (a + shared).to(dtype), (b + shared).to(dtype)
 
 
@@ -87,7 +95,9 @@ def np_biased_cka(x: np.ndarray, y: np.ndarray) -> float:
 def np_centred(x: np.ndarray) -> np.ndarray:
     flat = x.reshape(len(x), -1)
     rows = zip(flat, flat - flat.mean(0), strict=True)
-    return np.array([c / math.sqrt(math.fsum(c**2) + RESIDUE**2 * math.fsum(row**2)) for row, c in rows])
+    return np.array(
+        [c / math.sqrt(math.fsum(c**2) + RESIDUE**2 * math.fsum(row**2)) for row, c in rows]
+    )
 
 
 REFERENCES = {
@@ -108,7 +118,9 @@ def test_value_is_the_formula(name: str, seed: int, shape: tuple[int, ...]) -> N
     x, y = factors(*shape, seed=seed)
     expected = REFERENCES[name](x.numpy(), y.numpy())
     assert MEASURES[name](x, y).item() == pytest.approx(expected, rel=1e-10, abs=1e-12)
-    assert MEASURES[name](x.float(), y.float()).item() == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert MEASURES[name](x.float(), y.float()).item() == pytest.approx(
+        expected, rel=1e-4, abs=1e-5
+    )
 
 
 @every_measure
@@ -126,7 +138,9 @@ def test_loss_gradient_is_the_finite_difference(loss) -> None:
 # ---------------------------------------------------------------------- properties
 
 
-@pytest.mark.parametrize("name, at_equality", list(zip(MEASURES, (0, 0, 0, 1, 0, 1, 0), strict=True)))
+@pytest.mark.parametrize(
+    "name, at_equality", list(zip(MEASURES, (0, 0, 0, 1, 0, 1, 0), strict=True))
+)
 def test_equality(name: str, at_equality: float) -> None:
     x, _ = factors()
     assert MEASURES[name](x, x.clone()).item() == pytest.approx(at_equality, abs=1e-12)
@@ -141,7 +155,9 @@ def test_scale_does_not_matter(measure) -> None:
 @pytest.mark.parametrize("name", MEASURES)
 def test_bounds(name: str) -> None:
     n = 4 * 3 * 3
-    low, high = {"cosine": (0, 2), "orthogonal": (0, 1), "cka": (-1, 1)}.get(name, (0, 2 / math.sqrt(n)))
+    low, high = {"cosine": (0, 2), "orthogonal": (0, 1), "cka": (-1, 1)}.get(
+        name, (0, 2 / math.sqrt(n))
+    )
     x, y = factors()
     for student, teacher in [(x, y), (x, -x), (x, x), (-x, y), (x.abs(), -y.abs())]:
         assert low - 1e-12 <= MEASURES[name](student, teacher).item() <= high + 1e-12
@@ -159,14 +175,20 @@ def test_unit_has_length_one() -> None:
 
 def test_partial_l2_forgives_only_below_a_negative_teacher() -> None:
     teacher = torch.tensor([[-0.6, 0.8]])[..., None, None]
-    forgiven = torch.tensor([[-1.0, 1e-9]])[..., None, None]  # first value below the teacher's, second far from it
+    forgiven = torch.tensor([[-1.0, 1e-9]])[
+        ..., None, None
+    ]  # first value below the teacher's, second far from it
     assert partial_l2(forgiven, teacher).item() == pytest.approx(0.8 / math.sqrt(2))
     assert partial_l2(teacher, forgiven).item() == pytest.approx(math.sqrt((0.4**2 + 0.8**2) / 2))
 
 
 def test_cka_tells_independent_from_equal_where_biased_cka_does_not() -> None:
-    x, y = (torch.randn(128, 2048, 1, 1, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
-    assert np_biased_cka(x.flatten(1).numpy(), y.flatten(1).numpy()) == pytest.approx(0.94, abs=0.02)
+    x, y = (
+        torch.randn(128, 2048, 1, 1, generator=torch.Generator().manual_seed(k)) for k in (1, 2)
+    )
+    assert np_biased_cka(x.flatten(1).numpy(), y.flatten(1).numpy()) == pytest.approx(
+        0.94, abs=0.02
+    )
     assert abs(cka(x, y).item()) < 0.05
     assert cka(x, x).item() == pytest.approx(1)
 
@@ -208,7 +230,10 @@ DEGENERATE = {
     "huge offset": (NORMAL[0] + 1e20, NORMAL[1]),
     "tiny": (1e-20 * NORMAL[0], NORMAL[1]),
     "subnormal": (1e-42 * NORMAL[0], 1e-42 * NORMAL[1]),
-    "one outlier": (NORMAL[0] * torch.tensor([1e20, 1, 1, 1, 1, 1])[:, None, None, None], NORMAL[1]),
+    "one outlier": (
+        NORMAL[0] * torch.tensor([1e20, 1, 1, 1, 1, 1])[:, None, None, None],
+        NORMAL[1],
+    ),
     "batch of 1": (NORMAL[0][:1], NORMAL[1][:1]),
     "batch of 3": (NORMAL[0][:3], NORMAL[1][:3]),
     "batch of 4": (NORMAL[0][:4], NORMAL[1][:4]),
@@ -237,7 +262,9 @@ def test_unit_of_zero_is_zero_with_gradient_zero() -> None:
     assert (unit(x)[2] == 0).all() and (x.grad[2] == 0).all() and (x.grad[1] != 0).any()
 
 
-@pytest.mark.parametrize("case", ["constant", "constant over the batch", "both zero", "batch of 3", "student zero"])
+@pytest.mark.parametrize(
+    "case", ["constant", "constant over the batch", "both zero", "batch of 3", "student zero"]
+)
 def test_cka_of_degenerate_input_is_zero_with_gradient_zero(case: str) -> None:
     student, teacher = (x.clone().requires_grad_() for x in DEGENERATE[case])
     value = cka(student, teacher)
@@ -271,7 +298,9 @@ def test_nothing_waits_for_the_device(loss) -> None:
 def test_memory_format_does_not_matter() -> None:
     x, y = NORMAL
     for measure in MEASURES.values():
-        torch.testing.assert_close(measure(x.contiguous(memory_format=torch.channels_last), y), measure(x, y))
+        torch.testing.assert_close(
+            measure(x.contiguous(memory_format=torch.channels_last), y), measure(x, y)
+        )
 
 
 @pytest.mark.parametrize("name", [n for n in MEASURES if n != "cka"])
@@ -296,7 +325,11 @@ def test_losses_are_those_the_configuration_names() -> None:
 def test_losses_are_the_measures_with_sign_and_unit() -> None:
     x, y = factors()
     scale = 2 / math.sqrt(math.pi * 36)
-    expected = {"inherit-l1": l1(x, y), "inherit-l2": l2(x, y), "inherit-partial-l2": partial_l2(x, y)}
+    expected = {
+        "inherit-l1": l1(x, y),
+        "inherit-l2": l2(x, y),
+        "inherit-partial-l2": partial_l2(x, y),
+    }
     expected |= {name.replace("inherit", "explore"): -value for name, value in expected.items()}
     expected |= {"inherit-cosine": scale * cosine(x, y), "explore-cosine": -scale * cosine(x, y)}
     expected |= {"explore-orthogonal": scale * orthogonal(x, y), "explore-cka": scale * cka(x, y)}
@@ -309,7 +342,11 @@ def test_losses_are_the_measures_with_sign_and_unit() -> None:
 def test_one_weight_means_one_order_of_magnitude() -> None:
     """Between independent factors, every loss of the inheritance side is within a factor 1.5 of the L1 unit."""
     x, y = (torch.randn(64, 32, 8, 8, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
-    assert l1(x, y).item() == pytest.approx(l1_unit(x), rel=0.01) == pytest.approx(1.13 / math.sqrt(2048), rel=0.01)
+    assert (
+        l1(x, y).item()
+        == pytest.approx(l1_unit(x), rel=0.01)
+        == pytest.approx(1.13 / math.sqrt(2048), rel=0.01)
+    )
     for loss in INHERIT.values():
         assert 1 / 1.5 < loss(x, y).item() / l1_unit(x) < 1.5
 
@@ -331,12 +368,18 @@ def test_minimising_moves_the_right_way(name: str) -> None:
 
 def test_the_best_constant_satisfies_l1_and_not_the_centred_form() -> None:
     """-sign(y^)/sqrt(N) of the mean image is nearly the largest L1 distance; centred, it is a factor of zeros."""
-    teacher = torch.nn.functional.leaky_relu(torch.randn(64, 8, 4, 4) + torch.randn(1, 8, 4, 4), 0.1)
+    teacher = torch.nn.functional.leaky_relu(
+        torch.randn(64, 8, 4, 4) + torch.randn(1, 8, 4, 4), 0.1
+    )
     constant = -teacher.mean(0, keepdim=True).sign().expand_as(teacher)
     opposite = -teacher
     assert l1(constant, teacher) > l1(opposite, teacher)
     deviation = teacher - teacher.mean(0)
-    assert centred_l1(constant, teacher) < centred_l1(torch.randn_like(teacher), teacher) < centred_l1(-deviation, teacher)
+    assert (
+        centred_l1(constant, teacher)
+        < centred_l1(torch.randn_like(teacher), teacher)
+        < centred_l1(-deviation, teacher)
+    )
 
 
 @pytest.mark.parametrize("noise", [0, 1e-8, 1e-4, 1e-2])
@@ -387,16 +430,22 @@ def test_margin_relu_is_a_maximum_per_channel() -> None:
 
 def batch_norm(beta: list[float], gamma: list[float]) -> nn.BatchNorm2d:
     bn = nn.BatchNorm2d(len(beta))
-    bn.load_state_dict({**bn.state_dict(), "bias": torch.tensor(beta), "weight": torch.tensor(gamma)})
+    bn.load_state_dict(
+        {**bn.state_dict(), "bias": torch.tensor(beta), "weight": torch.tensor(gamma)}
+    )
     return bn
 
 
-@pytest.mark.parametrize("beta, gamma", [(0.0, 1.0), (0.3, 0.7), (-0.4, 0.2), (1.0, -0.5), (-3.0, 1.0), (2.0, 1.0)])
+@pytest.mark.parametrize(
+    "beta, gamma", [(0.0, 1.0), (0.3, 0.7), (-0.4, 0.2), (1.0, -0.5), (-3.0, 1.0), (2.0, 1.0)]
+)
 def test_expected_negative_is_the_integral(beta: float, gamma: float) -> None:
     normal = stats.norm(beta, abs(gamma))
     mass = integrate.quad(normal.pdf, -30, 0, points=[beta])[0] if beta < 0 else normal.cdf(0)
     first = integrate.quad(lambda z: z * normal.pdf(z), min(beta, 0) - 12 * abs(gamma), 0)[0]
-    assert expected_negative(batch_norm([beta], [gamma])).item() == pytest.approx(first / mass, rel=1e-5)
+    assert expected_negative(batch_norm([beta], [gamma])).item() == pytest.approx(
+        first / mass, rel=1e-5
+    )
 
 
 def test_expected_negative_in_the_tails() -> None:

@@ -6,7 +6,8 @@ import pytest
 from tiny import tiny
 from torch.profiler import ProfilerActivity, profile
 
-from iekd import engine, memory, training
+from iekd.speed import memory
+from iekd.training import engine, runner
 
 EPOCHS = 4  # of four steps each
 
@@ -15,7 +16,7 @@ EPOCHS = 4  # of four steps each
 def test_steps_keep_no_memory(method):
     """Apart from the gradients of the last one: those of the step before the count began may have been others."""
     config = tiny(method, augment="standard")
-    run = training.make_run(config)
+    run = runner.make_run(config)
     engine.train_epoch(config, run, 0)  # there is momentum now
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as taken:
         for epoch in range(EPOCHS):

@@ -9,13 +9,15 @@ from scipy import special, stats
 from tiny import tiny
 from torch import nn
 
-from iekd import measures, methods, networks
-from iekd.factor import SLOPE, Encoder, FactorAutoEncoder
-from iekd.methods import Batch
-from iekd.methods.factor_ae import FactorAE
-from iekd.methods.ft import FT
-from iekd.methods.ie import IEFT, channel_split
-from iekd.methods.kd import KD, soft_divergence
+from iekd import networks
+from iekd.baselines import registry
+from iekd.baselines.kd import KD
+from iekd.method import measures
+from iekd.method.factor import SLOPE, Encoder, FactorAE, FactorAutoEncoder
+from iekd.method.factor_transfer import FT, IEFT
+from iekd.method.features import Batch
+from iekd.method.measures import soft_divergence
+from iekd.method.split import channel_split
 from iekd.networks import Output
 
 B, C, K, H = 6, 8, 4, 3  # batch, student's channels, factor's channels, side
@@ -72,14 +74,20 @@ def l1(x: np.ndarray, y: np.ndarray) -> float:
 # ---------------------------------------------------------------------- KD
 
 
-@pytest.mark.parametrize(("alpha", "temperature"), [(0.9, 4.0), (0.95, 20.0), (0.0, 1.0), (1.0, 0.5)])
+@pytest.mark.parametrize(
+    ("alpha", "temperature"), [(0.9, 4.0), (0.95, 20.0), (0.0, 1.0), (1.0, 0.5)]
+)
 def test_kd(student, teacher, alpha, temperature):
     terms = KD(alpha, temperature)(BATCH, student, teacher)
     p, q = (special.softmax(numpy(o.logits) / temperature, axis=1) for o in (teacher, student))
     divergence = stats.entropy(p, q, axis=1).mean()
     assert list(terms) == ["task", "kd"]
-    assert terms["task"].item() == pytest.approx((1 - alpha) * cross_entropy(student.logits), rel=1e-5, abs=1e-7)
-    assert terms["kd"].item() == pytest.approx(alpha * temperature**2 * divergence, rel=1e-4, abs=1e-6)
+    assert terms["task"].item() == pytest.approx(
+        (1 - alpha) * cross_entropy(student.logits), rel=1e-5, abs=1e-7
+    )
+    assert terms["kd"].item() == pytest.approx(
+        alpha * temperature**2 * divergence, rel=1e-4, abs=1e-6
+    )
 
 
 def test_kd_is_zero_for_equal_logits_and_finite_for_huge_ones(teacher):
@@ -93,7 +101,9 @@ def test_kd_is_zero_for_equal_logits_and_finite_for_huge_ones(teacher):
 def test_the_gradient_of_kd_keeps_its_size_with_the_temperature(student, teacher):
     sizes = []
     for temperature in (20.0, 200.0):
-        (gradient,) = torch.autograd.grad(soft_divergence(student.logits, teacher.logits, temperature), student.logits)
+        (gradient,) = torch.autograd.grad(
+            soft_divergence(student.logits, teacher.logits, temperature), student.logits
+        )
         sizes.append(gradient.norm().item())
     assert sizes[0] == pytest.approx(sizes[1], rel=0.1)
 
@@ -108,7 +118,9 @@ def test_ft(student, teacher):
     factor = numpy(method.encoder(student.feature))
     assert factor.shape == (B, K, H, H)
     assert terms["task"].item() == pytest.approx(cross_entropy(student.logits), rel=1e-5)
-    assert terms["ft"].item() == pytest.approx(500 * l1(factor, numpy(teacher.features["factor"])), rel=1e-4)
+    assert terms["ft"].item() == pytest.approx(
+        500 * l1(factor, numpy(teacher.features["factor"])), rel=1e-4
+    )
 
 
 # ---------------------------------------------------------------------- IE: the split
@@ -139,12 +151,16 @@ def test_the_random_split_is_a_function_of_the_seed():
 @pytest.mark.parametrize("split", ["random", "halves"])
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
 def test_ie_terms_are_weight_times_measure_of_each_half(student, teacher, split, ratio):
-    method = IEFT(C, encoder(), inherit_weight=50, explore_weight=7, split=split, ratio=ratio, seed=4)
+    method = IEFT(
+        C, encoder(), inherit_weight=50, explore_weight=7, split=split, ratio=ratio, seed=4
+    )
     terms = method(BATCH, student, teacher)
     assert list(terms) == ["task", "inherit", "explore"]
     assert terms["task"].item() == pytest.approx(cross_entropy(student.logits), rel=1e-5)
     target = numpy(teacher.features["factor"])
-    for name, channels, weight in zip(("inherit", "explore"), channel_split(C, ratio, split, 4), (50, -7), strict=True):
+    for name, channels, weight in zip(
+        ("inherit", "explore"), channel_split(C, ratio, split, 4), (50, -7), strict=True
+    ):
         factor = numpy(method.halves[name].encoder(student.feature[:, channels]))
         assert terms[name].item() == pytest.approx(weight * l1(factor, target), rel=1e-4)
 
@@ -152,21 +168,35 @@ def test_ie_terms_are_weight_times_measure_of_each_half(student, teacher, split,
 @pytest.mark.parametrize("explore", ["l1", "l2", "cosine", "orthogonal", "cka"])
 @pytest.mark.parametrize("inherit", ["l1", "l2", "cosine"])
 def test_ie_uses_the_measures_it_names(student, teacher, inherit, explore):
-    method = IEFT(C, encoder(), inherit=inherit, explore=explore, inherit_weight=3, explore_weight=2)
+    method = IEFT(
+        C, encoder(), inherit=inherit, explore=explore, inherit_weight=3, explore_weight=2
+    )
     terms, target = method(BATCH, student, teacher), teacher.features["factor"]
-    halves = {name: half.encoder(student.feature[:, half.channels]) for name, half in method.halves.items()}
-    assert terms["inherit"].item() == pytest.approx(3 * measures.INHERIT[inherit](halves["inherit"], target).item(), rel=1e-5)
-    assert terms["explore"].item() == pytest.approx(2 * measures.EXPLORE[explore](halves["explore"], target).item(), rel=1e-5)
+    halves = {
+        name: half.encoder(student.feature[:, half.channels])
+        for name, half in method.halves.items()
+    }
+    assert terms["inherit"].item() == pytest.approx(
+        3 * measures.INHERIT[inherit](halves["inherit"], target).item(), rel=1e-5
+    )
+    assert terms["explore"].item() == pytest.approx(
+        2 * measures.EXPLORE[explore](halves["explore"], target).item(), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
     ("fields", "names"),
     [
-        (dict(inherit="none"), ["explore"]), (dict(explore="none"), ["inherit"]), (dict(inherit="none", explore="none"), []),
-        (dict(ratio=0), ["explore"]), (dict(ratio=1), ["inherit"]),
+        (dict(inherit="none"), ["explore"]),
+        (dict(explore="none"), ["inherit"]),
+        (dict(inherit="none", explore="none"), []),
+        (dict(ratio=0), ["explore"]),
+        (dict(ratio=1), ["inherit"]),
     ],
-)  # fmt: skip
-def test_a_half_without_measure_or_channels_has_no_term_and_no_encoder(student, teacher, fields, names):
+)
+def test_a_half_without_measure_or_channels_has_no_term_and_no_encoder(
+    student, teacher, fields, names
+):
     method = IEFT(C, encoder(), **fields)
     assert list(method(BATCH, student, teacher)) == ["task", *names]
     assert {name.split(".")[1] for name, _ in method.named_parameters()} == set(names)
@@ -174,13 +204,19 @@ def test_a_half_without_measure_or_channels_has_no_term_and_no_encoder(student, 
 
 @pytest.mark.parametrize("explore", sorted(measures.EXPLORE))
 @pytest.mark.parametrize("inherit", sorted(measures.INHERIT))
-def test_the_gradient_reaches_both_encoders_and_every_channel_but_not_the_teacher(student, teacher, inherit, explore):
+def test_the_gradient_reaches_both_encoders_and_every_channel_but_not_the_teacher(
+    student, teacher, inherit, explore
+):
     teacher.features["factor"].requires_grad_()
     terms = IEFT(C, encoder(), inherit=inherit, explore=explore)
     result = terms(BATCH, student, teacher)
     for name, half in terms.halves.items():
-        parameters = [p for n, p in half.encoder.named_parameters() if n.endswith("0.weight")]  # the three convolutions
-        *weights, feature = torch.autograd.grad(result[name], [*parameters, student.feature], retain_graph=True)
+        parameters = [
+            p for n, p in half.encoder.named_parameters() if n.endswith("0.weight")
+        ]  # the three convolutions
+        *weights, feature = torch.autograd.grad(
+            result[name], [*parameters, student.feature], retain_graph=True
+        )
         assert len(weights) == 3 and all(w.isfinite().all() and w.norm() > 0 for w in weights)
         reached = feature.abs().sum((0, 2, 3)) > 0
         assert reached.nonzero().flatten().tolist() == half.channels.tolist()
@@ -208,7 +244,9 @@ def test_partial_l2_sees_the_teacher_through_the_margin(student, teacher, side, 
     x = unit(numpy(half.encoder(student.feature[:, half.channels])))
     y = unit(np.maximum(numpy(teacher.features["factor"]), numpy(half.margin)[None, :, None, None]))
     square = np.where((x <= y) & (y <= 0), 0, (x - y) ** 2)
-    assert method(BATCH, student, teacher)[side].item() == pytest.approx(sign * 5 * np.sqrt(square.mean()), rel=1e-4)
+    assert method(BATCH, student, teacher)[side].item() == pytest.approx(
+        sign * 5 * np.sqrt(square.mean()), rel=1e-4
+    )
 
 
 # ---------------------------------------------------------------------- the factor auto-encoder
@@ -219,13 +257,19 @@ def parameters(module: nn.Module) -> int:
 
 
 @pytest.mark.parametrize("decoder", ["transposed", "conv"])
-@pytest.mark.parametrize(("channels", "ratio", "k"), [(64, 0.5, 32), (16, 0.25, 4), (16, 1, 16), (4, 0.1, 1)])
+@pytest.mark.parametrize(
+    ("channels", "ratio", "k"), [(64, 0.5, 32), (16, 0.25, 4), (16, 1, 16), (4, 0.1, 1)]
+)
 def test_autoencoder_shapes_and_parameter_counts(channels, ratio, k, decoder):
     network = FactorAutoEncoder(channels, ratio, decoder)
     c, feature = channels, torch.rand(2, channels, 5, 4)
     assert network.encoder.factor_channels == k
-    assert network.encoder(feature).shape == (2, k, 5, 4) and network(feature).shape == feature.shape
-    assert parameters(network.encoder) == 9 * (c * c + c * k + k * k) + 2 * (c + k + k)  # convolutions without bias, BN
+    assert (
+        network.encoder(feature).shape == (2, k, 5, 4) and network(feature).shape == feature.shape
+    )
+    assert parameters(network.encoder) == 9 * (c * c + c * k + k * k) + 2 * (
+        c + k + k
+    )  # convolutions without bias, BN
     assert parameters(network.decoder) == 9 * (k * k + k * c + c * c) + 2 * (k + c + c)
     kinds = {type(m) for m in network.decoder.modules()}
     assert (nn.ConvTranspose2d in kinds) == (decoder == "transposed") != (nn.Conv2d in kinds)
@@ -254,11 +298,20 @@ def test_the_reconstruction_loss(teacher, reconstruction, power):
 @pytest.mark.parametrize(
     ("method", "terms"),
     [
-        ("supervised", ["task"]), ("kd", ["task", "kd"]), ("ft", ["task", "ft"]), ("ie-ft", ["task", "inherit", "explore"]),
-        ("factor-ae", ["reconstruction"]), ("at", ["task", "at"]), ("od", ["task", "od"]), ("tf-kd", ["task", "kd"]),
-        ("fitnet", ["hint"]), ("ab", ["ab"]), ("ie-at", ["task", "inherit", "explore"]), ("ie-od", ["task", "inherit", "explore"]),
+        ("supervised", ["task"]),
+        ("kd", ["task", "kd"]),
+        ("ft", ["task", "ft"]),
+        ("ie-ft", ["task", "inherit", "explore"]),
+        ("factor-ae", ["reconstruction"]),
+        ("at", ["task", "at"]),
+        ("od", ["task", "od"]),
+        ("tf-kd", ["task", "kd"]),
+        ("fitnet", ["hint"]),
+        ("ab", ["ab"]),
+        ("ie-at", ["task", "inherit", "explore"]),
+        ("ie-od", ["task", "inherit", "explore"]),
     ],
-)  # fmt: skip
+)
 def test_every_method_builds_and_gives_finite_terms(method, terms):
     config = tiny(method)
     small, large = (networks.build(name, 10, 1) for name in ("resnet8x0.25", "resnet8x0.5"))
@@ -268,19 +321,27 @@ def test_every_method_builds_and_gives_finite_terms(method, terms):
         taught = large(images)
         if method in ("ft", "ie-ft"):
             taught.features["factor"] = autoencoder.encoder(taught.feature)
-    built = methods.build(config, small, large, autoencoder)
+    built = registry.build(config, small, large, autoencoder)
     found = built(Batch(labels, labels), small(images), taught)
-    assert list(found) == terms and all(term.isfinite() and term.dim() == 0 for term in found.values())
+    assert list(found) == terms and all(
+        term.isfinite() and term.dim() == 0 for term in found.values()
+    )
 
 
 def test_exploration_away_from_what_was_inherited(student, teacher):
     trained = encoder()
     method = IEFT(C, trained, explore_target="inherit")
     terms = method(BATCH, student, teacher)
-    inherited, explored = (method.halves[name].factor(student.feature) for name in ("inherit", "explore"))
-    assert terms["explore"].item() == pytest.approx(50 * measures.EXPLORE["l1"](explored, inherited).item(), rel=1e-5)
+    inherited, explored = (
+        method.halves[name].factor(student.feature) for name in ("inherit", "explore")
+    )
+    assert terms["explore"].item() == pytest.approx(
+        50 * measures.EXPLORE["l1"](explored, inherited).item(), rel=1e-5
+    )
     terms["explore"].backward()
-    assert all(p.grad is None for p in method.halves["inherit"].parameters())  # F_inh is a target there: no gradient
+    assert all(
+        p.grad is None for p in method.halves["inherit"].parameters()
+    )  # F_inh is a target there: no gradient
     assert all(p.grad is not None for p in method.halves["explore"].parameters())
 
 
@@ -288,7 +349,9 @@ def test_a_frozen_exploration_encoder_gets_no_gradient_and_the_student_does(stud
     trained = encoder()
     method = IEFT(C, trained, explore_encoder="frozen")
     feature = student.feature.detach().requires_grad_()
-    terms = method(BATCH, student._replace(features={**student.features, "stage3": feature}), teacher)
+    terms = method(
+        BATCH, student._replace(features={**student.features, "stage3": feature}), teacher
+    )
     terms["explore"].backward()
     assert all(p.grad is None for p in method.halves["explore"].parameters())
     assert feature.grad.abs().sum() > 0

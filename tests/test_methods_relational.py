@@ -13,22 +13,27 @@ from tiny import tiny
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from iekd import checkpoint, methods, store, training
-from iekd.engine import train_epoch
-from iekd.methods import Batch, crd, vid
-from iekd.methods.cc import CC
-from iekd.methods.crd import CRD
-from iekd.methods.nst import NST
-from iekd.methods.pairs import Pair
-from iekd.methods.pkt import PKT
-from iekd.methods.rkd import RKD
-from iekd.methods.sp import SP
-from iekd.methods.vid import VID
+from iekd.baselines import crd, registry, vid
+from iekd.baselines.cc import CC
+from iekd.baselines.crd import CRD
+from iekd.baselines.nst import NST
+from iekd.baselines.pkt import PKT
+from iekd.baselines.rkd import RKD
+from iekd.baselines.sp import SP
+from iekd.baselines.vid import VID
+from iekd.errors import TrainingError
+from iekd.method.features import Batch, Pair
 from iekd.networks import Output
-from iekd.training import TrainingError, make_run
+from iekd.records import store
+from iekd.training import checkpoint, runner
+from iekd.training.engine import train_epoch
+from iekd.training.runner import make_run
 
 B, H, CLASSES, IMAGES = 5, 3, 3, 12
-OURS, THEIRS = {"stage1": 3, "stage2": 4, "stage3": 6}, {"stage1": 5, "stage2": 6, "stage3": 8}  # channels of student and teacher
+OURS, THEIRS = (
+    {"stage1": 3, "stage2": 4, "stage3": 6},
+    {"stage1": 5, "stage2": 6, "stage3": 8},
+)  # channels of student and teacher
 LABELS = torch.arange(IMAGES) % CLASSES  # of the training images
 BATCH = Batch(LABELS[3 : 3 + B], torch.arange(3, 3 + B))
 NAMES = ["sp", "cc", "vid", "rkd", "pkt", "nst", "crd"]
@@ -38,10 +43,15 @@ RELATIONS = ["sp", "cc", "rkd", "pkt", "nst"]  # without trainable parts
 def output(seed: int, channels: dict[str, int], dtype=torch.double, batch: int = B) -> Output:
     """Features after a ReLU, and leaves of autograd."""
     generator = torch.Generator().manual_seed(seed)
-    features = {name: torch.randn(batch, c, H, H, generator=generator).relu() for name, c in channels.items()}
+    features = {
+        name: torch.randn(batch, c, H, H, generator=generator).relu()
+        for name, c in channels.items()
+    }
     features["pooled"] = features["stage3"].mean((2, 3))
     features = {name: value.to(dtype).requires_grad_() for name, value in features.items()}
-    return Output(torch.randn(batch, CLASSES, generator=generator).to(dtype).requires_grad_(), features)
+    return Output(
+        torch.randn(batch, CLASSES, generator=generator).to(dtype).requires_grad_(), features
+    )
 
 
 @pytest.fixture
@@ -54,18 +64,26 @@ def teacher():
     return output(2, THEIRS)
 
 
-def build(name: str, ours=OURS, theirs=THEIRS, weight: float = 2.0, dtype=torch.double) -> nn.Module:
+def build(
+    name: str, ours=OURS, theirs=THEIRS, weight: float = 2.0, dtype=torch.double
+) -> nn.Module:
     torch.manual_seed(0)
     stages = [Pair(stage, stage, ours[stage], theirs[stage]) for stage in ours]
     method = {
-        "sp": lambda: SP(weight), "cc": lambda: CC(weight), "rkd": lambda: RKD(weight), "pkt": lambda: PKT(weight),
-        "nst": lambda: NST(stages[-1], weight), "vid": lambda: VID(stages, weight),
+        "sp": lambda: SP(weight),
+        "cc": lambda: CC(weight),
+        "rkd": lambda: RKD(weight),
+        "pkt": lambda: PKT(weight),
+        "nst": lambda: NST(stages[-1], weight),
+        "vid": lambda: VID(stages, weight),
         "crd": lambda: CRD(ours["stage3"], theirs["stage3"], LABELS, weight),
-    }[name]()  # fmt: skip
+    }[name]()
     return method.double() if dtype == torch.double else method
 
 
-def distance(method: nn.Module, student: Output, teacher: Output, batch: Batch = BATCH) -> torch.Tensor:
+def distance(
+    method: nn.Module, student: Output, teacher: Output, batch: Batch = BATCH
+) -> torch.Tensor:
     """What the method adds to the task."""
     return sum(term for name, term in method(batch, student, teacher).items() if name != "task")
 
@@ -75,7 +93,13 @@ def changed(found: Output, **features) -> Output:
 
 
 def scaled(found: Output, factor: float) -> Output:
-    return changed(found, **{name: (value.detach() * factor).requires_grad_() for name, value in found.features.items()})
+    return changed(
+        found,
+        **{
+            name: (value.detach() * factor).requires_grad_()
+            for name, value in found.features.items()
+        },
+    )
 
 
 def numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -104,8 +128,12 @@ def cc_reference(student, teacher):
     for i in range(B):
         for j in range(B):
             ours, theirs = (
-                sum(math.exp(-0.8) * 0.8**p / math.factorial(p) * (x[i] @ x[j]) ** p for p in (0, 1, 2)) for x in (s, t)
-            )  # fmt: skip
+                sum(
+                    math.exp(-0.8) * 0.8**p / math.factorial(p) * (x[i] @ x[j]) ** p
+                    for p in (0, 1, 2)
+                )
+                for x in (s, t)
+            )
             total += (ours - theirs) ** 2
     return total / B**2
 
@@ -119,7 +147,12 @@ def rkd_reference(student, teacher):
     s, t = (numpy(found.features["pooled"]) for found in (student, teacher))
     pairs, triples = list(permutations(range(B), 2)), list(permutations(range(B), 3))
     mu_s, mu_t = (np.mean([np.linalg.norm(x[i] - x[j]) for i, j in pairs]) for x in (s, t))
-    distances = np.mean([huber(np.linalg.norm(s[i] - s[j]) / mu_s, np.linalg.norm(t[i] - t[j]) / mu_t) for i, j in pairs])
+    distances = np.mean(
+        [
+            huber(np.linalg.norm(s[i] - s[j]) / mu_s, np.linalg.norm(t[i] - t[j]) / mu_t)
+            for i, j in pairs
+        ]
+    )
 
     def angle(x, i, j, k):
         return unit(x[i] - x[j]) @ unit(x[k] - x[j])
@@ -147,7 +180,9 @@ def nst_reference(student, teacher):
     total = 0.0
     for ours, theirs in zip(numpy(student.feature), numpy(teacher.feature), strict=True):
         s, t = (x.reshape(len(x), -1) for x in (ours, theirs))
-        s, t = (x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300) for x in (s, t))  # a dead channel stays zero
+        s, t = (
+            x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-300) for x in (s, t)
+        )  # a dead channel stays zero
         total += kernel(t, t) + kernel(s, s) - 2 * kernel(s, t)
     return total / B
 
@@ -166,8 +201,9 @@ def crd_reference(student, teacher):
     method = build("crd")
     heads = [(method.student, student), (method.teacher, teacher)]
     embeddings = [
-        unit(numpy(found.features["pooled"]) @ numpy(head.weight).T + numpy(head.bias)) for head, found in heads
-    ]  # fmt: skip
+        unit(numpy(found.features["pooled"]) @ numpy(head.weight).T + numpy(head.bias))
+        for head, found in heads
+    ]
     memories = [numpy(head.memory).copy() for head, _ in heads]
     positives = [memory[BATCH.index] for memory in memories]  # copies, of before
     for memory, embedding in zip(memories, embeddings, strict=True):
@@ -181,15 +217,22 @@ def crd_reference(student, teacher):
     for side in (0, 1):
         for i, label in enumerate(BATCH.labels):
             total -= np.log(critic(embeddings[side][i], positives[1 - side][i]))
-            others = [z for z, other in zip(memories[1 - side], LABELS, strict=True) if other != label]
+            others = [
+                z for z, other in zip(memories[1 - side], LABELS, strict=True) if other != label
+            ]
             total -= 16384 * np.mean([np.log1p(-critic(embeddings[side][i], z)) for z in others])
     return total / B
 
 
 REFERENCES = {
-    "sp": sp_reference, "cc": cc_reference, "vid": vid_reference, "rkd": rkd_reference, "pkt": pkt_reference, "nst": nst_reference,
+    "sp": sp_reference,
+    "cc": cc_reference,
+    "vid": vid_reference,
+    "rkd": rkd_reference,
+    "pkt": pkt_reference,
+    "nst": nst_reference,
     "crd": crd_reference,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -200,14 +243,23 @@ def test_the_value_is_weight_times_the_reference(student, teacher, name):
     assert terms.pop("task").item() == pytest.approx(task, rel=1e-12)
     expected = REFERENCES[name](student, teacher)
     assert expected > 1e-4
-    rough = name in ("pkt", "vid")  # PKT's kernel has an epsilon, VID's variance begins in single precision
+    rough = name in (
+        "pkt",
+        "vid",
+    )  # PKT's kernel has an epsilon, VID's variance begins in single precision
     assert sum(terms.values()).item() == pytest.approx(2 * expected, rel=1e-5 if rough else 1e-10)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_single_precision_agrees(student, teacher, name):
-    single = [Output(f.logits.float(), {k: v.float() for k, v in f.features.items()}) for f in (student, teacher)]
-    both = distance(build(name, dtype=torch.float), *single).item(), distance(build(name), student, teacher).item()
+    single = [
+        Output(f.logits.float(), {k: v.float() for k, v in f.features.items()})
+        for f in (student, teacher)
+    ]
+    both = (
+        distance(build(name, dtype=torch.float), *single).item(),
+        distance(build(name), student, teacher).item(),
+    )
     assert both[0] == pytest.approx(both[1], rel=1e-3)
 
 
@@ -219,9 +271,13 @@ def test_the_gradient_agrees_with_finite_differences(student, teacher, name):
             head.remember = lambda index, embedding, head=head: head.memory[index]
 
     def loss(*features):
-        return distance(method, changed(student, **dict(zip(inputs, features, strict=True))), teacher)
+        return distance(
+            method, changed(student, **dict(zip(inputs, features, strict=True))), teacher
+        )
 
-    assert torch.autograd.gradcheck(loss, [value.requires_grad_() for value in inputs.values()], atol=1e-6)
+    assert torch.autograd.gradcheck(
+        loss, [value.requires_grad_() for value in inputs.values()], atol=1e-6
+    )
 
 
 # ---------------------------------------------------------------------- properties
@@ -232,16 +288,23 @@ def test_it_is_zero_at_equality_and_positive_elsewhere(student, teacher, name):
     method = build(name, ours=THEIRS)
     assert distance(method, teacher, teacher).item() == pytest.approx(0, abs=1e-14)
     (gradient,) = torch.autograd.grad(
-        distance(method, teacher, changed(teacher, **{k: v.detach() for k, v in teacher.features.items()})),
+        distance(
+            method,
+            teacher,
+            changed(teacher, **{k: v.detach() for k, v in teacher.features.items()}),
+        ),
         teacher.feature if name in ("sp", "nst") else teacher.features["pooled"],
-    )  # fmt: skip
+    )
     assert gradient.abs().max() < 1e-12
     assert all(distance(method, output(seed, OURS), teacher) > 1e-4 for seed in range(3, 8))
 
 
 @pytest.mark.parametrize("name", RELATIONS)
 def test_which_are_symmetric(student, teacher, name):
-    there, back = distance(build(name), student, teacher).item(), distance(build(name, THEIRS, OURS), teacher, student).item()
+    there, back = (
+        distance(build(name), student, teacher).item(),
+        distance(build(name, THEIRS, OURS), teacher, student).item(),
+    )
     assert (there == pytest.approx(back, rel=1e-10)) == (name != "pkt")
 
 
@@ -257,13 +320,17 @@ def test_whether_the_scale_of_one_image_counts(student, teacher, name, invariant
     sizes = torch.linspace(0.5, 2, B, dtype=torch.double)[:, None]
     other = changed(student, pooled=student.features["pooled"] * sizes)
     base = distance(build(name), student, teacher).item()
-    assert (distance(build(name), other, teacher).item() == pytest.approx(base, rel=1e-6)) == invariant
+    assert (
+        distance(build(name), other, teacher).item() == pytest.approx(base, rel=1e-6)
+    ) == invariant
 
 
 def test_nst_does_not_see_the_scale_of_a_channel_nor_their_order(student, teacher):
     other = student.feature * torch.linspace(0.5, 2, 6, dtype=torch.double)[:, None, None]
     base = distance(build("nst"), student, teacher).item()
-    assert distance(build("nst"), changed(student, stage3=other.flip(1)), teacher).item() == pytest.approx(base, rel=1e-10)
+    assert distance(
+        build("nst"), changed(student, stage3=other.flip(1)), teacher
+    ).item() == pytest.approx(base, rel=1e-10)
 
 
 def test_rkd_does_not_see_a_rotation_nor_a_shift(student, teacher):
@@ -271,30 +338,44 @@ def test_rkd_does_not_see_a_rotation_nor_a_shift(student, teacher):
     base = distance(build("rkd"), student, teacher).item()
     moved = changed(student, pooled=student.features["pooled"] @ rotation + 3)
     assert distance(build("rkd"), moved, teacher).item() == pytest.approx(base, rel=1e-9)
-    stretched = changed(student, pooled=student.features["pooled"] * torch.linspace(0.2, 3, 6, dtype=torch.double))
+    stretched = changed(
+        student, pooled=student.features["pooled"] * torch.linspace(0.2, 3, 6, dtype=torch.double)
+    )
     assert distance(build("rkd"), stretched, teacher).item() != pytest.approx(base, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_the_order_of_the_batch_does_not_count(student, teacher, name):
     order = torch.tensor([3, 0, 4, 1, 2])
-    turned = [changed(found, **{k: v[order] for k, v in found.features.items()}) for found in (student, teacher)]
+    turned = [
+        changed(found, **{k: v[order] for k, v in found.features.items()})
+        for found in (student, teacher)
+    ]
     base = distance(build(name), student, teacher).item()
     again = distance(build(name), *turned, Batch(BATCH.labels[order], BATCH.index[order])).item()
     assert again == pytest.approx(base, rel=1e-9)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("sp", 4 / B), ("nst", 2), ("rkd", 2 * 1.5 + B * (B - 1)), ("cc", 1)])
+@pytest.mark.parametrize(
+    ("name", "bound"), [("sp", 4 / B), ("nst", 2), ("rkd", 2 * 1.5 + B * (B - 1)), ("cc", 1)]
+)
 def test_bounds(name, bound):
-    values = [distance(build(name, weight=1), output(s, OURS), output(s + 1, THEIRS)).item() for s in range(0, 40, 2)]
+    values = [
+        distance(build(name, weight=1), output(s, OURS), output(s + 1, THEIRS)).item()
+        for s in range(0, 40, 2)
+    ]
     assert all(0 <= value <= bound for value in values)
 
 
 def test_the_taylor_series_of_cc_is_close_to_its_kernel(student):
     x = unit(numpy(student.features["pooled"]))
     kernel = np.exp(-0.4 * np.linalg.norm(x[:, None] - x[None], axis=2) ** 2)
-    found = numpy(methods.cc.correlation(student.features["pooled"]))
-    assert 0 < np.abs(found - kernel).max() < math.exp(-0.8) * 0.8**3 / math.factorial(3) * math.exp(0.8)  # Lagrange's remainder
+    found = numpy(registry.cc.correlation(student.features["pooled"]))
+    assert (
+        0
+        < np.abs(found - kernel).max()
+        < math.exp(-0.8) * 0.8**3 / math.factorial(3) * math.exp(0.8)
+    )  # Lagrange's remainder
 
 
 def test_vid_learns_the_variance_that_is_there(teacher):
@@ -311,7 +392,10 @@ def test_vid_learns_the_variance_that_is_there(teacher):
         optimiser.step()
     variance = nn.functional.softplus(density.alpha).item()
     assert variance == pytest.approx(feature.var().item(), rel=0.1)
-    assert losses[-1].item() == pytest.approx(0.5 * (1 + math.log(feature.var().item())), abs=0.05) and losses[-1] < losses[0]
+    assert (
+        losses[-1].item() == pytest.approx(0.5 * (1 + math.log(feature.var().item())), abs=0.05)
+        and losses[-1] < losses[0]
+    )
 
 
 # ---------------------------------------------------------------------- CRD's memory
@@ -339,7 +423,10 @@ def test_the_memory_approaches_the_embeddings(student, teacher):
 def test_images_of_the_same_class_are_no_negatives(student, teacher):
     base = distance(build("crd"), student, teacher)
     for image, expected in ((0, False), (1, True)):
-        method, batch = build("crd"), Batch(BATCH.labels[:1], BATCH.index[:1])  # class 0; image 0 is of it, image 1 is not
+        method, batch = (
+            build("crd"),
+            Batch(BATCH.labels[:1], BATCH.index[:1]),
+        )  # class 0; image 0 is of it, image 1 is not
         one = [changed(f, pooled=f.features["pooled"][:1]) for f in (student, teacher)]
         one = [Output(f.logits[:1], f.features) for f in one]
         before = distance(build("crd"), *one, batch)
@@ -351,7 +438,9 @@ def test_images_of_the_same_class_are_no_negatives(student, teacher):
 def test_what_the_normaliser_of_crd_stands_for():
     """The mean of e^(cos / tau) between random directions is what the authors' code estimates on its first batch."""
     generator = torch.Generator().manual_seed(0)
-    x, y = (unit(torch.randn(1000, crd.SIZE, generator=generator).double().numpy()) for _ in range(2))
+    x, y = (
+        unit(torch.randn(1000, crd.SIZE, generator=generator).double().numpy()) for _ in range(2)
+    )
     mean = np.exp(x @ y.T / crd.TEMPERATURE).mean()
     assert math.exp(1 / (2 * crd.SIZE * crd.TEMPERATURE**2)) == pytest.approx(mean, rel=0.01)
 
@@ -359,12 +448,22 @@ def test_what_the_normaliser_of_crd_stands_for():
 def test_the_whole_memory_is_the_mean_of_the_papers_draws(student, teacher):
     """N negatives drawn for each anchor, summed, as in the paper: the average of many draws is the loss."""
     generator = torch.Generator().manual_seed(0)
-    anchor, positive, memory = (nn.functional.normalize(torch.randn(n, crd.SIZE, generator=generator)) for n in (B, B, IMAGES))
+    anchor, positive, memory = (
+        nn.functional.normalize(torch.randn(n, crd.SIZE, generator=generator))
+        for n in (B, B, IMAGES)
+    )
     negative = BATCH.labels[:, None] != LABELS
-    drawn = torch.multinomial(negative.float(), crd.NEGATIVES, replacement=True, generator=generator)
-    critic = crd.log_odds(anchor @ memory.T).sigmoid().gather(1, drawn), crd.log_odds((anchor * positive).sum(1)).sigmoid()
+    drawn = torch.multinomial(
+        negative.float(), crd.NEGATIVES, replacement=True, generator=generator
+    )
+    critic = (
+        crd.log_odds(anchor @ memory.T).sigmoid().gather(1, drawn),
+        crd.log_odds((anchor * positive).sum(1)).sigmoid(),
+    )
     expected = (-critic[1].log() - torch.log1p(-critic[0]).sum(1)).mean().item()
-    assert crd.contrast(anchor, positive, memory, negative).item() == pytest.approx(expected, rel=0.01)
+    assert crd.contrast(anchor, positive, memory, negative).item() == pytest.approx(
+        expected, rel=0.01
+    )
 
 
 # ---------------------------------------------------------------------- gradients
@@ -373,7 +472,9 @@ def test_the_whole_memory_is_the_mean_of_the_papers_draws(student, teacher):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_reaches_the_student_and_all_parts_but_not_the_teacher(student, teacher, name):
     method = build(name)
-    frozen = changed(teacher, **{k: v.detach() for k, v in teacher.features.items()})  # as the engine gives it
+    frozen = changed(
+        teacher, **{k: v.detach() for k, v in teacher.features.items()}
+    )  # as the engine gives it
     distance(method, student, frozen).backward()
     seen = {"sp": ["stage3"], "nst": ["stage3"], "vid": [*OURS]}.get(name, ["pooled"])
     for feature, value in student.features.items():
@@ -389,12 +490,21 @@ def test_the_gradient_reaches_the_student_and_all_parts_but_not_the_teacher(stud
 
 def same(found: Output) -> Output:
     """All images alike."""
-    return changed(found, **{k: v.detach()[:1].expand_as(v).clone().requires_grad_() for k, v in found.features.items()})
+    return changed(
+        found,
+        **{
+            k: v.detach()[:1].expand_as(v).clone().requires_grad_()
+            for k, v in found.features.items()
+        },
+    )
 
 
 DEGENERATE = {
-    "zero": lambda f: scaled(f, 0.0), "tiny": lambda f: scaled(f, 1e-30), "huge": lambda f: scaled(f, 1e15), "constant": same,
-}  # fmt: skip
+    "zero": lambda f: scaled(f, 0.0),
+    "tiny": lambda f: scaled(f, 1e-30),
+    "huge": lambda f: scaled(f, 1e15),
+    "constant": same,
+}
 
 
 @pytest.mark.parametrize("theirs", [None, *DEGENERATE])
@@ -403,20 +513,34 @@ DEGENERATE = {
 def test_degenerate_features_give_a_finite_loss_and_gradient(name, ours, theirs):
     student = DEGENERATE[ours](output(1, OURS, torch.float))
     teacher = output(2, THEIRS, torch.float)
-    loss = distance(build(name, dtype=torch.float), student, DEGENERATE[theirs](teacher) if theirs else teacher)
+    loss = distance(
+        build(name, dtype=torch.float), student, DEGENERATE[theirs](teacher) if theirs else teacher
+    )
     loss.backward()
     assert loss.isfinite()
-    assert all(value.grad.isfinite().all() for value in student.features.values() if value.grad is not None)
+    assert all(
+        value.grad.isfinite().all() for value in student.features.values() if value.grad is not None
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_batch_of_one_or_two(name, size):
-    student, teacher = (output(seed, channels, torch.float, batch=size) for seed, channels in ((1, OURS), (2, THEIRS)))
-    loss = distance(build(name, dtype=torch.float), student, teacher, Batch(BATCH.labels[:size], BATCH.index[:size]))
+    student, teacher = (
+        output(seed, channels, torch.float, batch=size)
+        for seed, channels in ((1, OURS), (2, THEIRS))
+    )
+    loss = distance(
+        build(name, dtype=torch.float),
+        student,
+        teacher,
+        Batch(BATCH.labels[:size], BATCH.index[:size]),
+    )
     loss.backward()
     assert loss.isfinite()
-    assert all(value.grad.isfinite().all() for value in student.features.values() if value.grad is not None)
+    assert all(
+        value.grad.isfinite().all() for value in student.features.values() if value.grad is not None
+    )
     if size == 1 and name in ("rkd", "pkt"):
         assert loss == 0  # no relations
 
@@ -440,10 +564,15 @@ def test_no_value_is_read_in_a_step(name):
     with FakeTensorMode(allow_non_fake_inputs=True):
         method = build(name, dtype=torch.float)
         student, teacher = (
-            Output(torch.rand(B, CLASSES), {**{k: torch.rand(B, c, H, H, requires_grad=True) for k, c in channels.items()},
-                                            "pooled": torch.rand(B, channels["stage3"], requires_grad=True)})
+            Output(
+                torch.rand(B, CLASSES),
+                {
+                    **{k: torch.rand(B, c, H, H, requires_grad=True) for k, c in channels.items()},
+                    "pooled": torch.rand(B, channels["stage3"], requires_grad=True),
+                },
+            )
             for channels in (OURS, THEIRS)
-        )  # fmt: skip
+        )
         batch = Batch(torch.zeros(B, dtype=torch.long), torch.arange(B))
         sum(method(batch, student, teacher).values()).backward()
 
@@ -455,9 +584,11 @@ CPU = torch.device("cpu")
 
 
 def test_a_pair_that_does_not_fit_is_refused(monkeypatch):
-    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained"))
-    with pytest.raises(TrainingError, match=r"nst cannot compare .*Choose a pair with the same down-sampling"):
-        training.train(tiny("nst", teacher="vgg13"), progress=False)
+    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
+    with pytest.raises(
+        TrainingError, match=r"nst cannot compare .*Choose a pair with the same down-sampling"
+    ):
+        runner.train(tiny("nst", teacher="vgg13"), progress=False)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -470,7 +601,9 @@ def test_the_published_weight_is_the_default_and_counts(name):
 
 
 def vector(run) -> torch.Tensor:
-    return torch.cat([value.flatten().double() for value in run.learner["student"].state_dict().values()])
+    return torch.cat(
+        [value.flatten().double() for value in run.learner["student"].state_dict().values()]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -493,7 +626,9 @@ def test_the_loss_goes_down_and_the_teacher_stays_as_it_is(name):
     terms = ["loss_distance", "loss_angle"] if name == "rkd" else [f"loss_{name}"]
     assert sum(history[-1][term] for term in terms) < sum(history[0][term] for term in terms)
     assert all(torch.equal(v, teacher[k]) for k, v in run.teacher.state_dict().items())
-    assert not [k for k, v in run.learner["method"].named_parameters() if torch.equal(v, parts[k])], "all parts are trained"
+    assert not [
+        k for k, v in run.learner["method"].named_parameters() if torch.equal(v, parts[k])
+    ], "all parts are trained"
 
 
 @pytest.mark.parametrize("name", ["vid", "crd", "rkd"])

@@ -15,13 +15,50 @@ from iekd.networks import Output, build, check_name, feature_shapes
 from iekd.networks.resnet import Projection
 
 BAD = [
-    *("", "none", "ResNet20", "resnet", "resnet21", "resnet2", "resnet116", "resnet020", "resnet20 ", "resnet20\n"),
-    *("resnet20x", "resnet20x0", "resnet20x1", "resnet20x1.0", "resnet20x.5", "resnet20x0.50", "resnet20x1.2.3"),
-    *("resnet20x-1", "vgg16", "vgg13x2", "wrn16", "wrn17_1", "wrn4_1", "wrn16_0", "wrn16-2", "wrn16_02"),
+    *(
+        "",
+        "none",
+        "ResNet20",
+        "resnet",
+        "resnet21",
+        "resnet2",
+        "resnet116",
+        "resnet020",
+        "resnet20 ",
+        "resnet20\n",
+    ),
+    *(
+        "resnet20x",
+        "resnet20x0",
+        "resnet20x1",
+        "resnet20x1.0",
+        "resnet20x.5",
+        "resnet20x0.50",
+        "resnet20x1.2.3",
+    ),
+    *(
+        "resnet20x-1",
+        "vgg16",
+        "vgg13x2",
+        "wrn16",
+        "wrn17_1",
+        "wrn4_1",
+        "wrn16_0",
+        "wrn16-2",
+        "wrn16_02",
+    ),
     *("mobilenet", "mobilenetv2", "mobilenetv2x1", "mobilenetv2x0.50"),
 ]
 
-SMALL = ["resnet8", "resnet8x0.25", "resnet14x0.5", "wrn10_1", "wrn16_2", "vgg13", "mobilenetv2x0.5"]
+SMALL = [
+    "resnet8",
+    "resnet8x0.25",
+    "resnet14x0.5",
+    "wrn10_1",
+    "wrn16_2",
+    "vgg13",
+    "mobilenetv2x0.5",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -53,17 +90,29 @@ def wrn_formula(depth: int, k: int, classes: int = 10) -> int:
     return total + 2 * before + (before + 1) * classes
 
 
-@pytest.mark.parametrize("name, count", [("resnet20", 272_474), ("resnet56", 855_770), ("resnet8", 78_042)])
+@pytest.mark.parametrize(
+    "name, count", [("resnet20", 272_474), ("resnet56", 855_770), ("resnet8", 78_042)]
+)
 def test_resnet_has_the_published_size(name: str, count: int) -> None:
     assert size(name) == count
 
 
-@pytest.mark.parametrize("name, count", [("wrn16_1", 175_066), ("wrn16_2", 691_674), ("wrn40_1", 563_930)])
+@pytest.mark.parametrize(
+    "name, count", [("wrn16_1", 175_066), ("wrn16_2", 691_674), ("wrn40_1", 563_930)]
+)
 def test_wrn_has_the_published_size(name: str, count: int) -> None:
     assert size(name) == count
 
 
-@pytest.mark.parametrize("name, count", [("wrn16_2", 703_284), ("wrn40_2", 2_255_156), ("vgg13", 9_462_180), ("mobilenetv2x0.5", 812_836)])
+@pytest.mark.parametrize(
+    "name, count",
+    [
+        ("wrn16_2", 703_284),
+        ("wrn40_2", 2_255_156),
+        ("vgg13", 9_462_180),
+        ("mobilenetv2x0.5", 812_836),
+    ],
+)
 def test_size_at_100_classes_is_the_published_one(name: str, count: int) -> None:
     assert size(name, classes=100) == count
 
@@ -73,7 +122,9 @@ def test_the_wide_resnets_are_those_of_repdistiller(name: str, count: int) -> No
     """Stem and stages of 32, 64, 128, 256 channels; the first block has a projection."""
     assert size(name, classes=100) == count
     network = build(name, 100)
-    assert network.conv.out_channels == 32 and [stage[0].conv1.out_channels for stage in network.stages] == [64, 128, 256]
+    assert network.conv.out_channels == 32 and [
+        stage[0].conv1.out_channels for stage in network.stages
+    ] == [64, 128, 256]
 
 
 @pytest.mark.parametrize("depth", range(8, 111, 6))
@@ -89,14 +140,24 @@ def test_wrn_sizes_follow_the_formula(depth: int, k: int) -> None:
 
 def test_vgg13_size_follows_the_formula() -> None:
     channels = [3, 64, 64, 128, 128, 256, 256, 512, 512, 512, 512]
-    layers = sum(9 * a * b + 3 * b for a, b in zip(channels, channels[1:], strict=False))  # bias, BN scale, BN shift
+    layers = sum(
+        9 * a * b + 3 * b for a, b in zip(channels, channels[1:], strict=False)
+    )  # bias, BN scale, BN shift
     assert size("vgg13") == layers + 513 * 10
 
 
 def test_mobilenet_size_follows_the_formula() -> None:
     """Per block with c channels in, e = c * expansion inside, d out: two 1x1, one depthwise 3x3, three BN; stem and last layer."""
     total, c = 27 * 16 + 2 * 16, 16
-    for expansion, full, count in ((1, 16, 1), (6, 24, 2), (6, 32, 3), (6, 64, 4), (6, 96, 3), (6, 160, 3), (6, 320, 1)):
+    for expansion, full, count in (
+        (1, 16, 1),
+        (6, 24, 2),
+        (6, 32, 3),
+        (6, 64, 4),
+        (6, 96, 3),
+        (6, 160, 3),
+        (6, 320, 1),
+    ):
         for _ in range(count):
             e, d = c * expansion, full // 2
             total += c * e + 9 * e + e * d + 2 * (e + e + d)
@@ -140,7 +201,9 @@ def test_forward_backward_for_every_image_size(name: str, shape: tuple[int, int,
 def test_stage_features(name: str, shapes: list[tuple[int, int]]) -> None:
     output = build(name, 10)(torch.randn(2, 3, 32, 32))
     stages = [f"stage{k}" for k in range(1, len(shapes) + 1)]
-    assert list(output.features) == [f"{s}{end}" for s in stages for end in ("_pre", "")] + ["pooled"]
+    assert list(output.features) == [f"{s}{end}" for s in stages for end in ("_pre", "")] + [
+        "pooled"
+    ]
     assert output.feature is output.features[stages[-1]]
     for stage, (channels, side) in zip(stages, shapes, strict=True):
         assert output.features[stage].shape == (2, channels, side, side)
@@ -160,7 +223,9 @@ def test_wrn_is_the_textbook_network() -> None:
         for place, block in enumerate(stage):
             active = relu(block.norm1(x))
             thin = active[:, :, :: block.stride, :: block.stride]
-            x = block.conv2(relu(block.norm2(block.conv1(active)))) + (block.shortcut(thin) if place == 0 else x)
+            x = block.conv2(relu(block.norm2(block.conv1(active)))) + (
+                block.shortcut(thin) if place == 0 else x
+            )
     expected = network.head(avg_pool2d(relu(network.norm(x)), 4).flatten(1))
     torch.testing.assert_close(network(images).logits, expected)
 
@@ -190,7 +255,9 @@ def test_mobilenet_is_the_textbook_network() -> None:
 def test_shapes_of_features_are_known_without_computing_them() -> None:
     for name in SMALL:
         features = build(name, 10)(torch.randn(2, 3, 16, 16)).features
-        assert feature_shapes(name, (3, 16, 16)) == {k: tuple(v.shape[1:]) for k, v in features.items()}
+        assert feature_shapes(name, (3, 16, 16)) == {
+            k: tuple(v.shape[1:]) for k, v in features.items()
+        }
     state = torch.get_rng_state()
     feature_shapes("resnet14", (3, 24, 24))
     assert torch.equal(state, torch.get_rng_state())
@@ -200,7 +267,9 @@ def test_shapes_of_features_are_known_without_computing_them() -> None:
 def test_one_forward_updates_every_statistic_once(name: str) -> None:
     network = build(name, 10)
     network(torch.randn(2, 3, 16, 16))
-    assert all(m.num_batches_tracked == 1 for m in network.modules() if isinstance(m, nn.BatchNorm2d))
+    assert all(
+        m.num_batches_tracked == 1 for m in network.modules() if isinstance(m, nn.BatchNorm2d)
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -209,7 +278,9 @@ def test_no_layer_is_idle(name: str) -> None:
     network = build(name, 10)
     (network(torch.randn(4, 3, 16, 16)).logits * torch.randn(4, 10)).sum().backward()
     dead = [n for n, p in network.named_parameters() if p.grad.abs().max() < 1e-5]
-    assert all(n.endswith({"vgg13": "bias", "mobilenetv2x0.5": "depthwise.4.bias"}[name]) for n in dead)
+    assert all(
+        n.endswith({"vgg13": "bias", "mobilenetv2x0.5": "depthwise.4.bias"}[name]) for n in dead
+    )
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -252,7 +323,9 @@ def test_the_seed_determines_the_weights() -> None:
     assert torch.equal(weights(1), weights(1)) and not torch.equal(weights(1), weights(2))
 
 
-@pytest.mark.parametrize("name", [*SMALL, "resnet110", "wrn46_4", "resnet20x2", "resnet20x1.5", "mobilenetv2x0.5"])
+@pytest.mark.parametrize(
+    "name", [*SMALL, "resnet110", "wrn46_4", "resnet20x2", "resnet20x1.5", "mobilenetv2x0.5"]
+)
 def test_good_names(name: str) -> None:
     check_name(name)
 
@@ -264,7 +337,9 @@ def test_bad_names_are_refused_with_the_list(name: str) -> None:
             call(name)
 
 
-@pytest.mark.parametrize("wrong, meant", [("wrn_16_2", "wrn16_2"), ("ResNet20", "resnet20"), ("vgg-13", "vgg13")])
+@pytest.mark.parametrize(
+    "wrong, meant", [("wrn_16_2", "wrn16_2"), ("ResNet20", "resnet20"), ("vgg-13", "vgg13")]
+)
 def test_another_spelling_of_a_name_is_told_ours(wrong: str, meant: str) -> None:
     with pytest.raises(ValueError, match=rf"'{wrong}' is not known \(did you mean '{meant}'\?\)"):
         check_name(wrong)
@@ -273,10 +348,15 @@ def test_another_spelling_of_a_name_is_told_ours(wrong: str, meant: str) -> None
 # ---------------------------------------------------------------------- what this torch cannot do
 
 
-@pytest.mark.parametrize("name", ["resnet8x0.25", "resnet14x0.5", "resnet20", "wrn16_2", "wrn10_1", "vgg13", "mobilenetv2x0.5"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet8x0.25", "resnet14x0.5", "resnet20", "wrn16_2", "wrn10_1", "vgg13", "mobilenetv2x0.5"],
+)
 def test_no_pointwise_convolution_has_a_stride(name):
     """PyTorch 2.14's gradient of one with few channels writes outside its memory; see `networks.common.thin`."""
-    found = [m for m in build(name, 10).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    found = [
+        m for m in build(name, 10).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)
+    ]
     assert all(convolution.stride == (1, 1) for convolution in found)
 
 
@@ -296,7 +376,12 @@ for _ in range(20):
 def test_narrow_networks_stay_within_their_memory(name, side):
     """In a process of its own, which a fault would end; glibc, where it can, looks for what was overwritten."""
     environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
-    result = subprocess.run([sys.executable, "-c", STEPS, name, str(side)], env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", STEPS, name, str(side)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert result.returncode == 0, result.stderr[-500:]
 
 

@@ -11,11 +11,18 @@ from committed import committed_teacher
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from iekd import neurons
-from iekd.methods.ie import channel_split
+from iekd.analysis import neurons
+from iekd.analysis.neurons import (
+    ablation,
+    covariance,
+    directions,
+    loss_gradients,
+    moment,
+    participation,
+)
+from iekd.method.split import channel_split
 from iekd.networks import Output
 from iekd.networks.common import finish
-from iekd.neurons import ablation, covariance, directions, loss_gradients, moment, participation
 
 NEARLY_ALL = 1 - 1e-9
 

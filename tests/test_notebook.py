@@ -14,7 +14,8 @@ import pytest
 import yaml
 
 from iekd import notebook
-from iekd.config import ConfigError, RunConfig
+from iekd.config import RunConfig
+from iekd.errors import ConfigError
 from iekd.notebook import check
 
 ROOT = Path(__file__).parents[1]
@@ -28,13 +29,21 @@ DEFAULTS = dict(method="ie-ft", seed=0, lr=0.1, quick=False)
 
 def checked(*injected: str, cells=("", CELL), **values):
     """`check` after papermill injected a cell of assignments."""
-    sources = [*cells, *(f"# Parameters\n{lines}" for lines in injected), "notebook.parameters('method')"]
+    sources = [
+        *cells,
+        *(f"# Parameters\n{lines}" for lines in injected),
+        "notebook.parameters('method')",
+    ]
     return check(["method, seed, lr, quick: bool"], sources, {**DEFAULTS, **values})
 
 
 def test_defaults_and_good_values_pass():
     assert checked() == DEFAULTS
-    assert checked("method = 'kd'\nseed = 3", method="kd", seed=3) == {**DEFAULTS, "method": "kd", "seed": 3}
+    assert checked("method = 'kd'\nseed = 3", method="kd", seed=3) == {
+        **DEFAULTS,
+        "method": "kd",
+        "seed": 3,
+    }
 
 
 def test_a_whole_number_is_a_float_too():
@@ -46,7 +55,10 @@ def test_a_whole_number_is_a_float_too():
     ("values", "message"),
     [
         (dict(exlore="cka"), "exlore: this notebook has no such parameter"),
-        (dict(metod="kd"), r"metod: this notebook has no such parameter \(did you mean 'method'\?\)"),
+        (
+            dict(metod="kd"),
+            r"metod: this notebook has no such parameter \(did you mean 'method'\?\)",
+        ),
         (dict(seed="3"), "seed: '3' is no int"),
         (dict(seed=3.0), "seed: 3.0 is no int"),
         (dict(seed=True), "seed: True is no int"),
@@ -56,14 +68,18 @@ def test_a_whole_number_is_a_float_too():
         (dict(lr=True), "lr: True is no float"),
         (dict(quick=1), "quick: 1 is no bool"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_parameter_is_refused_with_the_list_of_parameters(values, message):
     with pytest.raises(ConfigError, match=message) as error:
         checked("\n".join(f"{name} = {value!r}" for name, value in values.items()), **values)
-    _, *known, problem = str(error.value).splitlines()  # the problem last: it is what stands on the screen
+    _, *known, problem = str(
+        error.value
+    ).splitlines()  # the problem last: it is what stands on the screen
     assert known == ["  method: str", "  seed: int", "  lr: float", "  quick: bool"]
     name, value = next(iter(values.items()))
-    assert problem.startswith(f"{name}: ") and problem.endswith(f", in the line `{name} = {value!r}`")
+    assert problem.startswith(f"{name}: ") and problem.endswith(
+        f", in the line `{name} = {value!r}`"
+    )
 
 
 def test_all_bad_parameters_are_named_at_once():
@@ -73,13 +89,25 @@ def test_all_bad_parameters_are_named_at_once():
 
 
 def test_cells_that_set_nothing_are_passed_over():
-    cells = ("", "%matplotlib inline", CELL, "import x", "def f(:", "def g():\n    x = 1", "_own = 3")
+    cells = (
+        "",
+        "%matplotlib inline",
+        CELL,
+        "import x",
+        "def f(:",
+        "def g():\n    x = 1",
+        "_own = 3",
+    )
     assert checked(cells=cells) == DEFAULTS
 
 
 def configured(names: str, cell: str, injected: str = "", **fields) -> RunConfig:
     """`run_config` in a notebook of these cells."""
-    sources = [cell, f"# Parameters\n{injected}" if injected else "", f"config = run_config({names!r}, **{fields})"]
+    sources = [
+        cell,
+        f"# Parameters\n{injected}" if injected else "",
+        f"config = run_config({names!r}, **{fields})",
+    ]
     namespace: dict = {"In": sources, "run_config": notebook.run_config}
     for source in sources:
         exec(source, namespace)
@@ -88,15 +116,20 @@ def configured(names: str, cell: str, injected: str = "", **fields) -> RunConfig
 
 def test_a_configuration_of_the_parameters():
     cell = "preset: str = 'smoke'\nstudent: str = ''\nseed: int = 0\nseeds: int = 5\nepochs: int = -1\nexplore: str = 'cka'"
-    config = configured("preset, student, seed, seeds, epochs, explore", cell, "seed = 2", method="ie-ft", seed=1)
+    config = configured(
+        "preset, student, seed, seeds, epochs, explore", cell, "seed = 2", method="ie-ft", seed=1
+    )
     assert config == RunConfig.create("smoke", method="ie-ft", explore="cka", seed=2)
 
 
 def test_a_bad_value_is_refused_by_the_configuration():
     with pytest.raises(
-        ConfigError, match="explore: 'cca' is not usable; choose one of none, l1, l2, cosine, partial-l2, orthogonal, cka, centred-l1, in"
+        ConfigError,
+        match="explore: 'cca' is not usable; choose one of none, l1, l2, cosine, partial-l2, orthogonal, cka, centred-l1, in",
     ):
-        configured("method, explore", "method: str = 'ie-ft'\nexplore: str = 'l1'", "explore = 'cca'")
+        configured(
+            "method, explore", "method: str = 'ie-ft'\nexplore: str = 'l1'", "explore = 'cca'"
+        )
 
 
 def test_a_parameter_that_the_method_does_not_read_is_refused():
@@ -104,7 +137,9 @@ def test_a_parameter_that_the_method_does_not_read_is_refused():
     cell = "method: str = 'ie-ft'\nexplore: str = ''\nteacher: str = ''\nkd_alpha: float = -1.0"
     with pytest.raises(ConfigError, match="^explore: kd does not read it; methods that do: ie-ft$"):
         configured(names, cell, "method = 'kd'\nexplore = 'cka'")
-    assert configured(names, cell, "method = 'kd'\nkd_alpha = 0.5") == RunConfig.create("smoke", method="kd", kd_alpha=0.5)
+    assert configured(names, cell, "method = 'kd'\nkd_alpha = 0.5") == RunConfig.create(
+        "smoke", method="kd", kd_alpha=0.5
+    )
 
 
 # ---------------------------------------------------------------------- papermill itself
@@ -113,10 +148,17 @@ def test_a_parameter_that_the_method_does_not_read_is_refused():
 @pytest.fixture
 def generated(tmp_path):
     """A small notebook as the book's are: parameters, check, training."""
-    book = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}})
+    book = nbformat.v4.new_notebook(
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        }
+    )
     book.cells = [
         nbformat.v4.new_markdown_cell("# Small"),
-        nbformat.v4.new_code_cell("explore: str = 'l1'  # measure\nseed: int = 0  # seed", metadata={"tags": ["parameters"]}),
+        nbformat.v4.new_code_cell(
+            "explore: str = 'l1'  # measure\nseed: int = 0  # seed",
+            metadata={"tags": ["parameters"]},
+        ),
         nbformat.v4.new_code_cell(
             "from iekd.notebook import run_config\nconfig = run_config('explore, seed', method='ie-ft')\nimport matplotlib.pyplot as plt"
         ),
@@ -137,11 +179,18 @@ def here(monkeypatch):
 def test_papermill_with_a_wrong_parameter_fails_before_training(generated, runs, here):
     papermill = pytest.importorskip("papermill")
     with pytest.raises(papermill.PapermillExecutionError) as error:
-        papermill.execute_notebook(generated, None, dict(exlore="cka", seed="3"), progress_bar=False)
+        papermill.execute_notebook(
+            generated, None, dict(exlore="cka", seed="3"), progress_bar=False
+        )
     assert error.value.ename == "ConfigError" and "seed: '3' is no int" in error.value.evalue
-    assert "exlore: this notebook has no such parameter (did you mean 'explore'?)" in error.value.evalue
+    assert (
+        "exlore: this notebook has no such parameter (did you mean 'explore'?)"
+        in error.value.evalue
+    )
     assert "explore: str\n  seed: int" in error.value.evalue and not runs.exists()
-    assert list(error.value.traceback) == [f"ConfigError: {error.value.evalue}"]  # nothing of the library's inside
+    assert list(error.value.traceback) == [
+        f"ConfigError: {error.value.evalue}"
+    ]  # nothing of the library's inside
 
 
 def test_figures_are_pictures_whatever_backend_the_environment_names(generated, here, monkeypatch):
@@ -185,10 +234,15 @@ def test_every_key_of_a_grid_is_a_parameter_of_its_notebook(path):
     (cell,) = [c for c in cells if "parameters" in c["metadata"].get("tags", [])]
     declared = {node.target.id for node in ast.parse("".join(cell["source"])).body}
     keys = {key for entry in grid["runs"] for key in {**grid.get("base", {}), **entry}}
-    assert keys <= declared, f"{grid['notebook']} has no parameter {', '.join(sorted(keys - declared))}"
+    assert keys <= declared, (
+        f"{grid['notebook']} has no parameter {', '.join(sorted(keys - declared))}"
+    )
 
 
 def test_the_command_of_a_page_has_the_parameters_it_was_given():
     assert notebook.again("mutual", ["", CELL, "x = 1"]) == "papermill book/mutual.ipynb out.ipynb"
     given = '# Parameters\nseed = 3\nmethod = "a b"\nlr = -1.0\n'
-    assert notebook.again("run", ["", CELL, given]) == "papermill book/run.ipynb out.ipynb -p seed 3 -p method 'a b' -p lr -1.0"
+    assert (
+        notebook.again("run", ["", CELL, given])
+        == "papermill book/run.ipynb out.ipynb -p seed 3 -p method 'a b' -p lr -1.0"
+    )

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from tiny import made_up, tiny
 
-from iekd import cli, output, records
+from iekd import records
+from iekd.cli import main, output
 
 ROOT = Path(__file__).parents[1]
 TABLE = ["table", "--preset", "smoke"]
@@ -36,7 +37,7 @@ def to(monkeypatch):
         errors = errors or io.StringIO()
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "stderr", errors)
-        status = cli.main(list(words))
+        status = main.main(list(words))
         assert (sys.stdout, sys.stderr) == (stream, errors)
         if stream is not None:
             stream.close()  # as the interpreter's end does
@@ -58,7 +59,9 @@ def gone() -> io.TextIOWrapper:
     return os.fdopen(writing, "w", encoding="utf-8")
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii", "cp437", "latin-1", "gbk", "koi8-r", "utf-8"])
+@pytest.mark.parametrize(
+    "encoding", ["cp1252", "ascii", "cp437", "latin-1", "gbk", "koi8-r", "utf-8"]
+)
 def test_any_encoding_that_was_asked_for(to, tmp_path, monkeypatch, encoding):
     monkeypatch.setenv("PYTHONIOENCODING", encoding)
     assert to((tmp_path / "out").open("w", encoding=encoding), *TABLE) == (0, "")
@@ -101,7 +104,9 @@ def test_a_reader_that_has_gone_and_a_full_disk_and_a_closed_stream(to, words):
     assert to(gone(), *words)[0] == usual
     status, errors = to(full(), *words)
     lost = "iekd: what was to be printed is lost: No space left on device\n"
-    assert (status, lost in errors) == ((2, False) if usual else (1, True)) and "Traceback" not in errors
+    assert (status, lost in errors) == (
+        (2, False) if usual else (1, True)
+    ) and "Traceback" not in errors
     assert to(None, *words)[0] == usual
 
 
@@ -115,7 +120,17 @@ def test_a_training_goes_on_without_its_reader(to):
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_the_interpreter_has_nothing_left_to_complain_about(unbuffered):
     """Its own flush at the end, which no `except` reaches."""
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": unbuffered, "PYTHONWARNINGS": "ignore"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONUNBUFFERED": unbuffered,
+        "PYTHONWARNINGS": "ignore",
+    }
     with gone() as stdout:
-        done = subprocess.run([sys.executable, "-m", "iekd", "run", "--help"], stdout=stdout, stderr=subprocess.PIPE, env=environment)
+        done = subprocess.run(
+            [sys.executable, "-m", "iekd", "run", "--help"],
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env=environment,
+        )
     assert (done.returncode, done.stderr) == (0, b"")

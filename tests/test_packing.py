@@ -9,16 +9,21 @@ import pytest
 import torch
 from tiny import content, tiny
 
-from iekd import engine, locks, records, store, sweep, training
-from iekd.config import ConfigError, MethodName
-from iekd.engine import TrainingError
+from iekd import records
+from iekd.config.run import MethodName
+from iekd.errors import ConfigError, TrainingError
+from iekd.records import store
+from iekd.sweeps import sweep
+from iekd.training import engine, locks, runner
 
 FIRST_STAGE = {"fitnet": {"init_epochs": 1}, "ab": {"init_epochs": 1}}
 METHODS = [name for name in get_args(MethodName) if name != "factor-ae"]
 
 
 def configs_of(seeds=(0,), methods=METHODS):
-    return [tiny(name, seed=seed, **FIRST_STAGE.get(name, {})) for seed in seeds for name in methods]
+    return [
+        tiny(name, seed=seed, **FIRST_STAGE.get(name, {})) for seed in seeds for name in methods
+    ]
 
 
 def unpacked(record) -> dict:
@@ -36,23 +41,28 @@ def elsewhere(tmp_path, monkeypatch):
 def test_every_method_ends_in_a_pack_as_it_does_alone(elsewhere):
     configs = configs_of()
     elsewhere("alone")
-    alone = [unpacked(training.train(config, progress=False)) for config in configs]
+    alone = [unpacked(runner.train(config, progress=False)) for config in configs]
     elsewhere("packed")
-    packed = training.train_pack(configs, progress=False)
+    packed = runner.train_pack(configs, progress=False)
     assert [unpacked(record) for record in packed] == alone
     assert {record.device["packed"] for record in packed} == {len(configs)}
 
 
 def test_seeds_and_numbers_of_epochs_may_differ(elsewhere):
-    configs = [tiny("kd", seed=seed, epochs=epochs) for seed in (0, 1) for epochs in (2, 3)] + [tiny("ie-ft", seed=1)]
+    configs = [tiny("kd", seed=seed, epochs=epochs) for seed in (0, 1) for epochs in (2, 3)] + [
+        tiny("ie-ft", seed=1)
+    ]
     elsewhere("alone")
-    alone = [unpacked(training.train(config, progress=False)) for config in configs]
+    alone = [unpacked(runner.train(config, progress=False)) for config in configs]
     elsewhere("packed")
-    assert [unpacked(record) for record in training.train_pack(configs, progress=False)] == alone
+    assert [unpacked(record) for record in runner.train_pack(configs, progress=False)] == alone
 
 
 def test_a_teacher_looks_at_a_batch_once_for_all_runs_that_share_it():
-    members = [(config, training.make_run(config)) for config in configs_of((0, 1), ("kd", "ft", "ie-ft", "at"))]
+    members = [
+        (config, runner.make_run(config))
+        for config in configs_of((0, 1), ("kd", "ft", "ie-ft", "at"))
+    ]
     members = [(config.replace(teachers=1), run) for config, run in members]
     engine.share_teachers([run for _, run in members])
     looks = []
@@ -66,7 +76,7 @@ def test_a_teacher_looks_at_a_batch_once_for_all_runs_that_share_it():
 
 def test_an_encoder_sees_a_batch_once_for_all_runs_that_share_it_and_others_keep_theirs():
     configs = [tiny("ft"), tiny("ie-ft"), tiny("kd"), tiny("ie-ft", reconstruction="l1")]
-    runs = [training.make_run(config) for config in configs]
+    runs = [runner.make_run(config) for config in configs]
     engine.share_teachers(runs)
     codes = []
     for run in runs:
@@ -74,11 +84,13 @@ def test_an_encoder_sees_a_batch_once_for_all_runs_that_share_it_and_others_keep
             run.teacher.encoder.register_forward_hook(lambda *_: codes.append(1))
     engine.train_epochs(list(zip(configs, runs, strict=True)), 0)
     steps = -(-configs[0].train_images // configs[0].batch_size)
-    assert len(codes) == 2 * steps  # the two auto-encoders; a test above says that the errors are those of runs alone
+    assert (
+        len(codes) == 2 * steps
+    )  # the two auto-encoders; a test above says that the errors are those of runs alone
 
 
 def test_a_run_alone_keeps_nothing_of_its_teacher():
-    run = training.make_run(tiny("kd"))
+    run = runner.make_run(tiny("kd"))
     engine.share_teachers([run])
     assert run.teacher.seen is None
 
@@ -86,19 +98,19 @@ def test_a_run_alone_keeps_nothing_of_its_teacher():
 def test_a_run_that_fails_leaves_the_others_alone(elsewhere):
     good, bad = tiny("kd"), tiny("kd", lr=1e30)
     elsewhere("alone")
-    expected = unpacked(training.train(good, progress=False))
+    expected = unpacked(runner.train(good, progress=False))
     elsewhere("packed")
-    training.train(good.teacher_run(), progress=False)
-    first, second = training.train_pack([bad, good], progress=False)
+    runner.train(good.teacher_run(), progress=False)
+    first, second = runner.train_pack([bad, good], progress=False)
     assert isinstance(first, TrainingError) and bad.path in str(first) and not records.find(bad)
     assert unpacked(second) == expected
 
 
 def test_runs_that_are_finished_or_busy_are_left_out(elsewhere):
     done, busy, new = (tiny(seed=seed) for seed in range(3))
-    before = training.train(done, progress=False)
+    before = runner.train(done, progress=False)
     with locks.claim(busy):
-        outcomes = training.train_pack([done, busy, new], progress=False)
+        outcomes = runner.train_pack([done, busy, new], progress=False)
     assert content(outcomes[0]) == content(before) and isinstance(outcomes[1], locks.Busy)
     assert content(outcomes[2]) == content(records.find(new)) and not records.find(busy)
 
@@ -106,10 +118,10 @@ def test_runs_that_are_finished_or_busy_are_left_out(elsewhere):
 def test_runs_at_different_epochs_go_on_together(elsewhere, monkeypatch):
     configs = configs_of(methods=("kd", "ft"))
     elsewhere("alone")
-    alone = [unpacked(training.train(config, progress=False)) for config in configs]
+    alone = [unpacked(runner.train(config, progress=False)) for config in configs]
     elsewhere("packed")
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(runner, "CHECKPOINT_SHARE", math.inf)
     epochs = engine.train_epochs
 
     def until(members, epoch, step_all):
@@ -117,29 +129,35 @@ def test_runs_at_different_epochs_go_on_together(elsewhere, monkeypatch):
             raise KeyboardInterrupt
         return epochs(members, epoch, step_all)
 
-    training.train(configs[0].teacher_run(), progress=False)
+    runner.train(configs[0].teacher_run(), progress=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(engine, "train_epochs", until)
-        training.train(configs[0], progress=False)
+        runner.train(configs[0], progress=False)
     assert (store.cache_folder() / f"{configs[0].path}.checkpoint.safetensors").exists()
-    assert [unpacked(record) for record in training.train_pack(configs, progress=False)] == alone
+    assert [unpacked(record) for record in runner.train_pack(configs, progress=False)] == alone
 
 
-@pytest.mark.parametrize("other", [{"batch_size": 32}, {"precision": "tf32"}, {"precision": "bf16"}])
+@pytest.mark.parametrize(
+    "other", [{"batch_size": 32}, {"precision": "tf32"}, {"precision": "bf16"}]
+)
 def test_what_cannot_go_in_step_is_refused(other):
     with pytest.raises(ConfigError, match="cannot be packed"):
-        training.train_pack([tiny(), tiny(**other)], progress=False)
+        runner.train_pack([tiny(), tiny(**other)], progress=False)
 
 
 def test_a_packed_sweep_makes_the_same_records(elsewhere):
     configs = configs_of((0, 1), ("supervised", "kd", "ie-ft"))
     elsewhere("alone")
-    alone = {config.path: unpacked(training.train(config, progress=False)) for config in configs}
+    alone = {config.path: unpacked(runner.train(config, progress=False)) for config in configs}
     elsewhere("packed")
     outcomes = sweep.sweep([*configs, tiny(lr=1e30)], jobs=1, pack=4)
-    assert {path: unpacked(records.find(config)) for config in configs for path in [config.path]} == alone
+    assert {
+        path: unpacked(records.find(config)) for config in configs for path in [config.path]
+    } == alone
     failed = [outcome for outcome in outcomes if outcome.state == "failed"]
-    assert [outcome.config for outcome in failed] == [tiny(lr=1e30)] and "became" in failed[0].reason
+    assert [outcome.config for outcome in failed] == [tiny(lr=1e30)] and "became" in failed[
+        0
+    ].reason
     assert any("in a pack of" in outcome.reason for outcome in outcomes)
 
 
@@ -147,25 +165,36 @@ def test_a_packed_sweep_makes_the_same_records(elsewhere):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cuda_graph_computes_what_its_step_computes(method):
-    from iekd.graphs import Graphed
+    from iekd.training.graphs import Graphed
 
-    config = tiny(method, batch_size=16, epochs=5, lr=0.01, **FIRST_STAGE.get(method, {}))  # so many that smaller batches are captured
+    config = tiny(
+        method, batch_size=16, epochs=5, lr=0.01, **FIRST_STAGE.get(method, {})
+    )  # so many that smaller batches are captured
     histories = []
     for step_all in (None, Graphed()):
-        run = training.make_run(config, "cuda")
-        histories.append([engine.train_epochs([(config, run)], epoch, step_all)[0]["loss"] for epoch in range(5)])
+        run = runner.make_run(config, "cuda")
+        histories.append(
+            [engine.train_epochs([(config, run)], epoch, step_all)[0]["loss"] for epoch in range(5)]
+        )
     assert histories[1] == pytest.approx(histories[0], rel=1e-2)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_pack_in_one_cuda_graph_computes_what_its_runs_compute_alone():
-    from iekd.graphs import Graphed
+    from iekd.training.graphs import Graphed
 
-    configs = [tiny(method, seed=seed, batch_size=16) for seed in (0, 1) for method in ("supervised", "kd", "ft", "ie-ft")]
-    runs = [training.make_run(config, "cuda") for config in configs]
-    alone = [engine.train_epoch(config, run, 0)["loss"] for config, run in zip(configs, runs, strict=True)]
-    runs = [training.make_run(config, "cuda") for config in configs]
+    configs = [
+        tiny(method, seed=seed, batch_size=16)
+        for seed in (0, 1)
+        for method in ("supervised", "kd", "ft", "ie-ft")
+    ]
+    runs = [runner.make_run(config, "cuda") for config in configs]
+    alone = [
+        engine.train_epoch(config, run, 0)["loss"]
+        for config, run in zip(configs, runs, strict=True)
+    ]
+    runs = [runner.make_run(config, "cuda") for config in configs]
     engine.share_teachers(runs)
     rows = engine.train_epochs(list(zip(configs, runs, strict=True)), 0, Graphed())
     assert [row["loss"] for row in rows] == pytest.approx(alone, rel=1e-2)

@@ -20,14 +20,20 @@ import torch
 from tiny import content, start, tiny
 from torch import nn
 
-from iekd import checkpoint, cli, engine, locks, parallel, records, store, training
-from iekd.config import MethodName, RunConfig
-from iekd.factor import FactorAutoEncoder
-from iekd.stopping import Stopped
+from iekd import records
+from iekd.cli import main
+from iekd.config import RunConfig
+from iekd.config.run import MethodName
+from iekd.method.factor import FactorAutoEncoder
+from iekd.records import store
+from iekd.training import checkpoint, engine, locks, parallel, runner
+from iekd.training.signals import Stopped
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SECONDS = 120  # after which a test gives up its processes
-UNEVEN = dict(train_images=193, batch_size=63, epochs=1, lr=0.01, schedule="steps")  # batches of 63, 63, 63 and 4
+UNEVEN = dict(
+    train_images=193, batch_size=63, epochs=1, lr=0.01, schedule="steps"
+)  # batches of 63, 63, 63 and 4
 
 
 def together(task, runs: Path, *arguments: Any, processes: int = 2) -> list[int]:
@@ -35,7 +41,9 @@ def together(task, runs: Path, *arguments: Any, processes: int = 2) -> list[int]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = [start(_one_of, runs, task, rank, processes, port, arguments) for rank in range(processes)]
+    started = [
+        start(_one_of, runs, task, rank, processes, port, arguments) for rank in range(processes)
+    ]
     end = time.monotonic() + SECONDS
     for process in started:
         process.join(max(0, end - time.monotonic()))
@@ -61,7 +69,9 @@ def double():
     torch.set_default_dtype(torch.float32)
 
 
-def close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-8) -> None:
+def close(
+    ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], tolerance: float = 1e-8
+) -> None:
     """Every tensor within so much of its own greatest value."""
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
@@ -98,7 +108,10 @@ def normalising(batch: torch.Tensor, towards: torch.Tensor) -> None:
     """Output, statistics and gradients of two steps in training mode, and the output of one in eval mode."""
     plain, split = nn.BatchNorm2d(3, momentum=0.3), nn.BatchNorm2d(3, momentum=0.3)
     for norm in (plain, split):
-        norm.load_state_dict(norm.state_dict() | {"weight": torch.tensor([1.0, 2, -3]), "bias": torch.tensor([0.5, 0, 1])})
+        norm.load_state_dict(
+            norm.state_dict()
+            | {"weight": torch.tensor([1.0, 2, -3]), "bias": torch.tensor([0.5, 0, 1])}
+        )
     whole, share = batch.clone().requires_grad_(), mine(batch).clone().requires_grad_()
     for _ in range(2):
         expected, found = plain(whole), parallel._normalise(split, share)
@@ -108,7 +121,11 @@ def normalising(batch: torch.Tensor, towards: torch.Tensor) -> None:
     torch.testing.assert_close(share.grad, mine(whole.grad))
     for parameter in split.parameters():
         torch.distributed.all_reduce(parameter.grad)
-    close({n: p.grad for n, p in split.named_parameters()}, {n: p.grad for n, p in plain.named_parameters()}, 1e-11)
+    close(
+        {n: p.grad for n, p in split.named_parameters()},
+        {n: p.grad for n, p in plain.named_parameters()},
+        1e-11,
+    )
     close(split.state_dict(), plain.state_dict(), 1e-12)
     torch.testing.assert_close(parallel._normalise(split.eval(), share), mine(plain.eval()(whole)))
 
@@ -124,8 +141,14 @@ def test_gathering_and_normalising(runs):
 def untrained(config: RunConfig) -> dict[str, nn.Module]:
     torch.manual_seed(7)
     teacher = engine.build_network(config.teacher, config).eval() if config.has_teacher else None
-    autoencoder = FactorAutoEncoder(teacher.feature_channels, config.factor_ratio, config.decoder).eval() if teacher else None
-    return {role: {"teacher": teacher, "autoencoder": autoencoder}[role] for role in config.parents()}
+    autoencoder = (
+        FactorAutoEncoder(teacher.feature_channels, config.factor_ratio, config.decoder).eval()
+        if teacher
+        else None
+    )
+    return {
+        role: {"teacher": teacher, "autoencoder": autoencoder}[role] for role in config.parents()
+    }
 
 
 def after_an_epoch(config: RunConfig) -> dict[str, torch.Tensor]:
@@ -134,15 +157,25 @@ def after_an_epoch(config: RunConfig) -> dict[str, torch.Tensor]:
     parallel.spread(run)
     rows = {}
     for epoch in range(config.epochs):
-        rows |= {f"{name} {epoch}": value for name, value in engine.train_epoch(config, run, epoch).items()}
+        rows |= {
+            f"{name} {epoch}": value
+            for name, value in engine.train_epoch(config, run, epoch).items()
+        }
     rows |= engine.evaluate(run, "validation")
     return checkpoint.state(run) | {name: torch.tensor(value) for name, value in rows.items()}
 
 
 def all_configs() -> list[RunConfig]:
     staged = dict(init_epochs=1, epochs=2)
-    every = [tiny(name, **UNEVEN | (staged if name in ("fitnet", "ab") else {})) for name in get_args(MethodName)]
-    return [*every, tiny("ie-ft", explore="cka", inherit="partial-l2", **UNEVEN), tiny("kd", **UNEVEN | dict(momentum=0, views=2))]
+    every = [
+        tiny(name, **UNEVEN | (staged if name in ("fitnet", "ab") else {}))
+        for name in get_args(MethodName)
+    ]
+    return [
+        *every,
+        tiny("ie-ft", explore="cka", inherit="partial-l2", **UNEVEN),
+        tiny("kd", **UNEVEN | dict(momentum=0, views=2)),
+    ]
 
 
 def note_an_epoch_of(configs: list[RunConfig], folder: Path) -> None:
@@ -156,7 +189,9 @@ def test_every_method_makes_the_steps_of_one_process(runs, tmp_path):
     configs = all_configs()
     assert together(note_an_epoch_of, runs, configs, tmp_path) == [0, 0]
     for number, config in enumerate(configs):
-        first, second = (torch.load(tmp_path / f"{number}-{rank}", weights_only=True) for rank in (0, 1))
+        first, second = (
+            torch.load(tmp_path / f"{number}-{rank}", weights_only=True) for rank in (0, 1)
+        )
         close(first, second, 0)
         close(first, after_an_epoch(config))
 
@@ -186,7 +221,7 @@ def train_all(configs: list[RunConfig]) -> None:
     torch.set_default_dtype(torch.float64)
     with parallel.joined():
         for config in configs:
-            training.train(config, progress=False)
+            runner.train(config, progress=False)
 
 
 def same(ours: records.Record, theirs: records.Record) -> None:
@@ -198,7 +233,9 @@ def same(ours: records.Record, theirs: records.Record) -> None:
     for name, curve in theirs.history.items():
         assert known(ours.history[name]) == pytest.approx(known(curve), rel=1e-6), name
     for rule, metric in ((rule, metric) for rule, metric in theirs.metrics.items() if metric):
-        assert known(ours.metrics[rule].model_dump().values()) == pytest.approx(known(metric.model_dump().values()), rel=1e-6), rule
+        assert known(ours.metrics[rule].model_dump().values()) == pytest.approx(
+            known(metric.model_dump().values()), rel=1e-6
+        ), rule
     assert one | {"metrics": 0} == two | {"metrics": 0}
 
 
@@ -210,14 +247,19 @@ def known(values: Iterable[float | None]) -> list[float]:
 def test_runs_with_their_parents_leave_the_same_records(runs, tmp_path, monkeypatch):
     configs = [tiny("ie-ft", augment="standard"), tiny("kd", views=2), tiny("ie-dml")]
     assert together(train_all, runs, configs) == [0, 0]
-    two = {record.config.path: record for record in map(records.read, records.files(store.records_folder()))}
-    assert len(two) == 3 + 2 + 2  # with teachers, an auto-encoder, and the second view of a mutual training
+    two = {
+        record.config.path: record
+        for record in map(records.read, records.files(store.records_folder()))
+    }
+    assert (
+        len(two) == 3 + 2 + 2
+    )  # with teachers, an auto-encoder, and the second view of a mutual training
     assert all(record.device["processes"] == 2 for record in two.values())
     assert not list(runs.rglob("*.checkpoint.safetensors"))
-    training.load_run(configs[0])  # weights as of one process
+    runner.load_run(configs[0])  # weights as of one process
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "alone"))
     for config in configs:
-        training.train(config, progress=False)
+        runner.train(config, progress=False)
     for record in map(records.read, records.files(store.records_folder())):
         assert "processes" not in record.device
         same(two[record.config.path], record)
@@ -235,8 +277,8 @@ def train_until(config: RunConfig, epoch: int, rank: int) -> int | None:
 
     engine.train_epochs = interrupted
     try:
-        with cli.stopping.on_signals(), parallel.joined():
-            training.train(config, progress=False)
+        with main.stopping.on_signals(), parallel.joined():
+            runner.train(config, progress=False)
     except Stopped as stopped:
         return stopped.status
 
@@ -244,14 +286,17 @@ def train_until(config: RunConfig, epoch: int, rank: int) -> int | None:
 def test_a_run_goes_on_in_another_number_of_processes(runs, tmp_path, monkeypatch):
     config = tiny("kd", epochs=5)
     path = store.cache_folder() / f"{config.path}.checkpoint.safetensors"
-    assert together(train_until, runs, config, 1, 1) == [143, 143]  # two processes, the second hears the signal
+    assert together(train_until, runs, config, 1, 1) == [
+        143,
+        143,
+    ]  # two processes, the second hears the signal
     assert len(json.loads(store.load_tensors(path)[1]["history"])) == 2
     assert together(train_until, runs, config, 3, 0, processes=1) == [143]  # one process
     assert len(json.loads(store.load_tensors(path)[1]["history"])) == 4
     assert together(train_all, runs, [config]) == [0, 0]
     record = records.find(config)
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "calm"))
-    same(record, training.train(config, progress=False))
+    same(record, runner.train(config, progress=False))
 
 
 # ---------------------------------------------------------------------- failures
@@ -259,7 +304,7 @@ def test_a_run_goes_on_in_another_number_of_processes(runs, tmp_path, monkeypatc
 
 def run_command(said: Path, *words: str) -> int:
     with (said / os.environ["RANK"]).open("w") as file, redirect_stderr(file):
-        return cli.main(["run", *words])
+        return main.main(["run", *words])
 
 
 def test_a_run_that_fails_ends_everywhere_with_the_reason(runs, tmp_path):
@@ -272,7 +317,9 @@ def test_a_run_that_fails_ends_everywhere_with_the_reason(runs, tmp_path):
 def test_a_run_that_another_job_trains_is_left_to_it(runs, tmp_path):
     config = tiny()
     with locks.claim(config):
-        assert together(run_command, runs, tmp_path, *config.command().split()[2:], "--no-wait") == [75, 75]
+        assert together(
+            run_command, runs, tmp_path, *config.command().split()[2:], "--no-wait"
+        ) == [75, 75]
     assert all(locks.BUSY in (tmp_path / rank).read_text() for rank in "01")
 
 
@@ -318,7 +365,7 @@ def test_nobody_waits_for_a_process_that_is_gone(runs):
 def test_other_commands_are_refused(monkeypatch, capsys, words):
     for name, value in dict(RANK=0, LOCAL_RANK=0, WORLD_SIZE=2).items():
         monkeypatch.setenv(name, str(value))
-    assert cli.main(words) == 1
+    assert main.main(words) == 1
     assert "torchrun is for iekd run" in capsys.readouterr().err
 
 
@@ -329,15 +376,28 @@ def test_torchrun(runs, monkeypatch):
     """In float32, as people run it: the first epoch to a thousandth, the error at the end within three points (16 of 597 images)."""
     torch.set_default_dtype(torch.float32)
     config = RunConfig.create("smoke", method="supervised", teacher="none", seed=3, epochs=4)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "iekd"]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "iekd",
+    ]
     process = subprocess.run(
-        [*torchrun, *config.command().split()[1:]], env={**os.environ, "PYTHONPATH": str(CHECKOUT)}, timeout=SECONDS,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
+        [*torchrun, *config.command().split()[1:]],
+        env={**os.environ, "PYTHONPATH": str(CHECKOUT)},
+        timeout=SECONDS,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
     assert process.returncode == 0, process.stdout
     assert process.stdout.count("test error") == 3  # said once
     two = records.find(config)
-    one = training.train(config, progress=False, again=True)
+    one = runner.train(config, progress=False, again=True)
     torch.set_default_dtype(torch.float64)
     assert two.device["processes"] == 2
     assert two.history["loss"][0] == pytest.approx(one.history["loss"][0], rel=1e-3)

@@ -16,7 +16,8 @@ from papermill.parameterize import parameterize_notebook
 from traitlets.config import Config
 
 from iekd import cells, notebook
-from iekd.config import ConfigError, RunConfig
+from iekd.config import RunConfig
+from iekd.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 BOOK = ROOT / "book"
@@ -92,35 +93,59 @@ OBEYED = {
     "a condition": edited(SEED, "if True:\n    seed = 3"),
     "names of one's own": edited(SEED, "seed = 3") + "\n_x, _y = 1, 2",
     "a function with the name inside": edited(SEED, "seed = 3") + "\ndef f():\n    seed = 4\nf()",
-    "a comprehension with the name inside": edited(SEED, "seed = 3") + "\nprint([seed for seed in range(5)])",
+    "a comprehension with the name inside": edited(SEED, "seed = 3")
+    + "\nprint([seed for seed in range(5)])",
 }
 
 
 @pytest.mark.parametrize("cell", OBEYED.values(), ids=OBEYED)
 def test_an_edited_cell_is_obeyed(kernel, cell):
     after = kernel(cell, CHECK)
-    assert after["config"] == RunConfig.create("smoke", method="ie-ft", seed=0 if cell == CELL else 3)
+    assert after["config"] == RunConfig.create(
+        "smoke", method="ie-ft", seed=0 if cell == CELL else 3
+    )
 
 
 REFUSED = {
-    "a typo": (edited(SEED, "sede: int = 3"), "sede: .*did you mean 'seed'.*`sede: int = 3`(.|\n)*seed: no line sets it"),
+    "a typo": (
+        edited(SEED, "sede: int = 3"),
+        "sede: .*did you mean 'seed'.*`sede: int = 3`(.|\n)*seed: no line sets it",
+    ),
     "a plain typo": (edited(SEED, "sede = 3"), "sede: this notebook has no such parameter"),
-    "another name": (CELL + "\nlearning_rate = 0.1", r"learning_rate: .*no such parameter \(names of your own begin with _\)"),
+    "another name": (
+        CELL + "\nlearning_rate = 0.1",
+        r"learning_rate: .*no such parameter \(names of your own begin with _\)",
+    ),
     "a tuple of one's own": (CELL + "\nx, y = 1, 2", "x: .*`x, y = 1, 2`\ny: "),
     "a loop": (CELL + "\nfor i in range(3): pass", "i: this notebook has no such parameter"),
     "a removed line": (edited(SEED + "\n", ""), "seed: no line sets it"),
     "a commented line": (edited(SEED, f"# {SEED}"), "seed: no line sets it"),
     "no value": (edited(SEED, "seed: int"), "seed: no line sets it"),
-    "a second line": (CELL + "\nseed = 3", "seed: two lines set it, `seed: int = 0  # first seed` and `seed = 3`; keep one"),
+    "a second line": (
+        CELL + "\nseed = 3",
+        "seed: two lines set it, `seed: int = 0  # first seed` and `seed = 3`; keep one",
+    ),
     "a second line in a loop": (CELL + "\nfor seed in range(4): pass", "seed: two lines set it"),
     "a sum": (CELL + "\nseed += 3", "seed: two lines set it"),
-    "a list": (edited(SEED, "seed: list = [0, 1]"), r"seed: \[0, 1\] is no int, in the line `seed: list = \[0, 1\]`"),
+    "a list": (
+        edited(SEED, "seed: list = [0, 1]"),
+        r"seed: \[0, 1\] is no int, in the line `seed: list = \[0, 1\]`",
+    ),
     "none": (edited(SEED, "seed: int | None = None"), "seed: None is no int"),
     "a truth value": (edited(SEED, "seed = True"), "seed: True is no int"),
-    "out of range": (edited(EPOCHS, "epochs = 0"), "epochs: 0 is not usable; .*in the line `epochs = 0`"),
-    "behind the back": (CELL + '\nglobals()["seed"] = 3', "seed: the line `seed: int = 0 .* is not what the kernel holds, 3"),
+    "out of range": (
+        edited(EPOCHS, "epochs = 0"),
+        "epochs: 0 is not usable; .*in the line `epochs = 0`",
+    ),
+    "behind the back": (
+        CELL + '\nglobals()["seed"] = 3',
+        "seed: the line `seed: int = 0 .* is not what the kernel holds, 3",
+    ),
     "exec": (CELL + '\nexec("seed = 3")', "seed: the line .* is not what the kernel holds, 3"),
-    "a dead branch": (edited(SEED, "if False:\n    seed = 3"), "seed: the line `if False:` left no value here"),
+    "a dead branch": (
+        edited(SEED, "if False:\n    seed = 3"),
+        "seed: the line `if False:` left no value here",
+    ),
     "a function of the name": (edited(SEED, "def seed(): pass"), "seed: no line sets it"),
     "an import of the name": (edited(SEED, "import os as seed"), "seed: no line sets it"),
     "a deleted name": (CELL + "\ndel seed", "seed: the line .* left no value here"),
@@ -132,7 +157,9 @@ REFUSED = {
 @pytest.mark.parametrize(("cell", "message"), REFUSED.values(), ids=REFUSED)
 def test_an_edit_that_cannot_be_obeyed_is_refused_with_its_line(kernel, cell, message):
     found = kernel(cell, CHECK)
-    assert isinstance(found, str) and found.startswith("ConfigError: ") and re.search(message, found), found
+    assert (
+        isinstance(found, str) and found.startswith("ConfigError: ") and re.search(message, found)
+    ), found
 
 
 INJECTED = "# Parameters\nseed = 3\n"
@@ -146,17 +173,44 @@ SESSIONS = {
     "corrected before the check": ([edited(SEED, "sede = 3"), edited(SEED, "seed = 3"), CHECK], 3),
     "checked twice": ([CELL, CHECK, "teachers = x = 4", CHECK], 0),
     "no parameters cell": ([CHECK], "no cell was run that sets preset, method, seed, epochs, lr"),
-    "papermill without the tag": ([INJECTED, CELL, CHECK], "seed: two lines set it.* the tag `parameters`"),
-    "papermill, a typo": ([CELL, "# Parameters\nsede = 3\n", CHECK], "sede: this notebook has no such parameter"),
-    "papermill, a name with an underscore": ([CELL, "# Parameters\n_seed = 3\n", CHECK], "_seed: this notebook has no such parameter"),
-    "a name of an earlier %run": (["__file__ = 'elsewhere.py'", edited(SEED, "seed = 3"), CHECK], 3),
-    "papermill over a typo": ([edited(SEED, "sede = 0"), INJECTED, CHECK], "sede: this notebook has no such parameter"),
+    "papermill without the tag": (
+        [INJECTED, CELL, CHECK],
+        "seed: two lines set it.* the tag `parameters`",
+    ),
+    "papermill, a typo": (
+        [CELL, "# Parameters\nsede = 3\n", CHECK],
+        "sede: this notebook has no such parameter",
+    ),
+    "papermill, a name with an underscore": (
+        [CELL, "# Parameters\n_seed = 3\n", CHECK],
+        "_seed: this notebook has no such parameter",
+    ),
+    "a name of an earlier %run": (
+        ["__file__ = 'elsewhere.py'", edited(SEED, "seed = 3"), CHECK],
+        3,
+    ),
+    "papermill over a typo": (
+        [edited(SEED, "sede = 0"), INJECTED, CHECK],
+        "sede: this notebook has no such parameter",
+    ),
     "a cell of one's own below": ([CELL, "seed = 3", CHECK], "seed: two lines set it"),
     "a cell of one's own above": (["seed = 3", CELL, CHECK], "seed: two lines set it"),
-    "a typo in a cell of one's own": (["methd = 'kd'", CELL, CHECK], "methd: .*did you mean 'method'"),
-    "a line removed in a running kernel": ([CELL, CHECK, edited(SEED + "\n", ""), CHECK], "seed: no line sets it"),
-    "a stale value": ([CELL, CHECK, "seed = 7", CHECK], "seed: the line .* is not what the kernel holds, 7"),
-    "%%timeit in a running kernel": ([CELL, CHECK, "%%timeit -n1 -r1\n" + edited(SEED, "seed = 3"), CHECK], "kernel holds, 0"),
+    "a typo in a cell of one's own": (
+        ["methd = 'kd'", CELL, CHECK],
+        "methd: .*did you mean 'method'",
+    ),
+    "a line removed in a running kernel": (
+        [CELL, CHECK, edited(SEED + "\n", ""), CHECK],
+        "seed: no line sets it",
+    ),
+    "a stale value": (
+        [CELL, CHECK, "seed = 7", CHECK],
+        "seed: the line .* is not what the kernel holds, 7",
+    ),
+    "%%timeit in a running kernel": (
+        [CELL, CHECK, "%%timeit -n1 -r1\n" + edited(SEED, "seed = 3"), CHECK],
+        "kernel holds, 0",
+    ),
 }
 
 
@@ -173,7 +227,10 @@ def test_numbers_keep_the_type_that_the_page_means(kernel):
     """YAML, and so papermill -f, reads 1e-3 as text."""
     for text in ('"1e-3"', "1", '"1E+2"', '".5e-1"'):
         after = kernel(edited("lr: float = -1.0", f"lr = {text}"), CHECK)
-        assert after["lr"] == after["config"].lr == float(text.strip('"')) and type(after["lr"]) is float
+        assert (
+            after["lr"] == after["config"].lr == float(text.strip('"'))
+            and type(after["lr"]) is float
+        )
     assert "lr: '0.1' is no float" in kernel(edited("lr: float = -1.0", "lr = '0.1'"), CHECK)
 
 
@@ -186,9 +243,33 @@ VALUES = {
     "epochs": st.integers(1, 999),
     "lr": st.floats(1e-6, 10, allow_subnormal=False),
 }
-FORMS = ["{0}: {2} = {1!r}", "{0} = {1!r}", "{0}: object = {1!r}  # mine", "{0} = ({1!r})", "{0}={1!r};", "{0} = _mine = {1!r}"]
-SPOILED = ["", "# {0} = {1!r}", "{0}: {2}", "{0}s: {2} = {1!r}", "{0} = {1!r}\n{0} = {1!r}", "{0} = [{1!r}]", "my_{0} = {0} = {1!r}"]
-ADDED = ["", "import math", "print('x')", '"""Mine."""', "%pwd", "# a comment", "_x, _y = 1, 2", "pass"]
+FORMS = [
+    "{0}: {2} = {1!r}",
+    "{0} = {1!r}",
+    "{0}: object = {1!r}  # mine",
+    "{0} = ({1!r})",
+    "{0}={1!r};",
+    "{0} = _mine = {1!r}",
+]
+SPOILED = [
+    "",
+    "# {0} = {1!r}",
+    "{0}: {2}",
+    "{0}s: {2} = {1!r}",
+    "{0} = {1!r}\n{0} = {1!r}",
+    "{0} = [{1!r}]",
+    "my_{0} = {0} = {1!r}",
+]
+ADDED = [
+    "",
+    "import math",
+    "print('x')",
+    '"""Mine."""',
+    "%pwd",
+    "# a comment",
+    "_x, _y = 1, 2",
+    "pass",
+]
 
 
 @st.composite
@@ -199,7 +280,10 @@ def mixtures(draw):
     lines = [draw(st.sampled_from(ADDED))]
     for name in draw(st.permutations(list(VALUES))):
         form = draw(st.sampled_from(SPOILED if name in spoiled else FORMS))
-        lines += [form.format(name, values[name], type(values[name]).__name__), draw(st.sampled_from(ADDED))]
+        lines += [
+            form.format(name, values[name], type(values[name]).__name__),
+            draw(st.sampled_from(ADDED)),
+        ]
     return draw(st.sampled_from(["", "%%time\n", "\n\n"])) + "\n".join(lines), values, spoiled
 
 
@@ -209,7 +293,9 @@ def test_any_mixture_of_edits_is_obeyed_or_refused(kernel, mixture):
     cell, values, spoiled = mixture
     found = kernel(cell, CHECK.replace("run_config", "parameters").replace("config.command()", "1"))
     if spoiled:
-        assert isinstance(found, str) and all(re.search(f"^(my_)?{name}s?: ", found, re.M) for name in spoiled), (cell, found)
+        assert isinstance(found, str) and all(
+            re.search(f"^(my_)?{name}s?: ", found, re.M) for name in spoiled
+        ), (cell, found)
     else:
         assert found["config"] == values, cell
 
@@ -220,7 +306,11 @@ def test_any_mixture_of_edits_is_obeyed_or_refused(kernel, mixture):
 def file_of(path: Path, *sources: str) -> Path:
     """A notebook file of these code cells, or a script of them as nbconvert writes it."""
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-    text = nbformat.writes(book) if path.suffix == ".ipynb" else "".join(f"\n# In[ ]:\n\n\n{source}\n" for source in sources)
+    text = (
+        nbformat.writes(book)
+        if path.suffix == ".ipynb"
+        else "".join(f"\n# In[ ]:\n\n\n{source}\n" for source in sources)
+    )
     path.write_text(text, encoding="utf-8")
     return path
 
@@ -243,11 +333,15 @@ def test_a_script_made_of_a_notebook(tmp_path):
 
     assert run(edited(SEED, "seed = 3") + "\nimport os", CHECK)["config"].seed == 3
     assert run(CELL, INJECTED, CHECK)["config"].seed == 3
-    with pytest.raises(ConfigError, match=r"sede: this notebook has no such parameter \(did you mean 'seed'\?\)"):
+    with pytest.raises(
+        ConfigError, match=r"sede: this notebook has no such parameter \(did you mean 'seed'\?\)"
+    ):
         run(edited(SEED, "sede = 3"), CHECK)
 
 
-@pytest.mark.parametrize("border", ["# In[3]:", "# %%", "# %% [markdown]", '# %% tags=["x"]', "# +", '# + tags=["x"]'])
+@pytest.mark.parametrize(
+    "border", ["# In[3]:", "# %%", "# %% [markdown]", '# %% tags=["x"]', "# +", '# + tags=["x"]']
+)
 def test_the_cells_of_a_script(tmp_path, border):
     file = tmp_path / "made.py"
     file.write_text(f"{border}\nseed = 0\n{border}\n# Parameters\nseed = 3\n", encoding="utf-8")
@@ -256,9 +350,15 @@ def test_the_cells_of_a_script(tmp_path, border):
 
 
 def test_a_notebook_that_names_nothing_is_refused(kernel):
-    assert "name the parameters that this notebook reads" in kernel(CELL, "from iekd import notebook\nnotebook.parameters()")
-    assert "share: of which type?" in kernel("share = 1", "from iekd import notebook\nnotebook.parameters('share')")
-    own = kernel("share = 1", "from iekd import notebook\nfound = notebook.parameters('share: float >= 1')")
+    assert "name the parameters that this notebook reads" in kernel(
+        CELL, "from iekd import notebook\nnotebook.parameters()"
+    )
+    assert "share: of which type?" in kernel(
+        "share = 1", "from iekd import notebook\nnotebook.parameters('share')"
+    )
+    own = kernel(
+        "share = 1", "from iekd import notebook\nfound = notebook.parameters('share: float >= 1')"
+    )
     assert own["found"] == {"share": 1.0} and type(own["share"]) is float
 
 
@@ -288,10 +388,20 @@ def until_check(stem: str, **values) -> list[str]:
 def test_a_chapter_names_its_parameters_and_sets_them_nowhere_else(stem):
     first, *others = map(cells.read, code(stem))
     own = [name for line in first.lines for name in line.names]
-    found = re.search(r"notebook\.(?:parameters|given|run_config)\(((?:\s*\"[^\"]*\",?)+)", "\n".join(until_check(stem)))
-    named = notebook.declarations(re.findall(r'"([^"]*)"', found[1])) if found else [*RunConfig.model_fields, "exercises"]
+    found = re.search(
+        r"notebook\.(?:parameters|given|run_config)\(((?:\s*\"[^\"]*\",?)+)",
+        "\n".join(until_check(stem)),
+    )
+    named = (
+        notebook.declarations(re.findall(r'"([^"]*)"', found[1]))
+        if found
+        else [*RunConfig.model_fields, "exercises"]
+    )
     assert list(named) == own
-    rest = [cells.read(re.sub(r"\b(parameters|given|run_config)\(", "x(", source)) for source in code(stem)[1:]]
+    rest = [
+        cells.read(re.sub(r"\b(parameters|given|run_config)\(", "x(", source))
+        for source in code(stem)[1:]
+    ]
     assert not [line for cell in rest for line in cell.lines if set(line.names) & set(own)]
     assert any(cell.checks for cell in others)
 
@@ -300,11 +410,19 @@ WRONG = [
     ("factor", dict(seeds=0), "seeds: 0 is not usable"),
     ("factor", dict(seeds=1), "seeds: 1 is not usable; this page needs at least 2"),
     ("teacher-and-student", dict(seeds=0), "seeds: 0 is not usable"),
-    ("teacher-and-student", dict(train_images=15), "train_images: 15 is not usable; this page needs 0 .all. or at least 30"),
+    (
+        "teacher-and-student",
+        dict(train_images=15),
+        "train_images: 15 is not usable; this page needs 0 .all. or at least 30",
+    ),
     ("teacher-and-student", dict(epochs=0), "epochs: 0 is not usable"),
     ("inherit-and-explore", dict(seeds=0), "seeds: 0 is not usable"),
     ("ablations", dict(seeds=-1), "seeds: -1 is not usable"),
-    ("ablations", dict(method="ie-at"), "method: 'ie-at' has no exploration measure to compare; choose ie-ft"),
+    (
+        "ablations",
+        dict(method="ie-at"),
+        "method: 'ie-at' has no exploration measure to compare; choose ie-ft",
+    ),
     ("ablations", dict(method="kd"), "choose ie-ft"),
     ("small-teacher", dict(seeds=True), "seeds: True is no int"),
     ("analysis", dict(split_ratio=1.5), "split_ratio: 1.5 is not usable"),
@@ -316,12 +434,16 @@ WRONG = [
     ("run", dict(lr=float("inf")), "lr: inf is not usable"),
     ("run", dict(exercises="no"), "exercises: 'no' is no bool"),
     ("methods", dict(methods_tried="kd; ft"), "method: 'kd;' is not usable"),
-    ("reliability", dict(folder="/does/not/exist"), "folder: '/does/not/exist' is not usable; there is no such folder"),
+    (
+        "reliability",
+        dict(folder="/does/not/exist"),
+        "folder: '/does/not/exist' is not usable; there is no such folder",
+    ),
     ("speed", dict(folder="~/no such folder"), "there is no such folder"),
     ("speed", dict(folder=__file__), "there is no such folder"),
     ("reliability", dict(folder=str(ROOT)), r"there is no report \(\*.json\) in this folder"),
     ("tables", dict(grid="none.yaml"), "none.yaml: No such file"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("stem", "values", "message"), WRONG)
@@ -347,14 +469,38 @@ def test_a_folder_in_the_home(kernel, tmp_path, monkeypatch):
 
 
 GRIDS = [
-    ("tables", "runs: [{method: [supervised, kd]}]", "this page needs FT or IE-FT in its grid, which has only supervised, kd"),
-    ("tables", "runs: [{method: dml}]", "this page needs FT or IE-FT in its grid, which has only dml"),
-    ("tables", "runs: [{method: ft}, {method: kd, student: resnet14}]", "this page shows one student, and the grid has resnet8, resnet14"),
+    (
+        "tables",
+        "runs: [{method: [supervised, kd]}]",
+        "this page needs FT or IE-FT in its grid, which has only supervised, kd",
+    ),
+    (
+        "tables",
+        "runs: [{method: dml}]",
+        "this page needs FT or IE-FT in its grid, which has only dml",
+    ),
+    (
+        "tables",
+        "runs: [{method: ft}, {method: kd, student: resnet14}]",
+        "this page shows one student, and the grid has resnet8, resnet14",
+    ),
     ("tables", "runs: [{method: ft, dataset: [cifar10, cifar100]}]", "this page shows one dataset"),
-    ("methods", "runs: [{method: supervised}]", "this page needs a method that learns from a teacher"),
-    ("methods", "runs: [{method: [tf-kd, dml]}]", "this page needs a method that learns from a teacher"),
-    ("methods", "runs: [{method: kd, teacher: [resnet20, resnet14]}]", "this page shows one teacher"),
-]  # fmt: skip
+    (
+        "methods",
+        "runs: [{method: supervised}]",
+        "this page needs a method that learns from a teacher",
+    ),
+    (
+        "methods",
+        "runs: [{method: [tf-kd, dml]}]",
+        "this page needs a method that learns from a teacher",
+    ),
+    (
+        "methods",
+        "runs: [{method: kd, teacher: [resnet20, resnet14]}]",
+        "this page shows one teacher",
+    ),
+]
 
 
 @pytest.mark.parametrize(("stem", "text", "message"), GRIDS)

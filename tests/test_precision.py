@@ -8,9 +8,12 @@ import pytest
 import torch
 from tiny import content, tiny
 
-from iekd import augment, engine, networks, precision, training
+from iekd import networks
 from iekd.config import RunConfig
-from iekd.methods import Batch
+from iekd.data import augment
+from iekd.method.features import Batch
+from iekd.speed import precision
+from iekd.training import engine, runner
 
 CPU = torch.device("cpu")
 
@@ -21,40 +24,64 @@ def bf16(method="kd", **fields):
 
 def step_of(config):
     """The first step, from parents that were trained in float32."""
-    parents = {role: training.load_network(parent) for role, parent in config.replace(precision="fp32").parents().items()}
+    parents = {
+        role: runner.load_network(parent)
+        for role, parent in config.replace(precision="fp32").parents().items()
+    }
     run = engine.make_run(config, parents, CPU)
     images, labels, _ = run.dataset.train
     index = torch.arange(64)
     run.learner.train()
-    return run, engine.step(run, augment.normalise(images[index], run.mean, run.std), Batch(labels[index], index))
+    return run, engine.step(
+        run, augment.normalise(images[index], run.mean, run.std), Batch(labels[index], index)
+    )
 
 
 @pytest.mark.parametrize("method", ["supervised", "kd", "ft", "ie-ft"])
 def test_the_first_step_is_that_of_float32_within_the_rounding_of_bfloat16(method):
-    (run, narrow), (_, wide) = step_of(bf16(method)), step_of(bf16(method).replace(precision="fp32"))
-    values, expected = ({name: term.item() for name, term in terms.items() if name != "train_error"} for terms in (narrow, wide))
+    (run, narrow), (_, wide) = (
+        step_of(bf16(method)),
+        step_of(bf16(method).replace(precision="fp32")),
+    )
+    values, expected = (
+        {name: term.item() for name, term in terms.items() if name != "train_error"}
+        for terms in (narrow, wide)
+    )
     assert values == pytest.approx(expected, rel=0.02) and values != expected
     assert all(term.dtype == torch.float32 for term in narrow.values())
-    state = [*run.learner.state_dict().values(), *(s["momentum_buffer"] for s in run.optimiser.state.values())]
+    state = [
+        *run.learner.state_dict().values(),
+        *(s["momentum_buffer"] for s in run.optimiser.state.values()),
+    ]
     assert all(tensor.dtype in (torch.float32, torch.int64) for tensor in state)
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in run.learner.parameters())
 
 
 def test_the_student_computes_in_bfloat16_while_it_trains_and_in_float32_when_it_is_evaluated():
-    network, images = precision.train_in_bf16(networks.build("resnet8", 10)), torch.randn(4, 3, 16, 16)
+    network, images = (
+        precision.train_in_bf16(networks.build("resnet8", 10)),
+        torch.randn(4, 3, 16, 16),
+    )
     plain = networks.build("resnet8", 10)
     plain.load_state_dict(network.state_dict())
     seen = []
-    network.stages[0][0].conv2.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    network.stages[0][0].conv2.register_forward_hook(
+        lambda module, inputs, output: seen.append(output.dtype)
+    )
     trained = network(images)
-    assert all(value.dtype == torch.float32 for value in (trained.logits, *trained.features.values()))
+    assert all(
+        value.dtype == torch.float32 for value in (trained.logits, *trained.features.values())
+    )
     plain.load_state_dict(network.state_dict())
     assert torch.equal(network.eval()(images).logits, plain.eval()(images).logits)
     assert seen == [torch.bfloat16, torch.float32]
 
 
 def test_a_copy_of_the_network_has_its_own_forward():
-    network, images = precision.train_in_bf16(networks.build("resnet8", 10)), torch.randn(2, 3, 16, 16)
+    network, images = (
+        precision.train_in_bf16(networks.build("resnet8", 10)),
+        torch.randn(2, 3, 16, 16),
+    )
     twin = copy.deepcopy(network)
     with torch.no_grad():
         network.head.bias.fill_(100)
@@ -62,7 +89,7 @@ def test_a_copy_of_the_network_has_its_own_forward():
 
 
 def test_the_teacher_computes_in_bfloat16():
-    run = training.make_run(bf16("ft"))
+    run = runner.make_run(bf16("ft"))
     assert {p.dtype for p in run.teacher.parameters()} == {torch.bfloat16}
     output = run.teacher(torch.randn(2, 1, 8, 8))
     assert all(value.dtype == torch.float32 for value in (output.logits, *output.features.values()))
@@ -70,9 +97,9 @@ def test_the_teacher_computes_in_bfloat16():
 
 def test_a_run_in_bfloat16_learns_and_is_the_same_twice():
     config = bf16("ie-ft", views=2, augment="standard")
-    record = training.train(config, progress=False)
+    record = runner.train(config, progress=False)
     assert record.history["loss"][-1] < record.history["loss"][0]
-    assert content(training.train(config, progress=False, again=True)) == content(record)
+    assert content(runner.train(config, progress=False, again=True)) == content(record)
     assert "precision=bf16" in config.path and config.teacher_run().precision == "bf16"
 
 
@@ -92,6 +119,11 @@ def test_tf32_computes_in_float32_on_a_cpu():
 
 def test_the_paper_preset_computes_in_tf32_and_its_paths_do_not_say_so():
     config = RunConfig.create("paper", method="ie-ft")
-    assert config.precision == "tf32" and {parent.precision for parent in config.parents().values()} == {"tf32"}
+    assert config.precision == "tf32" and {
+        parent.precision for parent in config.parents().values()
+    } == {"tf32"}
     assert config.path == "paper/cifar10/resnet56-resnet20/ie-ft/seed0"
-    assert [RunConfig.create(preset, method="kd").precision for preset in ("class", "smoke")] == ["fp32", "fp32"]
+    assert [RunConfig.create(preset, method="kd").precision for preset in ("class", "smoke")] == [
+        "fp32",
+        "fp32",
+    ]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from iekd import records, results
+from iekd import records
+from iekd.report import results
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,14 +15,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import made_up, tiny
 
-from iekd import mutual, records, store
-from iekd.config import LONGEST, ConfigError, RunConfig
+from iekd import records
+from iekd.config import RunConfig
+from iekd.config.run import LONGEST
+from iekd.errors import ConfigError
+from iekd.records import store
+from iekd.training import peers
 
 
 @pytest.fixture
 def saved(runs):
     """Five records of made-up runs."""
-    made = [made_up(tiny(method, seed=seed), 10 + seed) for method in ("supervised", "kd") for seed in (0, 1)]
+    made = [
+        made_up(tiny(method, seed=seed), 10 + seed)
+        for method in ("supervised", "kd")
+        for seed in (0, 1)
+    ]
     made.append(made_up(tiny("ie-ft", explore="cka")))
     for record in made:
         record.save()
@@ -41,8 +49,22 @@ def test_the_file_is_small_plain_json_with_the_schema_first(saved):
     data = record.to_json()
     assert list(data)[0] == "schema" and data["schema"] == records.SCHEMA
     assert data["history"] == {"loss": [0.3333333, None]}
-    wanted = {"schema", "config", "hash", "parents", "weights", "git", "versions", "device", "started", "seconds", "images_per_second"}
-    assert set(data) == wanted | {"data", "loss_digest", "history", "metrics"} and set(data["metrics"]) == {
+    wanted = {
+        "schema",
+        "config",
+        "hash",
+        "parents",
+        "weights",
+        "git",
+        "versions",
+        "device",
+        "started",
+        "seconds",
+        "images_per_second",
+    }
+    assert set(data) == wanted | {"data", "loss_digest", "history", "metrics"} and set(
+        data["metrics"]
+    ) == {
         "last",
         "val_selected",
         "best_on_test",
@@ -57,9 +79,22 @@ def test_columns_of_the_frame(saved):
     assert len(frame) == 5 and set(frame.columns) == set(records._columns())
     assert set(RunConfig.model_fields) <= set(frame.columns)
     row = frame[frame["path"] == saved[1].config.path].iloc[0]
-    assert (row["last"], row["last_epoch"], row["last_validation"], row["seed"]) == (11.0, 3, 12.0, 1)
-    assert (row["variant"], row["pair"], row["hash"]) == (saved[1].config.variant, "resnet8x0.25", saved[1].hash)
-    assert row["command"] == saved[1].config.command() and row["device"] == "abacus" and row["threads"] == 1
+    assert (row["last"], row["last_epoch"], row["last_validation"], row["seed"]) == (
+        11.0,
+        3,
+        12.0,
+        1,
+    )
+    assert (row["variant"], row["pair"], row["hash"]) == (
+        saved[1].config.variant,
+        "resnet8x0.25",
+        saved[1].hash,
+    )
+    assert (
+        row["command"] == saved[1].config.command()
+        and row["device"] == "abacus"
+        and row["threads"] == 1
+    )
     assert list(frame["path"]) == sorted(frame["path"])
 
 
@@ -71,12 +106,18 @@ def test_rows_can_be_chosen(saved):
 
 def test_no_records_are_an_empty_frame_with_all_columns(runs):
     frame = records.load()
-    assert len(frame) == 0 and set(frame.columns) == set(records._columns()) and len(records.load(preset="class")) == 0
+    assert (
+        len(frame) == 0
+        and set(frame.columns) == set(records._columns())
+        and len(records.load(preset="class")) == 0
+    )
 
 
 def test_an_autoencoder_has_no_error(runs):
     metric = records.Metric(epoch=3, test_error=None, test_loss=0.5)
-    record = made_up(tiny("factor-ae")).model_copy(update={"metrics": {"last": metric, "val_selected": None, "best_on_test": None}})
+    record = made_up(tiny("factor-ae")).model_copy(
+        update={"metrics": {"last": metric, "val_selected": None, "best_on_test": None}}
+    )
     record.save()
     row = records.load().iloc[0]
     assert pd.isna(row["last"]) and pd.isna(row["val_selected_epoch"]) and row["last_loss"] == 0.5
@@ -86,7 +127,11 @@ def test_history_has_a_row_for_every_run_and_epoch(saved):
     frame = records.load(method="kd")
     curves = records.history(frame)
     assert list(curves["epoch"]) == [1, 2, 3] * 2 and list(curves["seed"]) == [0] * 3 + [1] * 3
-    assert set(curves["path"]) == set(frame["path"]) and list(curves["loss"][:3]) == [1, 0.5, 0.3333333]
+    assert set(curves["path"]) == set(frame["path"]) and list(curves["loss"][:3]) == [
+        1,
+        0.5,
+        0.3333333,
+    ]
     assert records.history(frame[:0]).empty
 
 
@@ -108,8 +153,12 @@ BAD = {
     "no schema": lambda content: edited(content, lambda data: data.pop("schema")),
     "a missing key": lambda content: edited(content, lambda data: data.pop("metrics")),
     "an unknown key": lambda content: edited(content, lambda data: data.update(comment="nice")),
-    "an edited configuration": lambda content: edited(content, lambda data: data["config"].update(lr=0.3)),
-    "a bad configuration": lambda content: edited(content, lambda data: data["config"].update(method="magic")),
+    "an edited configuration": lambda content: edited(
+        content, lambda data: data["config"].update(lr=0.3)
+    ),
+    "a bad configuration": lambda content: edited(
+        content, lambda data: data["config"].update(method="magic")
+    ),
     "an edited hash": lambda content: edited(content, lambda data: data.update(hash="0" * 12)),
 }
 
@@ -121,7 +170,9 @@ def test_a_file_that_is_no_record_is_refused_by_name(saved, kind):
     for read in (lambda: records.read(path), lambda: records.find(saved[0].config), records.load):
         with pytest.raises(store.StoreError) as error:
             read()
-        assert str(path) in str(error.value) and "Restore it from git, or delete it" in str(error.value)
+        assert str(path) in str(error.value) and "Restore it from git, or delete it" in str(
+            error.value
+        )
 
 
 def test_another_run_at_this_path_is_refused(saved):
@@ -141,10 +192,22 @@ def test_a_copy_at_another_place_does_not_count_twice(saved, place):
 
 
 STRAYS = [
-    ".ipynb_checkpoints/seed0-checkpoint.json", "._seed0.json", ".seed0.json", "seed0 copy.json", "seed0 (1).json", "seed0-PC7.json",
-    "seed0.sync-conflict-20261125-101010-ABCDEFG.json", "seed0 (Ann's conflicted copy 2026-11-25).json", "seed0~.json", "seed00.json",
-    ".stversions/seed0~20261125-101010.json", "../supervised copy/seed0.json", ".git/seed0.json", "notes.json", "._seed0.analysis.json",
-]  # fmt: skip
+    ".ipynb_checkpoints/seed0-checkpoint.json",
+    "._seed0.json",
+    ".seed0.json",
+    "seed0 copy.json",
+    "seed0 (1).json",
+    "seed0-PC7.json",
+    "seed0.sync-conflict-20261125-101010-ABCDEFG.json",
+    "seed0 (Ann's conflicted copy 2026-11-25).json",
+    "seed0~.json",
+    "seed00.json",
+    ".stversions/seed0~20261125-101010.json",
+    "../supervised copy/seed0.json",
+    ".git/seed0.json",
+    "notes.json",
+    "._seed0.analysis.json",
+]
 
 
 def littered(path: Path, strays=STRAYS) -> list[Path]:
@@ -152,7 +215,11 @@ def littered(path: Path, strays=STRAYS) -> list[Path]:
     made = [path.parent / stray for stray in strays]
     for stray in made:
         stray.parent.mkdir(exist_ok=True)
-        stray.write_bytes(path.read_bytes() if "._" not in stray.name else b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X")
+        stray.write_bytes(
+            path.read_bytes()
+            if "._" not in stray.name
+            else b"\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X"
+        )
     return made
 
 
@@ -165,14 +232,22 @@ def test_what_other_programs_leave_in_a_store_is_passed_over_and_named_once(save
     assert records.orphans(saved[0]) == [] and capsys.readouterr().err == ""
 
 
-@given(st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20))
+@given(
+    st.text(
+        st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20
+    )
+)
 @settings(max_examples=60, deadline=None)
 def test_of_the_names_beside_a_record_only_seeds_are_places(name):
     """A file name is that of a run exactly if a configuration leads to it."""
     folder, end = tiny().path.rpartition("/")[0], ".json"
     seeds = [f"seed{k}" for k in (re.findall("^seed([0-9]+)$", name) or [0])]
-    assert records.is_place(f"{folder}/{name}{end}", end) == (name in seeds and name == f"seed{int(name[4:])}")
-    assert not records.is_place(f"{folder}/.{name}/seed0{end}", end) and not records.is_place(f"../{folder}/{name}{end}", end)
+    assert records.is_place(f"{folder}/{name}{end}", end) == (
+        name in seeds and name == f"seed{int(name[4:])}"
+    )
+    assert not records.is_place(f"{folder}/.{name}/seed0{end}", end) and not records.is_place(
+        f"../{folder}/{name}{end}", end
+    )
 
 
 @pytest.mark.parametrize("folder", ["runs/records", "runs/again/records"])
@@ -181,19 +256,31 @@ def test_committed_records_have_the_paths_and_hashes_that_they_always_had(folder
     found = records.files(root)
     committed = {str(path.relative_to(root)): json.loads(path.read_text()) for path in found}
     configs = {path: RunConfig(**data["config"]) for path, data in committed.items()}
-    assert len(found) > 40 and {path: data["hash"] for path, data in committed.items()} == {p: c.hash for p, c in configs.items()}
+    assert len(found) > 40 and {path: data["hash"] for path, data in committed.items()} == {
+        p: c.hash for p, c in configs.items()
+    }
     assert [f"{config.path}.json" for config in configs.values()] == list(configs)
-    for record in (records.read(path) for path, config in zip(found, configs.values(), strict=True) if config.is_mutual):
+    for record in (
+        records.read(path)
+        for path, config in zip(found, configs.values(), strict=True)
+        if config.is_mutual
+    ):
         partner = root / f"{record.config.partner().path}.json"
         if partner.exists():
-            assert mutual.swap_curves(record.history) == records.read(partner).history
+            assert peers.swap_curves(record.history) == records.read(partner).history
 
 
 @pytest.mark.parametrize(
     ("where", "message"),
     [
-        ({"presett": "class"}, r"presett: the records have no such column \(did you mean 'preset'\?\)"),
-        ({"preset": "clas"}, "preset: 'clas' is not usable; choose one of smoke, class, desk, paper"),
+        (
+            {"presett": "class"},
+            r"presett: the records have no such column \(did you mean 'preset'\?\)",
+        ),
+        (
+            {"preset": "clas"},
+            "preset: 'clas' is not usable; choose one of smoke, class, desk, paper",
+        ),
         ({"method": ["kd", "kdd"]}, "method: 'kdd' is not usable"),
         ({"dataset": None}, "dataset: None is not usable"),
         ({"explore": "CKA"}, "explore: 'CKA' is not usable; choose one of none"),
@@ -212,12 +299,24 @@ def test_a_folder_may_be_named_by_its_text(saved):
 # ---------------------------------------------------------------------- long variants
 
 KNOBS = {
-    "batch_size": st.integers(1, 10**30), "lr": st.floats(1e-12, 1e12), "schedule": st.sampled_from(["steps", "onecycle"]),
-    "momentum": st.floats(0, 0.99), "weight_decay": st.floats(0, 1), "train_images": st.integers(0, 10**12), "precision": st.just("bf16"),
-    "evaluate_every": st.integers(1, 10**40), "teacher_epochs": st.integers(1, 10**20), "teacher_lr": st.floats(1e-9, 1),
-    "teachers": st.integers(1, 99), "ae_lr": st.floats(1e-9, 1), "factor_ratio": st.floats(1e-9, 1), "inherit_weight": st.floats(0, 1e9),
-    "explore_weight": st.floats(0, 1e9), "split_ratio": st.floats(0.1, 1), "explore": st.sampled_from(["cka", "l2"]),
-}  # fmt: skip
+    "batch_size": st.integers(1, 10**30),
+    "lr": st.floats(1e-12, 1e12),
+    "schedule": st.sampled_from(["steps", "onecycle"]),
+    "momentum": st.floats(0, 0.99),
+    "weight_decay": st.floats(0, 1),
+    "train_images": st.integers(0, 10**12),
+    "precision": st.just("bf16"),
+    "evaluate_every": st.integers(1, 10**40),
+    "teacher_epochs": st.integers(1, 10**20),
+    "teacher_lr": st.floats(1e-9, 1),
+    "teachers": st.integers(1, 99),
+    "ae_lr": st.floats(1e-9, 1),
+    "factor_ratio": st.floats(1e-9, 1),
+    "inherit_weight": st.floats(0, 1e9),
+    "explore_weight": st.floats(0, 1e9),
+    "split_ratio": st.floats(0.1, 1),
+    "explore": st.sampled_from(["cka", "l2"]),
+}
 
 
 @given(st.fixed_dictionaries({}, optional=KNOBS), st.integers(0, 2**32 - 1))
@@ -225,7 +324,9 @@ KNOBS = {
 def test_every_configuration_has_a_place_of_its_own(fields, seed):
     """However many fields are named: on any file system, the same folder for all seeds, and another one for another run."""
     config = RunConfig.create("smoke", method="ie-ft", seed=seed, **fields)
-    assert records.is_place(f"{config.path}.json", ".json") and all(len(part) <= LONGEST for part in config.path.split("/"))
+    assert records.is_place(f"{config.path}.json", ".json") and all(
+        len(part) <= LONGEST for part in config.path.split("/")
+    )
     assert config.path.rpartition("/")[0] == config.replace(seed=1).path.rpartition("/")[0]
     other = config.replace(lr=config.lr / 3)
     assert other.path != config.path
@@ -233,26 +334,64 @@ def test_every_configuration_has_a_place_of_its_own(fields, seed):
 
 
 def test_a_run_with_many_fields_is_saved_found_and_listed(runs):
-    many = dict(batch_size=65, lr=0.11, schedule="steps", momentum=0.8, weight_decay=0.0001, train_images=130, validation_images=100,
-                evaluate_every=2, teacher_epochs=1, teacher_lr=0.12, teachers=4, ae_epochs=1, ae_lr=0.13, factor_ratio=0.25,
-                reconstruction="l1", decoder="conv", epochs=2, method="ie-ft", inherit="l2", explore="cka", inherit_weight=51,
-                explore_weight=49, split="halves", split_ratio=0.4)  # fmt: skip
+    many = dict(
+        batch_size=65,
+        lr=0.11,
+        schedule="steps",
+        momentum=0.8,
+        weight_decay=0.0001,
+        train_images=130,
+        validation_images=100,
+        evaluate_every=2,
+        teacher_epochs=1,
+        teacher_lr=0.12,
+        teachers=4,
+        ae_epochs=1,
+        ae_lr=0.13,
+        factor_ratio=0.25,
+        reconstruction="l1",
+        decoder="conv",
+        epochs=2,
+        method="ie-ft",
+        inherit="l2",
+        explore="cka",
+        inherit_weight=51,
+        explore_weight=49,
+        split="halves",
+        split_ratio=0.4,
+    )
     configs = [RunConfig.create("smoke", **many, seed=seed) for seed in (0, 1)]
     configs.append(configs[0].replace(split_ratio=0.3))
     assert len(configs[0].variant) > 255
     for config in configs:
         made_up(config).save()
     frame = records.load()
-    assert sorted(frame["path"]) == sorted(config.path for config in configs) and frame["variant"].nunique() == 2
-    assert shlex.split(configs[0].command())[-1] == "0" and records.find(configs[2]).config == configs[2]
+    assert (
+        sorted(frame["path"]) == sorted(config.path for config in configs)
+        and frame["variant"].nunique() == 2
+    )
+    assert (
+        shlex.split(configs[0].command())[-1] == "0"
+        and records.find(configs[2]).config == configs[2]
+    )
 
 
 def test_provenance():
     facts = records.provenance()
-    assert set(facts) == {"git", "versions", "device"} and set(facts["versions"]) == {"iekd", "python", "torch", "torchvision"}
-    assert set(facts["device"]) == {"name", "type", "threads"} and set(facts["git"]) == {"commit", "dirty"}
+    assert set(facts) == {"git", "versions", "device"} and set(facts["versions"]) == {
+        "iekd",
+        "python",
+        "torch",
+        "torchvision",
+    }
+    assert set(facts["device"]) == {"name", "type", "threads"} and set(facts["git"]) == {
+        "commit",
+        "dirty",
+    }
     if (Path(__file__).parents[1] / ".git").exists() and shutil.which("git"):
-        assert re.fullmatch("[0-9a-f]{40}", facts["git"]["commit"]) and isinstance(facts["git"]["dirty"], bool)
+        assert re.fullmatch("[0-9a-f]{40}", facts["git"]["commit"]) and isinstance(
+            facts["git"]["dirty"], bool
+        )
 
 
 @pytest.fixture
@@ -260,7 +399,16 @@ def repository(tmp_path):
     """repository(*words) -> what git says in somebody's own repository."""
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(tmp_path / "thesis"), "-c", "user.name=a", "-c", "user.email=a@b.c", *words]
+        command = [
+            "git",
+            "-C",
+            str(tmp_path / "thesis"),
+            "-c",
+            "user.name=a",
+            "-c",
+            "user.email=a@b.c",
+            *words,
+        ]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     (tmp_path / "thesis").mkdir()
@@ -282,8 +430,19 @@ NOTHING = {"commit": None, "dirty": None}
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
-@pytest.mark.parametrize("place", [".venv/lib/python3.11/site-packages/iekd", "iekd", "vendor/iekd", "../elsewhere/iekd", ".git/iekd"])
-def test_a_repository_that_does_not_hold_the_source_is_not_its_provenance(repository, tmp_path, place):
+@pytest.mark.parametrize(
+    "place",
+    [
+        ".venv/lib/python3.11/site-packages/iekd",
+        "iekd",
+        "vendor/iekd",
+        "../elsewhere/iekd",
+        ".git/iekd",
+    ],
+)
+def test_a_repository_that_does_not_hold_the_source_is_not_its_provenance(
+    repository, tmp_path, place
+):
     assert records._commit(source_at(tmp_path / "thesis" / place)) == NOTHING
 
 

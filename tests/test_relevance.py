@@ -12,12 +12,15 @@ from scipy import stats
 from tiny import tiny
 from torch import Tensor, nn
 
-from iekd import augment, data, networks, relevance, training
-from iekd.fold import fold
-from iekd.methods.ie import channel_split
+from iekd import data, networks
+from iekd.analysis import relevance
+from iekd.analysis.relevance import agreement, cam, delete, scores, with_rules
+from iekd.data import augment
+from iekd.method.split import channel_split
 from iekd.networks import Output
 from iekd.networks.common import finish
-from iekd.relevance import agreement, cam, delete, scores, with_rules
+from iekd.speed.fold import fold
+from iekd.training import runner
 
 MEAN, STD = (
     torch.tensor([0.5, 0.4, 0.3]).view(1, 3, 1, 1),
@@ -248,8 +251,10 @@ class ForZennit(nn.Module):
             self._convolution(block.conv1, self.rule()),
             self._convolution(block.conv2, self.rule()),
         )
-        return nn.ModuleDict(dict(zip(("first", "second"), convolutions, strict=True)) | dict(
-            shortcut=block.shortcut, both=both, relus=relus))  # fmt: skip
+        return nn.ModuleDict(
+            dict(zip(("first", "second"), convolutions, strict=True))
+            | dict(shortcut=block.shortcut, both=both, relus=relus)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         relu = nn.ReLU()
@@ -341,10 +346,10 @@ def digits(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("IEKD_RUNS", str(tmp_path_factory.mktemp("digits")))
         config = tiny("kd", train_images=400, teacher_epochs=6, epochs=6)
-        training.train(config, progress=False)
-        run = training.load_run(config)
+        runner.train(config, progress=False)
+        run = runner.load_run(config)
         runs = [config.replace(seed=seed).teacher_run() for seed in (0, 1)]
-        teachers = [training.load_network(run) for run in runs]
+        teachers = [runner.load_network(run) for run in runs]
     images, labels = (
         augment.normalise(run.dataset.test.images[:200], run.mean, run.std),
         run.dataset.test.labels[:200],

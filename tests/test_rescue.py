@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from iekd.rescue import pick, rescue
+from iekd.analysis.rescue import pick, rescue
 
 
 def test_who_repeats_the_mistakes_of_the_teacher():

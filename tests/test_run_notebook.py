@@ -26,7 +26,9 @@ def test_every_field_is_a_parameter_with_its_description():
     for name, field in RunConfig.model_fields.items():
         kind = ast.parse(lines[name]).body[0].annotation.id
         assert kind == TYPES.get(field.annotation, "str"), name
-        assert lines[name].endswith(f"# {field.description.replace(' =', ':')}")  # papermill reads no line with a second "="
+        assert lines[name].endswith(
+            f"# {field.description.replace(' =', ':')}"
+        )  # papermill reads no line with a second "="
 
 
 @pytest.mark.parametrize("grid", sorted((ROOT / "runs").glob("*.yaml")), ids=lambda path: path.stem)
@@ -35,4 +37,6 @@ def test_every_key_of_a_grid_is_a_parameter_of_its_notebook(grid):
     names = {line.split(":")[0] for line in parameter_lines(ROOT / content["notebook"])}
     used = {key for entry in [content.get("base", {}), *content["runs"]] for key in entry}
     assert used <= names
-    assert all("method" in {**content.get("base", {}), **entry} for entry in content["runs"])  # the notebook's own default differs
+    assert all(
+        "method" in {**content.get("base", {}), **entry} for entry in content["runs"]
+    )  # the notebook's own default differs

@@ -24,19 +24,27 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 
 def cells(path: Path, kind: str = "code") -> list[dict[str, Any]]:
     """The notebook's cells of one kind."""
-    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+    return [
+        cell
+        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == kind
+    ]
 
 
 def parameter_cells(path: Path) -> list[str]:
     """Sources of the cells tagged `parameters`."""
-    return ["".join(c["source"]) for c in cells(path) if "parameters" in c["metadata"].get("tags", [])]
+    return [
+        "".join(c["source"]) for c in cells(path) if "parameters" in c["metadata"].get("tags", [])
+    ]
 
 
 def toc_files(node: Any) -> Iterator[str]:
     """Every page that the table of contents names."""
     if isinstance(node, dict):
         yield from (value for key, value in node.items() if key in ("root", "file"))
-    for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+    for child in (
+        node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    ):
         yield from toc_files(child)
 
 
@@ -76,12 +84,16 @@ def test_papermill_sees_every_parameter(path):
 
 @each_notebook
 def test_the_file_is_a_valid_notebook(path):
-    nbformat.validate(nbformat.read(path, as_version=nbformat.NO_CONVERT))  # what Jupyter and papermill do, where it is only a warning
+    nbformat.validate(
+        nbformat.read(path, as_version=nbformat.NO_CONVERT)
+    )  # what Jupyter and papermill do, where it is only a warning
 
 
 @each_notebook
 def test_outputs_are_stripped(path):
-    assert not [cell for cell in cells(path) if cell["outputs"] or cell["execution_count"] is not None]
+    assert not [
+        cell for cell in cells(path) if cell["outputs"] or cell["execution_count"] is not None
+    ]
 
 
 @each_notebook
@@ -101,9 +113,17 @@ def site(tmp_path, monkeypatch):
     """site(html) -> the problems of a page of one notebook that promises the figures fig-one and fig-two."""
     monkeypatch.syspath_prepend(str(BOOK / "_ext"))
     iekd_site = pytest.importorskip("iekd_site")
-    options = [{"caption": "c", "name": "fig-one"}, {"caption": "c"}, {"caption": "c", "name": "fig-two"}]
-    cells = [{"cell_type": "code", "metadata": {"mystnb": {"figure": figure}}} for figure in options]
-    (tmp_path / "page.ipynb").write_text(json.dumps({"cells": [*cells, {"metadata": {}}]}), encoding="utf-8")
+    options = [
+        {"caption": "c", "name": "fig-one"},
+        {"caption": "c"},
+        {"caption": "c", "name": "fig-two"},
+    ]
+    cells = [
+        {"cell_type": "code", "metadata": {"mystnb": {"figure": figure}}} for figure in options
+    ]
+    (tmp_path / "page.ipynb").write_text(
+        json.dumps({"cells": [*cells, {"metadata": {}}]}), encoding="utf-8"
+    )
     (tmp_path / "a b.png").write_bytes(b"x")
 
     def problems(html):
@@ -134,16 +154,28 @@ def test_solutions_are_folded_on_the_site_and_in_jupyter_and_can_be_taken_out(pa
             for title in re.findall(r"^## (.*)", "".join(cell["source"]), re.MULTILINE):
                 below = title == "Exercises"
         tags = cell["metadata"].get("tags", [])
-        assert ("solution" in tags) == (below and cell["cell_type"] == "code"), "".join(cell["source"])
+        assert ("solution" in tags) == (below and cell["cell_type"] == "code"), "".join(
+            cell["source"]
+        )
         solutions += [cell["metadata"]] if "solution" in tags else []
-    assert all("hide-cell" in found["tags"] and found.get("jupyter", {}).get("source_hidden") for found in solutions)
+    assert all(
+        "hide-cell" in found["tags"] and found.get("jupyter", {}).get("source_hidden")
+        for found in solutions
+    )
 
 
-@pytest.mark.parametrize("page", ["tables", "ablations", "methods", "mutual", "small-teacher", "analysis", "speed"])
+@pytest.mark.parametrize(
+    "page", ["tables", "ablations", "methods", "mutual", "small-teacher", "analysis", "speed"]
+)
 def test_every_table_of_results_has_its_data_and_its_command(page):
     """`results.grid_html`, `results.paper_html` and `verdicts.board_html` bring them along; what a page frames itself names them."""
     sources = ["".join(cell["source"]) for cell in cells(BOOK / f"{page}.ipynb")]
-    calls = [node for source in sources for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)]
+    calls = [
+        node
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Call)
+    ]
     named = [(ast.unparse(call.func), call) for call in calls]
     framed = [call for name, call in named if name == "tables.framed"]
     feet = [call for name, call in named if name == "tables.foot"]
@@ -162,7 +194,9 @@ def test_conda_environment_is_pyproject():
 
 
 def test_pre_commit_installs_what_make_check_uses():
-    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][0]["hooks"]
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"][
+        0
+    ]["hooks"]
     wanted = {package for hook in hooks for package in hook["additional_dependencies"]}
     assert wanted <= set(project()["optional-dependencies"]["dev"])
 
@@ -174,4 +208,6 @@ def test_readme_has_room_for_the_generated_table():
 
 def test_readme_pictures_and_links_exist():
     links = re.findall(r"\]\(([^)]+)\)", (ROOT / "README.md").read_text(encoding="utf-8"))
-    assert all(link.startswith("https://") or (ROOT / link.partition("#")[0]).exists() for link in links), links
+    assert all(
+        link.startswith("https://") or (ROOT / link.partition("#")[0]).exists() for link in links
+    ), links

@@ -19,8 +19,13 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.mark.parametrize("method", ["supervised", "factor-ae", "kd", "ft", "ie-ft"])
 def test_what_papermill_is_given_makes_the_same_run(method):
-    config = RunConfig.create("class", method=method, lr=0.05, seed=3, train_images=0, explore="none", inherit_weight=500)
-    assert RunConfig.create(**{name: _resolve_type(value) for name, value in config.named().items()}) == config
+    config = RunConfig.create(
+        "class", method=method, lr=0.05, seed=3, train_images=0, explore="none", inherit_weight=500
+    )
+    assert (
+        RunConfig.create(**{name: _resolve_type(value) for name, value in config.named().items()})
+        == config
+    )
 
 
 @pytest.mark.parametrize("profile", ["local", "slurm"])
@@ -30,11 +35,32 @@ def test_only_missing_records_are_made_with_the_parents_that_they_need(runs, tmp
     finished, begun, new = tiny("ie-ft"), tiny("ie-ft", seed=1), tiny("kd", seed=2)
     made_up(finished).save()  # its parents are nowhere, and stay there
     made_up(begun.autoencoder_run()).save()
-    made_up(begun.teacher_run()).save()  # younger than what came of it: no reason to make that again
+    made_up(
+        begun.teacher_run()
+    ).save()  # younger than what came of it: no reason to make that again
     grid = tmp_path / "grid.yaml"
-    grid.write_text(yaml.safe_dump({"base": SMALL, "runs": [{"method": "ie-ft", "seed": [0, 1]}, {"method": "kd", "seed": 2}]}))
-    words = [sys.executable, "-m", "snakemake", "-s", "runs/Snakefile", "--profile", f"runs/profiles/{profile}", "--config", f"grid={grid}"]
-    done = subprocess.run([*words, "--dry-run", "--nolock"], cwd=ROOT, capture_output=True, text=True)
+    grid.write_text(
+        yaml.safe_dump(
+            {
+                "base": SMALL,
+                "runs": [{"method": "ie-ft", "seed": [0, 1]}, {"method": "kd", "seed": 2}],
+            }
+        )
+    )
+    words = [
+        sys.executable,
+        "-m",
+        "snakemake",
+        "-s",
+        "runs/Snakefile",
+        "--profile",
+        f"runs/profiles/{profile}",
+        "--config",
+        f"grid={grid}",
+    ]
+    done = subprocess.run(
+        [*words, "--dry-run", "--nolock"], cwd=ROOT, capture_output=True, text=True
+    )
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     planned = {line.split("path=")[1] for line in said.splitlines() if "wildcards: path=" in line}

@@ -3,14 +3,16 @@ import pandas as pd
 import pytest
 from scipy import stats as scipy_stats
 
-from iekd import stats
-from iekd.stats import Paired, holm, outcome, paired, summary
+from iekd.report import statistics
+from iekd.report.statistics import Paired, holm, outcome, paired, summary
 
 
 def test_summary_by_hand():
     s = summary([1.0, 2.0, 3.0, np.nan])
     assert (s.n, s.mean, s.sd) == (3, 2.0, 1.0)
-    half = 4.302652729911275 / 3**0.5  # t quantile 0.975 with 2 degrees of freedom, from a printed table
+    half = (
+        4.302652729911275 / 3**0.5
+    )  # t quantile 0.975 with 2 degrees of freedom, from a printed table
     assert (s.low, s.high) == pytest.approx((2 - half, 2 + half))
 
 
@@ -25,7 +27,11 @@ def test_paired_uses_common_seeds_only():
     a = pd.Series({0: 1.0, 1: 2.5, 2: 2.0, 7: 99.0, 8: np.nan})
     b = pd.Series({8: 1.0, 2: 4.0, 1: 3.0, 0: 2.5, 9: -99.0})
     result, d = paired(a, b), np.array([-1.5, -0.5, -2.0])
-    assert result.n == 3 and result.difference == pytest.approx(d.mean()) and result.sd == pytest.approx(d.std(ddof=1))
+    assert (
+        result.n == 3
+        and result.difference == pytest.approx(d.mean())
+        and result.sd == pytest.approx(d.std(ddof=1))
+    )
     t = d.mean() / (d.std(ddof=1) / 3**0.5)
     assert result.p == pytest.approx(2 * scipy_stats.t.sf(abs(t), 2))
     assert (result.low, result.high) == pytest.approx(summary(d)[3:])
@@ -42,7 +48,9 @@ def test_paired_degenerate():
 
 
 def test_holm_by_hand():
-    assert holm([0.01, np.nan, 0.04, 0.03]) == pytest.approx([0.03, np.nan, 0.06, 0.06], nan_ok=True)
+    assert holm([0.01, np.nan, 0.04, 0.03]) == pytest.approx(
+        [0.03, np.nan, 0.06, 0.06], nan_ok=True
+    )
     assert np.isnan(holm([np.nan])).all() and len(holm([])) == 0
 
 
@@ -66,27 +74,34 @@ POWERS = [
 
 @pytest.mark.parametrize(("effect", "n", "alpha", "expected"), POWERS)
 def test_power(effect, n, alpha, expected):
-    assert stats.power(effect, n, alpha) == pytest.approx(expected, abs=1e-6)
-    assert stats.power(-effect, n, alpha) == pytest.approx(expected, abs=1e-6)
+    assert statistics.power(effect, n, alpha) == pytest.approx(expected, abs=1e-6)
+    assert statistics.power(-effect, n, alpha) == pytest.approx(expected, abs=1e-6)
 
 
 def test_what_is_detectable_and_how_many_pairs_that_needs():
     for n in (2, 5, 20):
-        effect = stats.detectable(n, 0.05, 0.8)
-        assert stats.power(effect, n) == pytest.approx(0.8)
-        assert stats.pairs_needed(1.001 * effect) == n and stats.pairs_needed(0.99 * effect) == n + 1
+        effect = statistics.detectable(n, 0.05, 0.8)
+        assert statistics.power(effect, n) == pytest.approx(0.8)
+        assert (
+            statistics.pairs_needed(1.001 * effect) == n
+            and statistics.pairs_needed(0.99 * effect) == n + 1
+        )
     with pytest.raises(ValueError, match="smallest difference of interest"):
-        stats.pairs_needed(0.0)
+        statistics.pairs_needed(0.0)
 
 
 def test_minus_constant():
     x = np.array([6.5, 6.52, 6.48, 6.6])
-    result = stats.minus_constant(summary(x), 6.37)
+    result = statistics.minus_constant(summary(x), 6.37)
     test = scipy_stats.ttest_1samp(x, 6.37)
     limits = test.confidence_interval(0.95)
-    assert result.difference == pytest.approx(x.mean() - 6.37) and result.p == pytest.approx(test.pvalue)
+    assert result.difference == pytest.approx(x.mean() - 6.37) and result.p == pytest.approx(
+        test.pvalue
+    )
     assert (result.low, result.high) == pytest.approx((limits.low - 6.37, limits.high - 6.37))
-    assert np.isnan(stats.minus_constant(summary([6.5]), 6.37).p) and np.isnan(stats.minus_constant(summary([6.5, 6.5]), 6.37).p)
+    assert np.isnan(statistics.minus_constant(summary([6.5]), 6.37).p) and np.isnan(
+        statistics.minus_constant(summary([6.5, 6.5]), 6.37).p
+    )
 
 
 def test_against_the_teacher_the_teacher_is_the_unit():
@@ -94,9 +109,12 @@ def test_against_the_teacher_the_teacher_is_the_unit():
     rng = np.random.default_rng(0)
     seeds, repeats, naive, by_unit = pd.Index(range(100, 120)), 600, 0, 0
     for _ in range(repeats):
-        teachers, students = pd.Series(rng.standard_normal(5)), pd.Series(rng.standard_normal(20), index=seeds)
+        teachers, students = (
+            pd.Series(rng.standard_normal(5)),
+            pd.Series(rng.standard_normal(20), index=seeds),
+        )
         naive += scipy_stats.ttest_1samp(students - teachers[seeds % 5].to_numpy(), 0).pvalue < 0.05
-        by_unit += paired(stats.by_teacher(students, 5), teachers).p < 0.05
+        by_unit += paired(statistics.by_teacher(students, 5), teachers).p < 0.05
     assert 0.18 < naive / repeats < 0.28 and 0.03 < by_unit / repeats < 0.07
 
 
@@ -104,11 +122,13 @@ def test_a_repeated_run():
     rng = np.random.default_rng(0)
     shared, own = rng.standard_normal(4000), rng.standard_normal((2, 4000))
     first, second = pd.Series(shared + own[0]), pd.Series(shared + own[1] + 0.5)
-    found = stats.repeat(first, second)
+    found = statistics.repeat(first, second)
     assert found.n == 4000 and found.difference == pytest.approx(0.5, abs=0.06)
-    assert found.correlation_low < 0.5 < found.correlation_high and found.sd == pytest.approx(2**0.5, abs=0.05)
+    assert found.correlation_low < 0.5 < found.correlation_high and found.sd == pytest.approx(
+        2**0.5, abs=0.05
+    )
     assert found.correlation == pytest.approx(np.corrcoef(first, second)[0, 1])
-    few = stats.repeat(first[:3], second[:3])
+    few = statistics.repeat(first[:3], second[:3])
     assert few.n == 3 and np.isnan(few.correlation)
 
 
@@ -124,5 +144,7 @@ def test_a_repeated_run():
 )
 def test_the_corrected_p_decides(difference, n, p, word):
     assert outcome(Paired(n, difference, 0.1, -1.0, 1.0, 0.001), p) == word
-    assert outcome(Paired(n, difference, 0.1, -0.4, 0.4, 0.001), p, 0.5) == word.replace("inconclusive", "equivalent")
+    assert outcome(Paired(n, difference, 0.1, -0.4, 0.4, 0.001), p, 0.5) == word.replace(
+        "inconclusive", "equivalent"
+    )
     assert outcome(Paired(n, difference, 0.1, -0.6, 0.4, 0.001), p, 0.5) == word

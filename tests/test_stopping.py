@@ -8,53 +8,55 @@ import time
 import pytest
 from tiny import content, tiny
 
-from iekd import engine, records, stopping, store
-from iekd.stopping import Stopped
-from iekd.training import train
+from iekd import records
+from iekd.records import store
+from iekd.training import engine, signals
+from iekd.training.runner import train
+from iekd.training.signals import Stopped
 
 CONFIG = tiny(epochs=8)
 
 
 def test_a_signal_stops_at_once_what_does_not_defer_it():
-    with pytest.raises(Stopped, match="SIGTERM") as stopped, stopping.on_signals():
+    with pytest.raises(Stopped, match="SIGTERM") as stopped, signals.on_signals():
         signal.raise_signal(signal.SIGTERM)
         pytest.fail("went on")
     assert stopped.value.status == 143
 
 
 def test_a_deferred_signal_waits_for_check_and_a_repeated_one_is_the_same(capfd):
-    with pytest.raises(Stopped, match="SIGHUP"), stopping.on_signals(), stopping.deferred():
-        assert not stopping.asked()
+    with pytest.raises(Stopped, match="SIGHUP"), signals.on_signals(), signals.deferred():
+        assert not signals.asked()
         for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
             signal.raise_signal(number)
-        assert stopping.asked()
-        stopping.check()
+        assert signals.asked()
+        signals.check()
     assert capfd.readouterr().err.count("stopping, in 20 s at the latest") == 1
-    assert not stopping.asked()  # the next one starts afresh
+    assert not signals.asked()  # the next one starts afresh
 
 
 def test_a_second_ctrl_c_does_not_wait():
-    with pytest.raises(Stopped, match="SIGTERM"), stopping.on_signals(), stopping.deferred():
+    with pytest.raises(Stopped, match="SIGTERM"), signals.on_signals(), signals.deferred():
         signal.raise_signal(signal.SIGTERM)
         signal.raise_signal(signal.SIGINT)
         pytest.fail("waited")
 
 
 def test_patience_has_an_end_and_then_no_alarm_is_left():
-    with pytest.raises(Stopped, match="SIGTERM"), stopping.on_signals(), stopping.deferred(0.01):
+    with pytest.raises(Stopped, match="SIGTERM"), signals.on_signals(), signals.deferred(0.01):
         signal.raise_signal(signal.SIGTERM)
         time.sleep(10)
         pytest.fail("waited")
-    with pytest.raises(Stopped), stopping.on_signals(), stopping.deferred(0.01):
+    with pytest.raises(Stopped), signals.on_signals(), signals.deferred(0.01):
         signal.raise_signal(signal.SIGTERM)
-        stopping.check()
+        signals.check()
     time.sleep(0.02)
 
 
 def test_what_the_parent_process_switched_off_stays_off():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with stopping.on_signals():
+        with signals.on_signals():
             signal.raise_signal(signal.SIGHUP)
         assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
@@ -72,9 +74,16 @@ def test_a_run_stopped_in_every_epoch_ends_as_one_that_never_was(monkeypatch, tm
     monkeypatch.setattr(engine, "train_epochs", train_epochs)
     while not records.find(CONFIG):
         try:
-            with stopping.on_signals():
+            with signals.on_signals():
                 train(CONFIG, progress=False)
         except Stopped:
-            stops.append(store.cache_folder().joinpath(f"{CONFIG.path}.checkpoint.safetensors").stat().st_size)
-    assert len(stops) == CONFIG.epochs - 1  # every stop kept its epoch; the last epoch ended the run
+            stops.append(
+                store.cache_folder()
+                .joinpath(f"{CONFIG.path}.checkpoint.safetensors")
+                .stat()
+                .st_size
+            )
+    assert (
+        len(stops) == CONFIG.epochs - 1
+    )  # every stop kept its epoch; the last epoch ended the run
     assert content(records.find(CONFIG)) == calm

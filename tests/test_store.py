@@ -12,21 +12,33 @@ import pytest
 import torch
 from tiny import made_up, start, tiny
 
-from iekd import bundle, checkpoint, locks, records, store, sweep, training
-from iekd.store import StoreError
+from iekd import records
+from iekd.errors import StoreError
+from iekd.records import store, transfer
+from iekd.sweeps import sweep
+from iekd.training import checkpoint, locks, runner
 
 
 @pytest.fixture
 def tensors():
-    return {"weight": torch.randn(8, 3, 3, 3), "steps": torch.tensor(7), "empty": torch.zeros(0, 2), "half": torch.ones(3).bfloat16()}
+    return {
+        "weight": torch.randn(8, 3, 3, 3),
+        "steps": torch.tensor(7),
+        "empty": torch.zeros(0, 2),
+        "half": torch.ones(3).bfloat16(),
+    }
 
 
 def test_what_is_written_is_read(tmp_path, tensors):
     path = tmp_path / "new" / "folder" / "w.safetensors"
     digest = store.save_tensors(path, tensors, {"hash": "abc"})
     found, metadata = store.load_tensors(path)
-    assert found.keys() == tensors.keys() and all(torch.equal(found[k], tensors[k]) for k in tensors)
-    assert metadata["hash"] == "abc" and digest == metadata["checksum"] == store.stored_checksum(path) == store.checksum(found)
+    assert found.keys() == tensors.keys() and all(
+        torch.equal(found[k], tensors[k]) for k in tensors
+    )
+    assert metadata["hash"] == "abc" and digest == metadata["checksum"] == store.stored_checksum(
+        path
+    ) == store.checksum(found)
 
 
 def test_memory_format_is_no_content(tensors):
@@ -37,32 +49,67 @@ def test_memory_format_is_no_content(tensors):
 @pytest.mark.parametrize("change", ["value", "name", "shape", "type"])
 def test_the_checksum_sees_every_change(tensors, change):
     weight = tensors["weight"]
-    changed = {"value": weight + 1, "name": weight, "shape": weight.flatten(), "type": weight.view(torch.int32)}[change]
-    other = {k: v for k, v in tensors.items() if k != "weight"} | {"kernel" if change == "name" else "weight": changed}
+    changed = {
+        "value": weight + 1,
+        "name": weight,
+        "shape": weight.flatten(),
+        "type": weight.view(torch.int32),
+    }[change]
+    other = {k: v for k, v in tensors.items() if k != "weight"} | {
+        "kernel" if change == "name" else "weight": changed
+    }
     assert store.checksum(other) != store.checksum(tensors)
 
 
 @pytest.mark.parametrize(
     ("named", "why"),
     [
-        ("s3://bucket/runs", "is an address"), ("gs://b", "is an address"), ("file:///x/y", "is an address"),
-        ("s3:/bucket/runs", "is an address"), ("ann@host.edu:/scratch", "is an address"), ("abfs+ssl://a@b/c", "is an address"),
-        ('"/x/y"', "has quotation marks"), ("'/x/y'", "has quotation marks"), ("/x/y'", "has quotation marks"),
-        ("/x/y\r", "ends with a blank"), (" /x/y", "begins or ends"), (" ", "begins or ends"), ("/x/y\n", "begins or ends"),
-        ("$SCRATCH/runs", "has a variable"), ("/x/${USER}/runs", "has a variable"), ("%USERPROFILE%/runs", "has a variable"),
+        ("s3://bucket/runs", "is an address"),
+        ("gs://b", "is an address"),
+        ("file:///x/y", "is an address"),
+        ("s3:/bucket/runs", "is an address"),
+        ("ann@host.edu:/scratch", "is an address"),
+        ("abfs+ssl://a@b/c", "is an address"),
+        ('"/x/y"', "has quotation marks"),
+        ("'/x/y'", "has quotation marks"),
+        ("/x/y'", "has quotation marks"),
+        ("/x/y\r", "ends with a blank"),
+        (" /x/y", "begins or ends"),
+        (" ", "begins or ends"),
+        ("/x/y\n", "begins or ends"),
+        ("$SCRATCH/runs", "has a variable"),
+        ("/x/${USER}/runs", "has a variable"),
+        ("%USERPROFILE%/runs", "has a variable"),
         ("~nobody-of-this-name/runs", "is the home of nobody"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_a_folder_is_refused_and_made_nowhere(tmp_path, monkeypatch, named, why):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("IEKD_RUNS", named)
-    for use in (store.runs_folder, records.load, lambda: training.train(tiny()), lambda: sweep.sweep([tiny()])):
+    for use in (
+        store.runs_folder,
+        records.load,
+        lambda: runner.train(tiny()),
+        lambda: sweep.sweep([tiny()]),
+    ):
         with pytest.raises(StoreError, match=f"IEKD_RUNS: .*{why}"):
             use()
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("named", ["/x/John's runs", "C:/Users/x/runs", "rel/x", "/x/a b", "/x/50% of it", "/x/a$", "x:y", "/über/x"])
+@pytest.mark.parametrize(
+    "named",
+    [
+        "/x/John's runs",
+        "C:/Users/x/runs",
+        "rel/x",
+        "/x/a b",
+        "/x/50% of it",
+        "/x/a$",
+        "x:y",
+        "/über/x",
+    ],
+)
 def test_what_can_be_a_folder_is_one(monkeypatch, named):
     monkeypatch.setenv("IEKD_RUNS", named)
     assert str(store.runs_folder()) == named
@@ -94,7 +141,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, 
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, where, full)
-    with pytest.raises(StoreError, match=r"cannot write .*a\.json: No space left on device.*same command again"):
+    with pytest.raises(
+        StoreError, match=r"cannot write .*a\.json: No space left on device.*same command again"
+    ):
         store.write_atomic(path, b"new")
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
@@ -131,13 +180,24 @@ def test_a_really_full_disk(tmp_path):
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.ENOSPC, "Free some space"), (errno.EDQUOT, "Free some space"), (errno.EACCES, "Make its folder writable"),
-        (errno.EROFS, "Make its folder writable"), (errno.EISDIR, "It is a folder: name a file in it"), (errno.EFBIG, "Free some space"),
+        (errno.ENOSPC, "Free some space"),
+        (errno.EDQUOT, "Free some space"),
+        (errno.EACCES, "Make its folder writable"),
+        (errno.EROFS, "Make its folder writable"),
+        (errno.EISDIR, "It is a folder: name a file in it"),
+        (errno.EFBIG, "Free some space"),
     ],
-)  # fmt: skip
-def test_only_what_belongs_to_a_training_promises_to_go_on_from_a_checkpoint(runs, tmp_path, monkeypatch, number, words):
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number))))
-    for path, end in ((tmp_path / "b.tar", "again."), (runs / "cache" / "x", "again: it goes on from the last checkpoint.")):
+)
+def test_only_what_belongs_to_a_training_promises_to_go_on_from_a_checkpoint(
+    runs, tmp_path, monkeypatch, number, words
+):
+    monkeypatch.setattr(
+        os, "replace", lambda *_: (_ for _ in ()).throw(OSError(number, os.strerror(number)))
+    )
+    for path, end in (
+        (tmp_path / "b.tar", "again."),
+        (runs / "cache" / "x", "again: it goes on from the last checkpoint."),
+    ):
         with pytest.raises(StoreError, match=f"cannot write .*{words}.*same command {end}$"):
             store.write_atomic(path, b"")
 
@@ -153,7 +213,9 @@ def test_a_bundle_in_the_place_of_a_folder(tmp_path):
 @pytest.fixture
 def forbidden(runs):
     """forbidden(folder) -> from now on nobody may look into it."""
-    training.check_pair(tiny())  # it imports parts of torch, for which another user may not have the rights
+    runner.check_pair(
+        tiny()
+    )  # it imports parts of torch, for which another user may not have the rights
     closed = []
 
     def close(folder):
@@ -172,14 +234,14 @@ def forbidden(runs):
 
 
 USES = {
-    "train": lambda: training.train(tiny(), progress=False),
-    "pack of runs": lambda: training.train_pack([tiny(), tiny(seed=1)], progress=False),
+    "train": lambda: runner.train(tiny(), progress=False),
+    "pack of runs": lambda: runner.train_pack([tiny(), tiny(seed=1)], progress=False),
     "find": lambda: records.find(tiny()),
     "table": records.load,
     "weights": lambda: records.weights_at_hand(tiny()),
-    "network": lambda: training.load_network(tiny()),
-    "bundle": lambda: bundle.pack(store.runs_folder() / "b.tar"),
-    "bundle of a grid": lambda: bundle.pack(store.runs_folder() / "b.tar", [tiny()]),
+    "network": lambda: runner.load_network(tiny()),
+    "bundle": lambda: transfer.pack(store.runs_folder() / "b.tar"),
+    "bundle of a grid": lambda: transfer.pack(store.runs_folder() / "b.tar", [tiny()]),
     "resume": lambda: checkpoint.resume(checkpoint.path_of(tiny()), tiny(), {}, None),
     "tensors": lambda: store.load_tensors(records.weights_paths(tiny())[1]),
     "claim": lambda: locks.claim(tiny()).__enter__(),
@@ -189,7 +251,10 @@ USES = {
 @pytest.mark.parametrize("use", USES)
 def test_a_store_that_one_may_not_look_into(runs, forbidden, use):
     forbidden(runs)
-    with pytest.raises(StoreError, match=r"cannot (read|write) .*Permission denied\. (Have it made readable|Make its folder writable)"):
+    with pytest.raises(
+        StoreError,
+        match=r"cannot (read|write) .*Permission denied\. (Have it made readable|Make its folder writable)",
+    ):
         USES[use]()
 
 
@@ -205,15 +270,17 @@ def test_a_folder_of_records_that_one_may_not_look_into_is_not_an_empty_one(runs
 def test_records_that_cannot_be_written_are_refused_before_the_training(runs, monkeypatch):
     (runs / "records").mkdir(parents=True)
     (runs / "records" / "smoke").write_text("a file where a folder should be")
-    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
     with pytest.raises(StoreError, match=r"cannot write .*seed0\.json"):
-        training.train(tiny())
+        runner.train(tiny())
 
 
 def test_a_sweep_of_a_store_out_of_reach_lists_its_runs(runs, forbidden):
     forbidden(runs / "records")
     outcomes = sweep.sweep([tiny(), tiny(seed=1)])
-    assert [o.state for o in outcomes] == ["failed"] * 2 and "Permission denied" in outcomes[0].reason
+    assert [o.state for o in outcomes] == ["failed"] * 2 and "Permission denied" in outcomes[
+        0
+    ].reason
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
@@ -224,13 +291,18 @@ def test_a_file_system_without_locks(runs, monkeypatch, number, use):
             raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", flock)
-    with pytest.raises(StoreError, match="cannot lock .*this file system has no locks .*IEKD_RUNS .* `iekd bundle` and `iekd merge`"):
+    with pytest.raises(
+        StoreError,
+        match="cannot lock .*this file system has no locks .*IEKD_RUNS .* `iekd bundle` and `iekd merge`",
+    ):
         USES[use]()
 
 
 def test_an_older_filelock_without_flock(runs, monkeypatch):
     def acquire(self):
-        raise NotImplementedError("FileSystem does not appear to support flock; use SoftFileLock instead")
+        raise NotImplementedError(
+            "FileSystem does not appear to support flock; use SoftFileLock instead"
+        )
 
     monkeypatch.setattr(store.FileLock, "acquire", acquire)
     with pytest.raises(StoreError, match="this file system has no locks"):
@@ -241,20 +313,33 @@ def test_files_without_a_byte(runs, tmp_path):
     """As a full disk or a broken synchronisation leaves them: each is told by name, with what to do, or made again."""
     weights, record = records.weights_paths(tiny())[1], records.record_path(tiny())
     made_up(tiny()).save()
-    for path in (weights, records.analysis_path(tiny()), tmp_path / "b.tar", checkpoint.path_of(tiny(seed=1))):
+    for path in (
+        weights,
+        records.analysis_path(tiny()),
+        tmp_path / "b.tar",
+        checkpoint.path_of(tiny(seed=1)),
+    ):
         store.write_atomic(path, b"")
     tries = {
         lambda: store.load_tensors(weights): "cannot be read .*Delete it",
         lambda: records.load(): r"analysis.json is not a valid analysis .*Delete it",
-        lambda: bundle.merge(tmp_path / "b.tar"): "is damaged .*copy it again",
+        lambda: transfer.merge(tmp_path / "b.tar"): "is damaged .*copy it again",
     }
     for use, message in tries.items():
         with pytest.raises(StoreError, match=message):
             use()
-    assert training.train(tiny(seed=1), progress=False) and not checkpoint.path_of(tiny(seed=1)).exists()
+    assert (
+        runner.train(tiny(seed=1), progress=False) and not checkpoint.path_of(tiny(seed=1)).exists()
+    )
     store.write_atomic(record, b"")
-    for use in (records.load, lambda: training.train(tiny()), lambda: bundle.pack(tmp_path / "c.tar")):
-        with pytest.raises(StoreError, match="is not a valid record .*Restore it from git, or delete it"):
+    for use in (
+        records.load,
+        lambda: runner.train(tiny()),
+        lambda: transfer.pack(tmp_path / "c.tar"),
+    ):
+        with pytest.raises(
+            StoreError, match="is not a valid record .*Restore it from git, or delete it"
+        ):
             use()
     assert sweep.sweep([tiny()])[0].reason.endswith("or delete it and run it again.")
 
@@ -326,6 +411,9 @@ def test_a_missing_file_and_one_without_checksum_are_refused(tmp_path, tensors):
 
 def test_the_runs_folder_can_be_named(tmp_path, monkeypatch):
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "elsewhere"))
-    assert store.records_folder() == tmp_path / "elsewhere" / "records" and store.cache_folder().parent == tmp_path / "elsewhere"
+    assert (
+        store.records_folder() == tmp_path / "elsewhere" / "records"
+        and store.cache_folder().parent == tmp_path / "elsewhere"
+    )
     monkeypatch.delenv("IEKD_RUNS")
     assert store.runs_folder().parts[-1] == "runs"

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from papermill.cli import _resolve_type
 
-from iekd import grid, strict
-from iekd.config import ConfigError, RunConfig
+from iekd.config import RunConfig, grid, strict
+from iekd.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
 
@@ -21,12 +21,31 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("text", "value"),
     [
-        ("0", 0), ("10", 10), ("-3", -3), ("+5", 5), ("1_000", 1000), ("0.5", 0.5), (".5", 0.5), ("5.", 5.0), ("-.5", -0.5),
-        ("1e-3", 0.001), ("1E3", 1000.0), ("1.0e-3", 0.001), ("2e+4", 20000.0), ("1_0.5", 10.5), ("'010'", "010"), ("'1e-3'", "1e-3"),
-        ("'yes'", "yes"), ("none", "none"), ("l1", "l1"), ("1e_3", "1e_3"), ("0-4", "0-4"), ("1.2.3", "1.2.3"),
+        ("0", 0),
+        ("10", 10),
+        ("-3", -3),
+        ("+5", 5),
+        ("1_000", 1000),
+        ("0.5", 0.5),
+        (".5", 0.5),
+        ("5.", 5.0),
+        ("-.5", -0.5),
+        ("1e-3", 0.001),
+        ("1E3", 1000.0),
+        ("1.0e-3", 0.001),
+        ("2e+4", 20000.0),
+        ("1_0.5", 10.5),
+        ("'010'", "010"),
+        ("'1e-3'", "1e-3"),
+        ("'yes'", "yes"),
+        ("none", "none"),
+        ("l1", "l1"),
+        ("1e_3", "1e_3"),
+        ("0-4", "0-4"),
+        ("1.2.3", "1.2.3"),
         ("resnet8x0.25", "resnet8x0.25"),
     ],
-)  # fmt: skip
+)
 def test_plain_numbers_and_texts(text, value):
     found = strict.read(f"a: {text}")["a"]
     assert found == value and type(found) is type(value)
@@ -35,12 +54,30 @@ def test_plain_numbers_and_texts(text, value):
 @pytest.mark.parametrize(
     ("text", "meant"),
     [
-        ("010", "10"), ("08", "8"), ("000", "0"), ("-010", "-10"), ("+09", "+9"), ("0_10", "10"), ("01.5", "1.5"), ("08e1", "8e1"),
-        ("!!int '010'", "10"), ("1:30", "90"), ("1:30.5", "90.5"), ("190:20:30", "685230"), ("0x10", "16"), ("0b11", "3"),
-        ("1_", "1"), ("1__0", "10"),
-        ("yes", "a number"), ("no", "a number"), ("on", "a number"), ("Off", "a number"), ("true", "a number"), ("FALSE", "a number"),
+        ("010", "10"),
+        ("08", "8"),
+        ("000", "0"),
+        ("-010", "-10"),
+        ("+09", "+9"),
+        ("0_10", "10"),
+        ("01.5", "1.5"),
+        ("08e1", "8e1"),
+        ("!!int '010'", "10"),
+        ("1:30", "90"),
+        ("1:30.5", "90.5"),
+        ("190:20:30", "685230"),
+        ("0x10", "16"),
+        ("0b11", "3"),
+        ("1_", "1"),
+        ("1__0", "10"),
+        ("yes", "a number"),
+        ("no", "a number"),
+        ("on", "a number"),
+        ("Off", "a number"),
+        ("true", "a number"),
+        ("FALSE", "a number"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("frame", ["\na: {}", "\na: [1, {}]", "\n{{a: {{b: {}}}}}", "\n- a: &x {}"])
 def test_what_can_be_misread_is_refused_with_its_line_and_what_to_write(text, meant, frame):
     with pytest.raises(ConfigError, match="^line 2: YAML takes ") as error:
@@ -51,28 +88,45 @@ def test_what_can_be_misread_is_refused_with_its_line_and_what_to_write(text, me
 @pytest.mark.parametrize(
     "text",
     [
-        "a: 1\nb: 2\na: 3", "x:\n  a: 1\n  a: 2", "- {a: 1, a: 1}", "a: 1\n'a': 2", "<<: {a: 1,\n a: 2}", 
+        "a: 1\nb: 2\na: 3",
+        "x:\n  a: 1\n  a: 2",
+        "- {a: 1, a: 1}",
+        "a: 1\n'a': 2",
+        "<<: {a: 1,\n a: 2}",
         "x: &x {a: 1}\ny: {<<: *x, <<: *x}",
-        "on: 1\non: 2", "a: [{b: {c: 1, d: 2, c: 3}}]", "1: 2\n1: 3",
+        "on: 1\non: 2",
+        "a: [{b: {c: 1, d: 2, c: 3}}]",
+        "1: 2\n1: 3",
     ],
-)  # fmt: skip
+)
 def test_a_key_stands_once_at_every_level(text):
-    with pytest.raises(ConfigError, match=r"^line \d+: \S+ stands twice, line \d+ has it already; keep one$"):
+    with pytest.raises(
+        ConfigError, match=r"^line \d+: \S+ stands twice, line \d+ has it already; keep one$"
+    ):
         strict.read(text)
 
 
 def test_keys_are_text_and_merging_is_no_repetition():
     assert strict.read("on: 1\n010: 2\nx: &x {a: 1, b: 2}\ny: {<<: *x, a: 3}") == {
-        "on": 1, "010": 2, "x": {"a": 1, "b": 2}, "y": {"a": 3, "b": 2},
-    }  # fmt: skip
+        "on": 1,
+        "010": 2,
+        "x": {"a": 1, "b": 2},
+        "y": {"a": 3, "b": 2},
+    }
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("base: {preset: class}\nruns:\n- {method: kd, seed: [007, 008]}", "line 3: YAML takes 007 for 7; write 7"),
+        (
+            "base: {preset: class}\nruns:\n- {method: kd, seed: [007, 008]}",
+            "line 3: YAML takes 007 for 7; write 7",
+        ),
         ("runs: [{}]\nbase: {epochs: 020}", "line 2: YAML takes 020 for 16; write 20"),
-        ("runs:\n- {method: supervised, seed: 1, seed: 2}", "line 2: seed stands twice, line 2 has it already"),
+        (
+            "runs:\n- {method: supervised, seed: 1, seed: 2}",
+            "line 2: seed stands twice, line 2 has it already",
+        ),
         ("runs: [{}]\nruns: [{seed: 1}]", "line 2: runs stands twice, line 1 has it already"),
         ("base: {seed: 1}\nbase: {seed: 2}\nruns: [{}]", "line 2: base stands twice"),
         ("runs: [{epochs: yes}]", "line 1: YAML takes yes for true or false"),
@@ -99,7 +153,10 @@ def test_a_grid_is_utf8_whatever_the_locale(tmp_path, monkeypatch):
     path = tmp_path / "grid.yaml"
     path.write_bytes("title: Größe → 1\nruns: [{lr: 1e-3}]\n".encode())
     monkeypatch.setattr("locale.getencoding", lambda: "ascii")
-    monkeypatch.setattr("io.text_encoding", lambda encoding, *_: encoding or pytest.fail("read in the locale's encoding"))
+    monkeypatch.setattr(
+        "io.text_encoding",
+        lambda encoding, *_: encoding or pytest.fail("read in the locale's encoding"),
+    )
     assert grid.read(path) == [RunConfig.create(lr=0.001)]
     path.write_bytes("﻿runs: [{}]\n".encode())  # a mark that Windows editors put first
     assert grid.read(path) == [RunConfig.create()]
@@ -115,7 +172,9 @@ def test_the_committed_grids_say_what_they_said():
 @pytest.mark.parametrize("value", [True, False])
 @pytest.mark.parametrize("name", ["seed", "epochs", "lr", "method", "views", "kd_alpha"])
 def test_a_truth_value_is_no_parameter_in_python_either(name, value):
-    with pytest.raises(ConfigError, match=f"{name}: {value} is not usable; no parameter is true or false"):
+    with pytest.raises(
+        ConfigError, match=f"{name}: {value} is not usable; no parameter is true or false"
+    ):
         RunConfig.create(**{name: value})
 
 
@@ -152,16 +211,24 @@ def test_a_number_in_a_grid_means_the_same_everywhere(text):
     assert len(set(found.values())) <= 1, found
 
 
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.lists(st.sampled_from("xyz"), max_size=3)), max_size=4))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("abc"), st.lists(st.sampled_from("xyz"), max_size=3)), max_size=4
+    )
+)
 @settings(max_examples=60, deadline=None)
 def test_any_repetition_is_found(entries):
-    lines = [f"{key}: {{{', '.join(f'{inner}: 1' for inner in inside)}}}" for key, inside in entries]
+    lines = [
+        f"{key}: {{{', '.join(f'{inner}: 1' for inner in inside)}}}" for key, inside in entries
+    ]
     keys = [key for key, _ in entries]
     if len(set(keys)) < len(keys) or any(len(set(inside)) < len(inside) for _, inside in entries):
         with pytest.raises(ConfigError, match="stands twice"):
             strict.read("\n".join(lines))
     else:
-        assert strict.read("\n".join(lines) or "{}") == {key: dict.fromkeys(inside, 1) for key, inside in entries}
+        assert strict.read("\n".join(lines) or "{}") == {
+            key: dict.fromkeys(inside, 1) for key, inside in entries
+        }
 
 
 def test_the_message_of_a_zero_is_no_advice_to_write_it_again():

@@ -12,9 +12,12 @@ import pytest
 import yaml
 from tiny import SMALL, content, made_up, start, tiny
 
-from iekd import checkpoint, grid, locks, records, store, sweep, training
-from iekd.config import RunConfig
-from iekd.sweep import Outcome
+from iekd import records
+from iekd.config import RunConfig, grid
+from iekd.records import store
+from iekd.sweeps import sweep
+from iekd.sweeps.sweep import Outcome
+from iekd.training import checkpoint, locks, runner
 
 
 def states(outcomes: list[Outcome]) -> dict[str, str]:
@@ -35,24 +38,38 @@ def test_the_longest_chain_of_a_seed_comes_first_and_parents_before_children():
     ordered = sweep.in_order([configs], grid.with_parents(configs))
     last, first = SMALL["student"], SMALL["teacher"]
     one_seed = [("supervised", first), ("factor-ae", "none"), ("ie-ft", last), ("supervised", last)]
-    assert [(c.method, c.student, c.seed) for c in ordered] == [(*run, seed) for seed in (0, 1) for run in one_seed]
+    assert [(c.method, c.student, c.seed) for c in ordered] == [
+        (*run, seed) for seed in (0, 1) for run in one_seed
+    ]
 
 
 def test_a_parent_belongs_to_the_seed_that_needs_it_first():
-    first, later = tiny("kd", seed=1, teachers=2), tiny("kd", seed=2, teachers=2)  # of teacher 1, of teacher 0
-    assert sweep.in_order([[later, first]], grid.with_parents([later, first])) == [first.teacher_run(), first, later.teacher_run(), later]
+    first, later = (
+        tiny("kd", seed=1, teachers=2),
+        tiny("kd", seed=2, teachers=2),
+    )  # of teacher 1, of teacher 0
+    assert sweep.in_order([[later, first]], grid.with_parents([later, first])) == [
+        first.teacher_run(),
+        first,
+        later.teacher_run(),
+        later,
+    ]
 
 
 def test_a_parent_whose_runs_are_all_finished_has_its_place_too():
     config = tiny("kd")
-    assert sweep.in_order([[]], {config.teacher_run().path: config.teacher_run()}) == [config.teacher_run()]
+    assert sweep.in_order([[]], {config.teacher_run().path: config.teacher_run()}) == [
+        config.teacher_run()
+    ]
 
 
 def test_a_grid_has_precedence_over_the_next_and_lends_it_what_both_need():
     first, second, alone = tiny("kd", seed=5), tiny("ft", seed=0), tiny(seed=9)
     grids = [[first], [second, alone, alone.replace(seed=3), first.teacher_run()]]
     assert first.teacher_run() == second.teacher_run()
-    ordered = sweep.in_order(grids, grid.with_parents([config for configs in grids for config in configs]))
+    ordered = sweep.in_order(
+        grids, grid.with_parents([config for configs in grids for config in configs])
+    )
     later = [second.autoencoder_run(), second, alone.replace(seed=3), alone]
     assert ordered == [first.teacher_run(), first, *later]
 
@@ -78,7 +95,9 @@ def started(monkeypatch):
     def run(configs: list[RunConfig], *_) -> sweep._Child:
         (config,) = configs
         order.append(config)
-        assert all(records.find(parent) for parent in config.parents().values()), "started before its parents were done"
+        assert all(records.find(parent) for parent in config.parents().values()), (
+            "started before its parents were done"
+        )
         sweep.log_path(config).parent.mkdir(parents=True, exist_ok=True)
         sweep.log_path(config).write_text("some words\nmade to fail\n")
         if config.weight_decay != 9:
@@ -95,10 +114,16 @@ def test_a_failed_run_is_listed_and_stops_only_what_needs_it(started, jobs):
     outcomes = sweep.sweep([bad, good], jobs=jobs)
     assert len(outcomes) == 6 and len(started) == 4
     found = states(outcomes)
-    assert found[good.path] == "done" and all(found[c.path] == "done" for c in good.parents().values())
-    assert found[bad.path] == "failed" and all(found[c.path] == "failed" for c in bad.parents().values())
+    assert found[good.path] == "done" and all(
+        found[c.path] == "done" for c in good.parents().values()
+    )
+    assert found[bad.path] == "failed" and all(
+        found[c.path] == "failed" for c in bad.parents().values()
+    )
     reasons = {outcome.config.path: outcome.reason for outcome in outcomes}
-    assert reasons[bad.teacher_run().path] == "made to fail" and reasons[bad.path] == "a parent failed"
+    assert (
+        reasons[bad.teacher_run().path] == "made to fail" and reasons[bad.path] == "a parent failed"
+    )
 
 
 def test_a_sweep_goes_on_where_it_was(started):
@@ -106,7 +131,10 @@ def test_a_sweep_goes_on_where_it_was(started):
     made_up(tiny("kd")).save()
     made_up(tiny("ft").teacher_run()).save()
     found = states(sweep.sweep(configs))
-    loaded, done = (tiny("kd"), tiny("ft").teacher_run()), (tiny("ft").autoencoder_run(), tiny("ft"))
+    loaded, done = (
+        (tiny("kd"), tiny("ft").teacher_run()),
+        (tiny("ft").autoencoder_run(), tiny("ft")),
+    )
     assert found == {c.path: "loaded" for c in loaded} | {c.path: "done" for c in done}
     assert set(states(sweep.sweep(configs)).values()) == {"loaded"} and len(started) == 2
 
@@ -124,7 +152,9 @@ def test_whatever_record_of_a_finished_grid_is_gone_is_made_again(started, metho
         found = states(sweep.sweep([first]))
         assert started == [gone] and records.find(gone) and found[gone.path] == "done"
         assert set(found.values()) == {"done", "loaded"} or found == {gone.path: "done"}
-        assert states(sweep.sweep([first])) == {p: "loaded" for p in family if first.partner().path != p or not first.is_mutual}
+        assert states(sweep.sweep([first])) == {
+            p: "loaded" for p in family if first.partner().path != p or not first.is_mutual
+        }
 
 
 def test_an_impossible_pair_costs_nothing(started):
@@ -139,18 +169,29 @@ def test_a_data_set_that_cannot_be_had_is_looked_for_once(started, monkeypatch):
 
     def load_raw(name):
         asked.append(name)
-        raise sweep.data.DataError("cifar10: not in this room") if name == "cifar10" else AssertionError
+        raise (
+            sweep.data.DataError("cifar10: not in this room")
+            if name == "cifar10"
+            else AssertionError
+        )
 
     monkeypatch.setattr(sweep.data, "load_raw", load_raw)
     outcomes = sweep.sweep([RunConfig.create("class", method="kd", seed=seed) for seed in (0, 1)])
-    assert {o.reason for o in outcomes} == {"cifar10: not in this room"} and asked == ["cifar10"] and not started
+    assert (
+        {o.reason for o in outcomes} == {"cifar10: not in this room"}
+        and asked == ["cifar10"]
+        and not started
+    )
 
 
 BAD = {
     "a damaged record": lambda bad: store.write_atomic(records.record_path(bad), b"{"),
     "an empty record": lambda bad: store.write_atomic(records.record_path(bad), b""),
     "a record that is a folder": lambda bad: records.record_path(bad).mkdir(parents=True),
-    "another run's record": lambda bad: made_up(tiny("at")).save() or records.record_path(tiny("at")).rename(records.record_path(bad)),
+    "another run's record": lambda bad: (
+        made_up(tiny("at")).save()
+        or records.record_path(tiny("at")).rename(records.record_path(bad))
+    ),
     "a folder that is a file": lambda bad: store.write_atomic(records.record_path(bad).parent, b""),
 }
 
@@ -163,7 +204,10 @@ def test_a_run_whose_record_is_none_is_listed_as_failed_and_the_others_run(start
         records.record_path(bad).parent.mkdir()
     BAD[kind](bad)
     found = {outcome.config.path: outcome for outcome in sweep.sweep([bad, tiny("crd"), tiny()])}
-    assert found[bad.path].state == "failed" and str(records.record_path(bad).parent) in found[bad.path].reason
+    assert (
+        found[bad.path].state == "failed"
+        and str(records.record_path(bad).parent) in found[bad.path].reason
+    )
     assert found[tiny("crd").path].state == found[tiny().path].state == "done"
 
 
@@ -172,8 +216,11 @@ def test_a_teacher_whose_record_is_damaged_fails_with_those_that_wait_for_it(sta
     made_up(tiny("kd")).save()
     found = states(sweep.sweep([tiny("kd"), tiny("kd", epochs=4), tiny()]))
     assert found == {
-        tiny("kd").path: "loaded", tiny("kd").teacher_run().path: "failed", tiny("kd", epochs=4).path: "failed", tiny().path: "done",
-    }  # fmt: skip
+        tiny("kd").path: "loaded",
+        tiny("kd").teacher_run().path: "failed",
+        tiny("kd", epochs=4).path: "failed",
+        tiny().path: "done",
+    }
 
 
 IMPOSSIBLE = {
@@ -197,11 +244,19 @@ def test_whatever_one_run_does_wrong_while_it_is_planned_the_others_run(started,
     assert found[good.path].state == "done" and bad not in started
 
 
-@pytest.mark.parametrize("error", [RuntimeError, ValueError, KeyError, OSError, ZeroDivisionError, RecursionError])
+@pytest.mark.parametrize(
+    "error", [RuntimeError, ValueError, KeyError, OSError, ZeroDivisionError, RecursionError]
+)
 @pytest.mark.parametrize("step", ["cost", "data", "pair"])
-def test_whatever_goes_wrong_while_a_run_is_planned_is_its_own_fault(started, monkeypatch, step, error):
+def test_whatever_goes_wrong_while_a_run_is_planned_is_its_own_fault(
+    started, monkeypatch, step, error
+):
     bad = RunConfig.create("smoke", dataset="fashion-mnist") if step == "data" else tiny(epochs=7)
-    owner, name = {"cost": (grid, "cost"), "data": (sweep.data, "load_raw"), "pair": (training, "check_pair")}[step]
+    owner, name = {
+        "cost": (grid, "cost"),
+        "data": (sweep.data, "load_raw"),
+        "pair": (runner, "check_pair"),
+    }[step]
     real = getattr(owner, name)
 
     def fail(what):
@@ -212,18 +267,24 @@ def test_whatever_goes_wrong_while_a_run_is_planned_is_its_own_fault(started, mo
     monkeypatch.setattr(owner, name, fail)
     outcomes = {outcome.config: outcome for outcome in sweep.sweep([bad, tiny()])}
     assert outcomes[tiny()].state == "done" and outcomes[bad].state == "failed"
-    assert outcomes[bad].reason.startswith(error.__name__) and "nobody thought of" in outcomes[bad].reason
+    assert (
+        outcomes[bad].reason.startswith(error.__name__)
+        and "nobody thought of" in outcomes[bad].reason
+    )
 
 
 @pytest.mark.parametrize(
-    ("network", "side"), [("vgg13", 8), ("vgg13", 15), ("mobilenetv2x0.5", 8), ("mobilenetv2x0.5", 16), ("resnet8", 8)]
+    ("network", "side"),
+    [("vgg13", 8), ("vgg13", 15), ("mobilenetv2x0.5", 8), ("mobilenetv2x0.5", 16), ("resnet8", 8)],
 )
 def test_the_cost_of_every_network_can_be_told_at_every_size(network, side):
     assert grid.flops(network, "cifar10", side) > 0
 
 
 def test_at_the_time_limit_the_rest_is_pending(started, monkeypatch):
-    assert set(states(sweep.sweep([tiny("kd")], time_limit=0)).values()) == {"pending"} and not started
+    assert (
+        set(states(sweep.sweep([tiny("kd")], time_limit=0)).values()) == {"pending"} and not started
+    )
 
 
 @pytest.mark.parametrize(
@@ -234,18 +295,22 @@ def test_at_the_time_limit_the_rest_is_pending(started, monkeypatch):
         (-signal.SIGKILL, "failed", "killed by SIGKILL"),
         (3, "failed", "the last line"),
     ],
-)  # fmt: skip
+)
 def test_what_an_exit_status_means(monkeypatch, code, state, reason):
     sweep.log_path(tiny()).parent.mkdir(parents=True)
     sweep.log_path(tiny()).write_text("of an earlier sweep\nwords\nthe last line\n")
     said = len("of an earlier sweep\n")
-    monkeypatch.setattr(sweep, "_start_process", lambda config, *_: sweep._Child(config, Ended(code), 0, said))
+    monkeypatch.setattr(
+        sweep, "_start_process", lambda config, *_: sweep._Child(config, Ended(code), 0, said)
+    )
     assert sweep.sweep([tiny()]) == [Outcome(tiny(), state, reason)]
 
 
 def test_what_was_stopped_says_whether_it_has_a_checkpoint(monkeypatch):
     store.write_atomic(checkpoint.path_of(tiny()), b"")
-    monkeypatch.setattr(sweep, "_start_process", lambda config, *_: sweep._Child(config, Ended(143), 0, 0))
+    monkeypatch.setattr(
+        sweep, "_start_process", lambda config, *_: sweep._Child(config, Ended(143), 0, 0)
+    )
     assert sweep.sweep([tiny()]) == [Outcome(tiny(), "stopped", "goes on from its checkpoint")]
 
 
@@ -254,19 +319,33 @@ def test_in_the_log_of_a_pack_seed_1_is_not_seed_10():
     sweep.log_path(one).parent.mkdir(parents=True)
     sweep.log_path(one).write_text(f"iekd: {one.path}: lower lr\niekd: {ten.path}: {locks.BUSY}\n")
     child = sweep._Child([one, ten], Ended(1), 0, 0)
-    assert child.outcome(one) == Outcome(one, "failed", f"iekd: {one.path}: lower lr") and child.outcome(ten) is None
+    assert (
+        child.outcome(one) == Outcome(one, "failed", f"iekd: {one.path}: lower lr")
+        and child.outcome(ten) is None
+    )
 
 
 def test_the_bar_counts_epochs_under_way_and_not_those_of_checkpoints_as_time():
     one, two, three = (tiny(seed=seed) for seed in (1, 2, 3))
     work = sweep._Sweep([[one, two, three]], 1, 1)
     each = grid.cost(one)
-    work.running = [sweep._Child([work.pending.pop(one.path)], Ended(None), time.monotonic(), len("10/10 [of old, epoch"))]
+    work.running = [
+        sweep._Child(
+            [work.pending.pop(one.path)], Ended(None), time.monotonic(), len("10/10 [of old, epoch")
+        )
+    ]
     sweep.log_path(one).parent.mkdir(parents=True)
-    bars = "\r".join(f"seed 1: 40%|####      | {done}/10 [00:34<08:08, 11.62s/epoch, img/s=633]" for done in (4, 5, 7))
-    sweep.log_path(one).write_text("10/10 [of old, epoch" + bars + "\r views: 3/4 [00:01<00:01, 1 image/s]")
+    bars = "\r".join(
+        f"seed 1: 40%|####      | {done}/10 [00:34<08:08, 11.62s/epoch, img/s=633]"
+        for done in (4, 5, 7)
+    )
+    sweep.log_path(one).write_text(
+        "10/10 [of old, epoch" + bars + "\r views: 3/4 [00:01<00:01, 1 image/s]"
+    )
     work.show(now=True)
-    assert (work.bar.initial, work.bar.n, work.bar.total) == pytest.approx((0.4 * each, 0.7 * each, 3 * each))
+    assert (work.bar.initial, work.bar.n, work.bar.total) == pytest.approx(
+        (0.4 * each, 0.7 * each, 3 * each)
+    )
     work.running = [work.running[0]._replace(process=Ended(0))]
     work.collect()
     assert (work.bar.initial, work.bar.n) == pytest.approx((0.4 * each, each))
@@ -276,7 +355,11 @@ def test_the_bar_counts_epochs_under_way_and_not_those_of_checkpoints_as_time():
 
 def test_what_another_process_claimed_in_between_is_tried_again(monkeypatch):
     codes = iter([75, 75, 0])
-    monkeypatch.setattr(sweep, "_start_process", lambda config, *_: sweep._Child(config, Ended(next(codes)), time.monotonic(), 0))
+    monkeypatch.setattr(
+        sweep,
+        "_start_process",
+        lambda config, *_: sweep._Child(config, Ended(next(codes)), time.monotonic(), 0),
+    )
     assert sweep.sweep([tiny()]) == [Outcome(tiny(), "done", "0 s")]
 
 
@@ -290,21 +373,30 @@ def hold(config: RunConfig, seconds: float, finish: bool) -> int:
 
 
 @pytest.mark.parametrize("finish", [True, False])
-def test_a_run_of_another_process_blocks_no_slot_and_is_taken_over_if_that_dies(started, runs, finish):
+def test_a_run_of_another_process_blocks_no_slot_and_is_taken_over_if_that_dies(
+    started, runs, finish
+):
     other = start(hold, runs, tiny(), 1.0, finish)
     while not (runs / "cache" / "held").exists():
         time.sleep(0.01)
     outcomes = sweep.sweep([tiny(), tiny(seed=1)])
     other.join(60)
     assert started == [tiny(seed=1)] + [tiny()] * (not finish)
-    assert states(outcomes) == {tiny().path: "loaded" if finish else "done", tiny(seed=1).path: "done"}
+    assert states(outcomes) == {
+        tiny().path: "loaded" if finish else "done",
+        tiny(seed=1).path: "done",
+    }
 
 
 # ---------------------------------------------------------------------- threads
 
 
-@pytest.mark.parametrize(("wish", "jobs", "threads"), [(None, 1, "6"), (None, 4, "1"), (None, 9, "1"), ("3", 2, "3")])
-def test_the_cores_that_may_be_used_are_shared_out_unless_the_user_says_otherwise(runs, monkeypatch, wish, jobs, threads):
+@pytest.mark.parametrize(
+    ("wish", "jobs", "threads"), [(None, 1, "6"), (None, 4, "1"), (None, 9, "1"), ("3", 2, "3")]
+)
+def test_the_cores_that_may_be_used_are_shared_out_unless_the_user_says_otherwise(
+    runs, monkeypatch, wish, jobs, threads
+):
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)))
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.delenv("OMP_NUM_THREADS")
@@ -324,14 +416,20 @@ def test_a_sweep_in_two_jobs_makes_the_records_of_single_runs(runs, monkeypatch,
     configs = [tiny(), tiny("kd"), wrong]
     outcomes = {outcome.config: outcome for outcome in sweep.sweep(configs, jobs=2)}
     assert {config: outcome.state for config, outcome in outcomes.items()} == {
-        tiny(): "done", tiny("kd"): "done", tiny("kd").teacher_run(): "done", wrong: "failed",
-    }  # fmt: skip
+        tiny(): "done",
+        tiny("kd"): "done",
+        tiny("kd").teacher_run(): "done",
+        wrong: "failed",
+    }
     assert "train_images: 5000 is not usable" in outcomes[wrong].reason
     assert "train_images: 5000" in sweep.log_path(wrong).read_text()
-    swept = {config: content(records.find(config)) for config in (tiny(), tiny("kd"), tiny("kd").teacher_run())}
+    swept = {
+        config: content(records.find(config))
+        for config in (tiny(), tiny("kd"), tiny("kd").teacher_run())
+    }
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "single"))
     for config, found in swept.items():
-        assert content(training.train(config, progress=False)) == found
+        assert content(runner.train(config, progress=False)) == found
 
 
 def test_a_run_that_cannot_be_started_is_a_failed_run(runs, monkeypatch):
@@ -344,18 +442,27 @@ def test_a_run_that_cannot_be_started_is_a_failed_run(runs, monkeypatch):
 @pytest.mark.parametrize("gone", ["teacher", "autoencoder"])
 def test_a_parent_made_again_comes_out_the_same_or_it_is_said(runs, gone):
     child = tiny("ft")
-    training.train(child, progress=False)
+    runner.train(child, progress=False)
     config = child.parents()[gone]
     before = content(records.find(config))
     records.record_path(config).unlink()
     found = states(sweep.sweep([child]))
-    assert found[config.path] == "done" and set(found.values()) == {"done", "loaded"} and content(records.find(config)) == before
+    assert (
+        found[config.path] == "done"
+        and set(found.values()) == {"done", "loaded"}
+        and content(records.find(config)) == before
+    )
     learned = records.find(child)
     records.record_path(config).unlink()
-    changed = learned.model_copy(update={"parents": {**learned.parents, gone: "0" * 64}})  # as if another machine had made it
+    changed = learned.model_copy(
+        update={"parents": {**learned.parents, gone: "0" * 64}}
+    )  # as if another machine had made it
     changed.save()
     found = {outcome.config.path: outcome for outcome in sweep.sweep([child])}
-    assert found[config.path].state == "failed" and "1 finished runs learned from its lost weights" in found[config.path].reason
+    assert (
+        found[config.path].state == "failed"
+        and "1 finished runs learned from its lost weights" in found[config.path].reason
+    )
     assert not records.find(config) and records.find(child) == changed
 
 
@@ -372,7 +479,9 @@ LONG = {**SMALL, "epochs": 3000}  # a minute if nobody stops it
 def sweep_process(tmp_path, *options: str) -> subprocess.Popen:
     file = tmp_path / "grid.yaml"
     read = {name: value for name, value in LONG.items() if name not in tiny().unread()}
-    file.write_text(yaml.safe_dump({"base": read, "runs": [{"method": "supervised", "seed": [0, 1, 2]}]}))
+    file.write_text(
+        yaml.safe_dump({"base": read, "runs": [{"method": "supervised", "seed": [0, 1, 2]}]})
+    )
     words = [sys.executable, "-m", "iekd", "sweep", str(file), "--jobs", "2", *options]
     return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -386,15 +495,22 @@ def wait_for(pattern: str, folder, count: int = 1) -> list:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_sweep_that_is_asked_to_stop_takes_its_children_along_and_keeps_what_they_did(runs, tmp_path, number):
+def test_a_sweep_that_is_asked_to_stop_takes_its_children_along_and_keeps_what_they_did(
+    runs, tmp_path, number
+):
     process = sweep_process(tmp_path)
     wait_for("*.checkpoint.safetensors", runs, count=2)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 128 + number
-    assert err.strip().splitlines()[-1] == f"iekd: stopped by {number.name}; the same command goes on from the last checkpoint"
+    assert (
+        err.strip().splitlines()[-1]
+        == f"iekd: stopped by {number.name}; the same command goes on from the last checkpoint"
+    )
     lines = out.splitlines()
-    assert [line.split()[0] for line in lines[:-1]] == ["stopped", "stopped", "pending"] and lines[-1].startswith("3 runs, 0 failed, 3 to")
+    assert [line.split()[0] for line in lines[:-1]] == ["stopped", "stopped", "pending"] and lines[
+        -1
+    ].startswith("3 runs, 0 failed, 3 to")
     for seed in (0, 1):
         config = tiny(**LONG, seed=seed)
         assert not sweep._is_busy(config)  # nobody is left

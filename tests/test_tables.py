@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 from frames import frame
 
-from iekd import arms, results, tables
+from iekd.report import labels, results, tables
 
-TEACHER, ALONE, KD, FT = {"role": "teacher"}, {"method": "supervised"}, {"method": "kd"}, {"method": "ft"}
+TEACHER, ALONE, KD, FT = (
+    {"role": "teacher"},
+    {"method": "supervised"},
+    {"method": "kd"},
+    {"method": "ft"},
+)
 IE = {"method": "ie-ft"}
 
 
@@ -31,40 +36,57 @@ def runs():
 
 def test_labels(runs):
     def name(**fields):
-        return arms.label(frame("paper", ({**IE, **fields}, {0: 1.0})).iloc[0])
+        return labels.label(frame("paper", ({**IE, **fields}, {0: 1.0})).iloc[0])
 
     assert name() == "IE-FT"
     assert name(explore="none") == "inheritance only (L1)"
     assert name(inherit="none", explore="partial-l2") == "exploration only (partial L2)"
     assert name(inherit="partial-l2", explore="cka") == "IE-FT (inherit partial L2, explore CKA)"
-    assert name(explore="cka", explore_weight=5.0, split="halves").endswith(", explore weight 5, split halves")
+    assert name(explore="cka", explore_weight=5.0, split="halves").endswith(
+        ", explore weight 5, split halves"
+    )
     assert set(tables.arms(runs)["label"]) >= {"Student alone", "KD", "FT", "IE-FT"}
 
 
 def test_labels_are_the_papers_names():
     paper = set(tables.paper_table().index)
     for method in ("kd", "at", "od", "tf-kd", "fitnet", "ab", "ie-at", "ie-od"):
-        row = arms.scope(frame("paper", ({"method": method}, {0: 7.0})), "paper").iloc[0]
-        assert row["label"] == tables.paper_name(row) and row["label"] in paper and tables.paper_value(row) > 0
+        row = labels.scope(frame("paper", ({"method": method}, {0: 7.0})), "paper").iloc[0]
+        assert (
+            row["label"] == tables.paper_name(row)
+            and row["label"] in paper
+            and tables.paper_value(row) > 0
+        )
 
 
 def test_scope_finds_tf_kd_though_it_has_no_teacher():
-    runs = frame("class", (KD, {0: 39.0}), ({"method": "tf-kd"}, {0: 39.5}), ({"method": "tf-kd", "tfkd_weight": 0.3}, {0: 38.0}))
+    runs = frame(
+        "class",
+        (KD, {0: 39.0}),
+        ({"method": "tf-kd"}, {0: 39.5}),
+        ({"method": "tf-kd", "tfkd_weight": 0.3}, {0: 38.0}),
+    )
     other = frame("class", ({"method": "tf-kd"}, {0: 1.0}), student="resnet14")
-    rows = arms.scope(arms.pd.concat([runs, other]), "class", teacher="resnet20", student="resnet8")
-    assert list(rows["label"]) == ["KD", "Tf-KD", "Tf-KD, tfkd weight 0.3"] and set(rows["scope"]) == {"resnet20-resnet8"}
+    rows = labels.scope(
+        labels.pd.concat([runs, other]), "class", teacher="resnet20", student="resnet8"
+    )
+    assert list(rows["label"]) == ["KD", "Tf-KD", "Tf-KD, tfkd weight 0.3"] and set(
+        rows["scope"]
+    ) == {"resnet20-resnet8"}
 
 
 def test_scope_finds_teacher_and_student_alone(runs):
     other = frame("paper", (KD, {0: 1.0}), teacher="wrn40_1")
-    rows = arms.scope(arms.pd.concat([runs, other]), "paper")
+    rows = labels.scope(labels.pd.concat([runs, other]), "paper")
     assert len(rows) == len(runs) and (rows["role"] == "teacher").sum() == 3
-    small = frame("class", (TEACHER, {0: 20.0}), (ALONE, {0: 40.0}), (KD, {0: 39.0}))  # the teacher has its own epochs
-    assert list(arms.scope(small, "class")["label"]) == ["Teacher", "Student alone", "KD"]
+    small = frame(
+        "class", (TEACHER, {0: 20.0}), (ALONE, {0: 40.0}), (KD, {0: 39.0})
+    )  # the teacher has its own epochs
+    assert list(labels.scope(small, "class")["label"]) == ["Teacher", "Student alone", "KD"]
 
 
 def test_comparison_pairs_on_common_seeds(runs):
-    table = tables.comparison(arms.scope(runs, "paper")).set_index("label")
+    table = tables.comparison(labels.scope(runs, "paper")).set_index("label")
     kd = table.loc["KD"]
     assert (kd["n"], kd["pairs"]) == (4, 3)
     assert kd["difference"] == pytest.approx(np.mean([7.4 - 7.8, 7.5 - 7.9, 7.1 - 7.6]))
@@ -77,44 +99,57 @@ def test_comparison_pairs_on_common_seeds(runs):
 def test_the_corrected_p_decides_and_not_the_interval():
     alone = {k: 40 + 0.1 * k for k in range(5)}
     near = {k: v - 0.6 + 0.3 * (-1) ** k for k, v in alone.items()}  # its interval excludes zero
-    others = [({"method": m}, {k: v + i + (-1) ** k for k, v in alone.items()}) for i, m in enumerate(("at", "od", "sp", "cc"))]
-    table = tables.comparison(arms.scope(frame("class", (ALONE, alone), (KD, near), *others), "class")).set_index("label")
+    others = [
+        ({"method": m}, {k: v + i + (-1) ** k for k, v in alone.items()})
+        for i, m in enumerate(("at", "od", "sp", "cc"))
+    ]
+    table = tables.comparison(
+        labels.scope(frame("class", (ALONE, alone), (KD, near), *others), "class")
+    ).set_index("label")
     kd = table.loc["KD"]
-    assert kd["difference_high"] < 0 and kd["p"] < 0.05 < kd["p_holm"] and kd["outcome"] == "inconclusive"
+    assert (
+        kd["difference_high"] < 0
+        and kd["p"] < 0.05 < kd["p_holm"]
+        and kd["outcome"] == "inconclusive"
+    )
     assert tables.difference_lines(kd)[0] == "−0.54 ≈ inconclusive"
 
 
 def test_runs_far_from_their_arm_are_named():
     rng = np.random.default_rng(0)
     values = {k: 32 + 0.4 * rng.standard_normal() for k in range(100, 120)}
-    usual = arms.scope(frame("class", (IE, values), (FT, values)), "class")
+    usual = labels.scope(frame("class", (IE, values), (FT, values)), "class")
     assert tables.outliers(usual) == ""
-    strange = arms.scope(frame("class", (IE, values), (FT, {**values, 103: 39.1})), "class")
+    strange = labels.scope(frame("class", (IE, values), (FT, {**values, 103: 39.1})), "class")
     found = tables.outliers(strange)
     assert "FT, seed 103: 39.10 (median of the arm: 3" in found and "IE-FT" not in found
-    few = arms.scope(frame("class", (FT, {0: 32.0, 1: 32.1, 2: 39.1})), "class")
+    few = labels.scope(frame("class", (FT, {0: 32.0, 1: 32.1, 2: 39.1})), "class")
     assert tables.outliers(few) == ""
 
 
 def test_paper_value_only_where_everything_matches(runs):
-    table = tables.comparison(arms.scope(runs, "paper")).set_index("label")
+    table = tables.comparison(labels.scope(runs, "paper")).set_index("label")
     assert table.loc["IE-FT", "paper"] == 6.37 and table.loc["Teacher", "paper"] == 6.39
     assert table.loc["Student alone", "versus_paper"] == pytest.approx(7.75 - 7.78)
     assert np.isnan(table["paper"].iloc[-1])  # explore=cka is not in the paper's table
-    same_pair = frame("class", (ALONE, errors(1, 2)), (KD, errors(1, 2)), teacher="resnet56", student="resnet20")
-    small = tables.comparison(arms.scope(same_pair, "class", teacher="resnet56", student="resnet20"))
+    same_pair = frame(
+        "class", (ALONE, errors(1, 2)), (KD, errors(1, 2)), teacher="resnet56", student="resnet20"
+    )
+    small = tables.comparison(
+        labels.scope(same_pair, "class", teacher="resnet56", student="resnet20")
+    )
     assert small["paper"].isna().all()  # another recipe on other images
 
 
 def test_missing_baseline_is_named(runs):
     with pytest.raises(KeyError, match="supervised.*kd"):
-        tables.comparison(arms.scope(runs[runs["method"] != "supervised"], "paper"))
+        tables.comparison(labels.scope(runs[runs["method"] != "supervised"], "paper"))
 
 
 def test_two_pairs_stand_below_one_another(runs):
     setting = dict(teacher="wrn40_1")
     other = frame("paper", (ALONE, errors(7, 8)), (FT, errors(6, 7.5)), **setting)
-    scopes = arms.scope(runs, "paper"), arms.scope(other, "paper", **setting)
+    scopes = labels.scope(runs, "paper"), labels.scope(other, "paper", **setting)
     table = tables.pd.concat([tables.comparison(s) for s in scopes])
     lines = tables.markdown(table).splitlines()
     assert len(lines) == 2 + len(table) and all(line.count("|") == 9 for line in lines)
@@ -127,41 +162,74 @@ def content(link: ElementTree.Element) -> list[str]:
 
 def test_csv_link_holds_the_runs(runs):
     head, *lines = content(ElementTree.fromstring(tables.csv_link(runs)))
-    assert len(lines) == len(runs) and {"seed", "last", "best_on_test", "hash"} <= set(head.split(","))
+    assert len(lines) == len(runs) and {"seed", "last", "best_on_test", "hash"} <= set(
+        head.split(",")
+    )
     assert "last_exact" not in head  # nothing is known of it here
-    assert "cka_inherit" in content(ElementTree.fromstring(tables.csv_link(runs.assign(cka_inherit=0.5))))[0]
+    assert (
+        "cka_inherit"
+        in content(ElementTree.fromstring(tables.csv_link(runs.assign(cka_inherit=0.5))))[0]
+    )
 
 
 def test_csv_link_holds_any_other_table_as_it_is():
-    link = ElementTree.fromstring(tables.csv_link(tables.pd.DataFrame({"operator": ["conv", "add"], "share": [0.7, 0.3]}), "x.csv"))
-    assert content(link) == ["operator,share", "conv,0.7", "add,0.3"] and link.get("download") == "x.csv"
+    link = ElementTree.fromstring(
+        tables.csv_link(
+            tables.pd.DataFrame({"operator": ["conv", "add"], "share": [0.7, 0.3]}), "x.csv"
+        )
+    )
+    assert (
+        content(link) == ["operator,share", "conv,0.7", "add,0.3"]
+        and link.get("download") == "x.csv"
+    )
 
 
 def test_foot_names_file_command_and_remark(runs):
-    foot = ElementTree.fromstring(tables.foot(runs, "Class scale: IE & FT", "iekd sweep a.yaml && b", "Mind < this."))
+    foot = ElementTree.fromstring(
+        tables.foot(runs, "Class scale: IE & FT", "iekd sweep a.yaml && b", "Mind < this.")
+    )
     assert foot.find("a").get("download") == "class-scale-ie-ft.csv"
-    assert foot.find(".//code").text == "iekd sweep a.yaml && b" and foot.find("small").text == "Mind < this."
-    assert not list(ElementTree.fromstring(tables.foot(runs.iloc[:0], "caption")))  # nothing to download
+    assert (
+        foot.find(".//code").text == "iekd sweep a.yaml && b"
+        and foot.find("small").text == "Mind < this."
+    )
+    assert not list(
+        ElementTree.fromstring(tables.foot(runs.iloc[:0], "caption"))
+    )  # nothing to download
 
 
 def test_tabs_show_the_first_and_know_each_other():
-    tree = ElementTree.fromstring(tables.tabs({"one": "<p>1</p>", "two": "<p>2</p>", "three": "<p>3</p>"}, "Rule:"))
+    tree = ElementTree.fromstring(
+        tables.tabs({"one": "<p>1</p>", "two": "<p>2</p>", "three": "<p>3</p>"}, "Rule:")
+    )
     radios, labels, panes = tree.findall("input"), tree.findall("label"), tree.findall("div")
-    assert len({r.get("name") for r in radios}) == 1 and [r.get("checked") for r in radios] == ["checked", None, None]
+    assert len({r.get("name") for r in radios}) == 1 and [r.get("checked") for r in radios] == [
+        "checked",
+        None,
+        None,
+    ]
     assert [label.get("for") for label in labels] == [r.get("id") for r in radios]
-    assert ["".join(pane.itertext()) for pane in panes] == ["1", "2", "3"] and tree.find("legend").text == "Rule:"
+    assert ["".join(pane.itertext()) for pane in panes] == ["1", "2", "3"] and tree.find(
+        "legend"
+    ).text == "Rule:"
     other = ElementTree.fromstring(tables.tabs({"one": "<p>1</p>", "two": "<p>4</p>"}, "Rule:"))
-    assert radios[0].get("name") != other.find("input").get("name")  # two on one page do not switch each other
+    assert radios[0].get("name") != other.find("input").get(
+        "name"
+    )  # two on one page do not switch each other
     assert tables.tabs({"alone": "<p>1</p>"}, "Rule:") == "<p>1</p>"
 
 
 def test_the_style_sheet_shows_as_many_panes_as_a_table_has_rules():
-    style = (Path(__file__).parents[1] / "book" / "_static" / "custom.css").read_text(encoding="utf-8")
+    style = (Path(__file__).parents[1] / "book" / "_static" / "custom.css").read_text(
+        encoding="utf-8"
+    )
     for k in range(1, len(results.RULES) + 1):
         assert f"input:nth-of-type({k}):checked ~ .ie-pane:nth-of-type({k})" in style
 
 
 def test_a_number_of_one_run_leads_to_its_record():
-    link = ElementTree.fromstring(f"<td>{tables.record_html('class/kd-kd_alpha=0.9/seed0', 39.125)}</td>").find("a")
+    link = ElementTree.fromstring(
+        f"<td>{tables.record_html('class/kd-kd_alpha=0.9/seed0', 39.125)}</td>"
+    ).find("a")
     assert link.get("href") == "records/class/kd-kd_alpha%3D0.9/seed0.json" and link.text == "39.12"
     assert tables.record_html("p", float("nan")) == "—"

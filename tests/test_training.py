@@ -13,20 +13,36 @@ import pytest
 import torch
 from tiny import content, start, tiny
 
-from iekd import augment, checkpoint, data, engine, locks, records, store, training
+from iekd import data, records
 from iekd.config import RunConfig
-from iekd.engine import evaluate, learning_rate, step, train_epoch, train_epochs
-from iekd.methods import Batch
-from iekd.store import StoreError
-from iekd.training import TrainingError, load_network, load_run, make_run
+from iekd.data import augment
+from iekd.errors import StoreError, TrainingError
+from iekd.method.features import Batch
+from iekd.records import store
+from iekd.training import checkpoint, engine, locks, runner
+from iekd.training.engine import evaluate, learning_rate, step, train_epoch, train_epochs
+from iekd.training.runner import load_network, load_run, make_run
 
 CPU = torch.device("cpu")
-METHODS = ["supervised", "kd", "ft", "ie-ft", "at", "od", "tf-kd", "ie-at", "ie-od", "vid", "dml", "ie-dml"]
+METHODS = [
+    "supervised",
+    "kd",
+    "ft",
+    "ie-ft",
+    "at",
+    "od",
+    "tf-kd",
+    "ie-at",
+    "ie-od",
+    "vid",
+    "dml",
+    "ie-dml",
+]
 STAGED = ["fitnet", "ab"]  # methods that train different parts in different epochs
 
 
 def train(config: RunConfig, **how):
-    return training.train(config, progress=False, **how)
+    return runner.train(config, progress=False, **how)
 
 
 @pytest.fixture
@@ -43,8 +59,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def every_epoch(monkeypatch):
     """Checkpoints after every epoch."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", -1)
-    monkeypatch.setattr(training, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(runner, "CHECKPOINT_SHARE", math.inf)
 
 
 def checkpoint_of(config: RunConfig):
@@ -61,12 +77,16 @@ def student(config: RunConfig) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "fields", [dict(method=m) for m in (*METHODS, *STAGED, "factor-ae")] + [dict(method="kd", augment="standard", schedule="steps")]
+    "fields",
+    [dict(method=m) for m in (*METHODS, *STAGED, "factor-ae")]
+    + [dict(method="kd", augment="standard", schedule="steps")],
 )
 def test_the_same_run_twice_is_the_same_record(folder, fields):
     config = tiny(**fields)
     one = train(config)
-    assert config.method in STAGED or one.history["loss"][-1] < one.history["loss"][0]  # the loss of another stage is another loss
+    assert (
+        config.method in STAGED or one.history["loss"][-1] < one.history["loss"][0]
+    )  # the loss of another stage is another loss
     folder("again")
     assert records.find(config) is None
     assert content(train(config)) == content(one)
@@ -79,7 +99,7 @@ def test_another_seed_is_another_record():
 def test_a_finished_run_is_loaded(monkeypatch):
     config = tiny("kd")
     record = train(config)
-    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained again"))
     assert train(config).to_json() == record.to_json()
 
 
@@ -87,28 +107,55 @@ def test_what_a_record_says():
     config = tiny("ie-ft", epochs=5, evaluate_every=2, schedule="steps", lr=0.01)
     record = train(config)
     assert record.config == config and record.hash == config.hash
-    assert record.parents == {role: records.find(parent).weights for role, parent in config.parents().items()}
+    assert record.parents == {
+        role: records.find(parent).weights for role, parent in config.parents().items()
+    }
     assert record.data == {"name": "digits", "checksum": data.load(config).checksum}
     assert {name for name in record.history if not name.startswith("probe_")} == {
-        "lr", "loss", "loss_task", "loss_inherit", "loss_explore", "train_error", "validation_error", "test_error",
+        "lr",
+        "loss",
+        "loss_task",
+        "loss_inherit",
+        "loss_explore",
+        "train_error",
+        "validation_error",
+        "test_error",
         "train_eval_error",
-    }  # fmt: skip
-    assert [value is not None for value in record.history["test_error"]] == [False, True, False, True, True]
+    }
+    assert [value is not None for value in record.history["test_error"]] == [
+        False,
+        True,
+        False,
+        True,
+        True,
+    ]
     assert record.history["lr"] == pytest.approx([0.01, 0.01, 0.01, 0.001, 0.0001])
     for epoch, total in enumerate(record.history["loss"]):
-        assert total == pytest.approx(sum(record.history[f"loss_{term}"][epoch] for term in ("task", "inherit", "explore")))
+        assert total == pytest.approx(
+            sum(record.history[f"loss_{term}"][epoch] for term in ("task", "inherit", "explore"))
+        )
     evaluated = [4, 1, 3]  # the last first; 0-based
     for rule, by in (("val_selected", "validation_error"), ("best_on_test", "test_error")):
         best = min(record.history[by][i] for i in evaluated)
         metric = record.metrics[rule]
-        assert record.history[by][metric.epoch - 1] == best and record.history["test_error"][metric.epoch - 1] == metric.test_error
-        assert not [i for i in evaluated if i < metric.epoch - 1 and record.history[by][i] == best], "ties go to the first"
-    assert record.metrics["last"].epoch == 5 and record.metrics["last"].test_error == record.history["test_error"][-1]
+        assert (
+            record.history[by][metric.epoch - 1] == best
+            and record.history["test_error"][metric.epoch - 1] == metric.test_error
+        )
+        assert not [
+            i for i in evaluated if i < metric.epoch - 1 and record.history[by][i] == best
+        ], "ties go to the first"
+    assert (
+        record.metrics["last"].epoch == 5
+        and record.metrics["last"].test_error == record.history["test_error"][-1]
+    )
 
 
 def test_no_validation_images_no_selection():
     record = train(tiny(validation_images=0))
-    assert record.metrics["val_selected"] is None and record.metrics["last"].validation_error is None
+    assert (
+        record.metrics["val_selected"] is None and record.metrics["last"].validation_error is None
+    )
 
 
 def test_the_stored_network_makes_the_recorded_errors():
@@ -117,14 +164,16 @@ def test_the_stored_network_makes_the_recorded_errors():
     network, test = load_network(config), data.load(config).test
     facts = data.FACTS["digits"]
     logits = network((test.images.float() / 255 - facts.mean[0]) / facts.std[0]).logits
-    assert 100 * (logits.argmax(1) != test.labels).double().mean().item() == pytest.approx(record.metrics["last"].test_error)
+    assert 100 * (logits.argmax(1) != test.labels).double().mean().item() == pytest.approx(
+        record.metrics["last"].test_error
+    )
     assert not network.training and not any(p.requires_grad for p in network.parameters())
 
 
 def test_a_finished_run_comes_back_with_its_own_encoders(monkeypatch):
     config = tiny("ie-ft")
     record = train(config)
-    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained again"))
     run = load_run(config)
     assert store.checksum(run.learner.state_dict()) == record.weights
     assert not any(module.training for module in run.learner.modules())
@@ -135,14 +184,16 @@ def test_an_autoencoder_learns_to_reconstruct():
     config = tiny("factor-ae", epochs=8)
     loss = train(config).history["loss_reconstruction"]
     assert loss[-1] < loss[0] / 2
-    assert train(config).metrics["last"].test_loss == pytest.approx(train(config).history["test_loss"][-1])
+    assert train(config).metrics["last"].test_loss == pytest.approx(
+        train(config).history["test_loss"][-1]
+    )
 
 
 # ---------------------------------------------------------------------- kills
 
 
 def train_in_child(config: RunConfig) -> int:
-    training.CHECKPOINT_SECONDS, training.CHECKPOINT_SHARE = -1, math.inf
+    runner.CHECKPOINT_SECONDS, runner.CHECKPOINT_SHARE = -1, math.inf
     train(config)
     return 0
 
@@ -167,7 +218,9 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_record(folder):
     assert kills and resumed
     assert content(train(config)) == expected
     assert not checkpoint_of(config).exists()
-    assert [store.stored_checksum(path) for path in records.weights_paths(config) if path.exists()] == [expected["weights"]]
+    assert [
+        store.stored_checksum(path) for path in records.weights_paths(config) if path.exists()
+    ] == [expected["weights"]]
     assert len(records.load()) == 3
 
 
@@ -178,7 +231,9 @@ def stopping(monkeypatch, epoch: int):
     def train_until(members, at, step_all):
         if at == epoch:
             with monkeypatch.context() as inner:
-                inner.setattr(engine, "_read_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+                inner.setattr(
+                    engine, "_read_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+                )
                 return train_epochs(members, at, step_all)
         return train_epochs(members, at, step_all)
 
@@ -205,9 +260,11 @@ def stopping(monkeypatch, epoch: int):
         dict(method="crd"),
         dict(method="ie-dml"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("epoch", [0, 1, 3])
-def test_a_run_stopped_in_an_epoch_resumes_to_the_same_record(folder, monkeypatch, every_epoch, fields, epoch):
+def test_a_run_stopped_in_an_epoch_resumes_to_the_same_record(
+    folder, monkeypatch, every_epoch, fields, epoch
+):
     config = tiny(**fields, epochs=4)
     expected = content(train(config))
     folder("stopped")
@@ -222,7 +279,7 @@ def test_a_run_stopped_in_an_epoch_resumes_to_the_same_record(folder, monkeypatc
 def test_checkpoints_are_not_written_all_the_time(monkeypatch):
     written = []
     monkeypatch.setattr(checkpoint, "save", lambda *_: written.append(1))
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 3600)
+    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 3600)
     train(tiny())
     assert not written
 
@@ -234,13 +291,17 @@ def test_runs_that_save_slowly_save_less_often(monkeypatch):
         written.append(now[0])
         now[0] += 0.5
 
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(checkpoint, "save", save)
-    member = training._Member(tiny(), {}, None, "", {}, saved=0.0)
+    member = runner._Member(tiny(), {}, None, "", {}, saved=0.0)
     for _ in range(50):  # epochs of a second
         now[0] += 1
         member.keep(2)
-    assert written == [3.0, 24.5, 46.0]  # after 2 s, then after 20 times the second that two of them take
+    assert written == [
+        3.0,
+        24.5,
+        46.0,
+    ]  # after 2 s, then after 20 times the second that two of them take
 
 
 # ---------------------------------------------------------------------- checkpoints that cannot be used
@@ -249,16 +310,22 @@ def test_runs_that_save_slowly_save_less_often(monkeypatch):
 def rewrite(path, **changes):
     """The checkpoint with other metadata (None = without it), its checksum right."""
     tensors, metadata = store.load_tensors(path)
-    store.save_tensors(path, tensors, {k: v for k, v in {**metadata, **changes}.items() if v is not None})
+    store.save_tensors(
+        path, tensors, {k: v for k, v in {**metadata, **changes}.items() if v is not None}
+    )
 
 
 def drop_a_tensor(path):
     tensors, metadata = store.load_tensors(path)
-    store.save_tensors(path, {k: v for k, v in tensors.items() if k != "student.head.bias"}, metadata)
+    store.save_tensors(
+        path, {k: v for k, v in tensors.items() if k != "student.head.bias"}, metadata
+    )
 
 
 SPOILT = {
-    "a flipped bit": lambda path: path.write_bytes((b := bytearray(path.read_bytes())).__setitem__(-9, b[-9] ^ 4) or bytes(b)),
+    "a flipped bit": lambda path: path.write_bytes(
+        (b := bytearray(path.read_bytes())).__setitem__(-9, b[-9] ^ 4) or bytes(b)
+    ),
     "truncated": lambda path: path.write_bytes(path.read_bytes()[:-100]),
     "empty": lambda path: path.write_bytes(b""),
     "of another run": lambda path: rewrite(path, hash="0" * 12),
@@ -270,7 +337,9 @@ SPOILT = {
 
 
 @pytest.mark.parametrize("kind", SPOILT)
-def test_an_unusable_checkpoint_is_set_aside_and_the_run_starts_afresh(folder, monkeypatch, every_epoch, capsys, kind):
+def test_an_unusable_checkpoint_is_set_aside_and_the_run_starts_afresh(
+    folder, monkeypatch, every_epoch, capsys, kind
+):
     config = tiny("kd")
     expected = content(train(config))
     folder("spoilt")
@@ -278,10 +347,17 @@ def test_an_unusable_checkpoint_is_set_aside_and_the_run_starts_afresh(folder, m
         train(config)
     SPOILT[kind](checkpoint_of(config))
     assert content(train(config)) == expected
-    assert checkpoint_of(config).with_suffix(".damaged").exists() and not checkpoint_of(config).exists()
+    assert (
+        checkpoint_of(config).with_suffix(".damaged").exists()
+        and not checkpoint_of(config).exists()
+    )
     said = "".join(capsys.readouterr())
     assert "Delete it" not in said  # nothing is left to delete
-    assert "the checkpoint cannot be used" in said and config.path in said and "starting from the first epoch" in said
+    assert (
+        "the checkpoint cannot be used" in said
+        and config.path in said
+        and "starting from the first epoch" in said
+    )
 
 
 # ---------------------------------------------------------------------- the methods are active
@@ -294,12 +370,17 @@ def plain(**fields) -> torch.Tensor:
 @pytest.mark.parametrize(
     "off",
     [
-        dict(method="kd", kd_alpha=0), dict(method="ft", ft_weight=0), dict(method="ie-ft", inherit_weight=0, explore_weight=0),
+        dict(method="kd", kd_alpha=0),
+        dict(method="ft", ft_weight=0),
+        dict(method="ie-ft", inherit_weight=0, explore_weight=0),
         dict(method="ie-ft", inherit="none", explore="none"),
-        dict(method="at", at_weight=0), dict(method="od", od_weight=0), dict(method="ie-at", at_weight=0, explore_weight=0),
-        dict(method="tf-kd", tfkd_weight=0), dict(method="ab", init_epochs=0),
+        dict(method="at", at_weight=0),
+        dict(method="od", od_weight=0),
+        dict(method="ie-at", at_weight=0, explore_weight=0),
+        dict(method="tf-kd", tfkd_weight=0),
+        dict(method="ab", init_epochs=0),
     ],
-)  # fmt: skip
+)
 def test_a_method_with_its_losses_off_is_the_student_alone_bit_for_bit(off):
     """So student, order and augmentation do not depend on the method."""
     assert torch.equal(student(tiny(**off, augment="standard")), plain(augment="standard"))
@@ -314,39 +395,72 @@ def test_ie_od_with_its_losses_off_is_the_student_alone_but_for_rounding():
 @pytest.mark.parametrize(
     "on",
     [
-        dict(method="kd"), dict(method="ft"), dict(method="ie-ft", inherit_weight=0), dict(method="ie-ft", explore_weight=0),
-        *(dict(method="ie-ft", inherit="none", explore=name) for name in ("l2", "cosine", "partial-l2", "orthogonal", "cka")),
-        *(dict(method=name) for name in ("at", "od", "tf-kd", "fitnet", "ab")), dict(method="fitnet", init_epochs=0),
-        dict(method="ie-at", at_weight=0), dict(method="ie-at", explore_weight=0),
-        dict(method="ie-od", od_weight=0), dict(method="ie-od", explore_weight=0),
-        *(dict(method="ie-ft", explore="none", inherit=name) for name in ("l2", "cosine", "partial-l2")),
+        dict(method="kd"),
+        dict(method="ft"),
+        dict(method="ie-ft", inherit_weight=0),
+        dict(method="ie-ft", explore_weight=0),
+        *(
+            dict(method="ie-ft", inherit="none", explore=name)
+            for name in ("l2", "cosine", "partial-l2", "orthogonal", "cka")
+        ),
+        *(dict(method=name) for name in ("at", "od", "tf-kd", "fitnet", "ab")),
+        dict(method="fitnet", init_epochs=0),
+        dict(method="ie-at", at_weight=0),
+        dict(method="ie-at", explore_weight=0),
+        dict(method="ie-od", od_weight=0),
+        dict(method="ie-od", explore_weight=0),
+        *(
+            dict(method="ie-ft", explore="none", inherit=name)
+            for name in ("l2", "cosine", "partial-l2")
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_loss_alone_changes_the_student(on):
     assert not torch.equal(student(tiny(**on)), plain())
 
 
 def test_fields_of_a_method_change_the_run():
     base = dict(method="ie-ft")
-    variants = [{}, dict(split="halves"), dict(split_ratio=0.25), dict(factor_ratio=0.25), dict(reconstruction="l1"), dict(decoder="conv"),
-                dict(ae_epochs=1), dict(ae_lr=0.01), dict(teacher_epochs=1), dict(inherit_weight=5), dict(explore_weight=5)]  # fmt: skip
+    variants = [
+        {},
+        dict(split="halves"),
+        dict(split_ratio=0.25),
+        dict(factor_ratio=0.25),
+        dict(reconstruction="l1"),
+        dict(decoder="conv"),
+        dict(ae_epochs=1),
+        dict(ae_lr=0.01),
+        dict(teacher_epochs=1),
+        dict(inherit_weight=5),
+        dict(explore_weight=5),
+    ]
     assert len({train(tiny(**base, **fields)).weights for fields in variants}) == len(variants)
 
 
 @pytest.mark.parametrize(
     "field",
     [
-        dict(lr=0.01), dict(momentum=0.5), dict(weight_decay=0), dict(batch_size=50), dict(schedule="steps"), dict(augment="standard"),
-        dict(train_images=100), dict(student="resnet8x0.5"), dict(epochs=2),
+        dict(lr=0.01),
+        dict(momentum=0.5),
+        dict(weight_decay=0),
+        dict(batch_size=50),
+        dict(schedule="steps"),
+        dict(augment="standard"),
+        dict(train_images=100),
+        dict(student="resnet8x0.5"),
+        dict(epochs=2),
     ],
-)  # fmt: skip
+)
 def test_fields_of_the_loop_change_the_run(field):
     assert train(tiny(**field)).weights != train(tiny()).weights
 
 
 def test_inheritance_pulls_the_factors_together_and_exploration_apart():
     history = train(tiny("ie-ft", epochs=10)).history
-    assert history["loss_inherit"][-1] < history["loss_inherit"][0] and history["loss_explore"][-1] < history["loss_explore"][0] < 0
+    assert (
+        history["loss_inherit"][-1] < history["loss_inherit"][0]
+        and history["loss_explore"][-1] < history["loss_explore"][0] < 0
+    )
 
 
 # ---------------------------------------------------------------------- what every method shares
@@ -356,10 +470,14 @@ def test_every_method_starts_from_the_same_student_and_leaves_the_global_generat
     for method in (*METHODS, *STAGED):
         train(tiny(method))
     state = torch.get_rng_state()
-    starts = [make_run(tiny(m, seed=0), CPU).learner["student"].state_dict() for m in (*METHODS, *STAGED)]
+    starts = [
+        make_run(tiny(m, seed=0), CPU).learner["student"].state_dict() for m in (*METHODS, *STAGED)
+    ]
     assert torch.equal(state, torch.get_rng_state())
     assert all(store.checksum(start) == store.checksum(starts[0]) for start in starts)
-    assert store.checksum(make_run(tiny(seed=1), CPU).learner["student"].state_dict()) != store.checksum(starts[0])
+    assert store.checksum(
+        make_run(tiny(seed=1), CPU).learner["student"].state_dict()
+    ) != store.checksum(starts[0])
 
 
 def batches(config: RunConfig, monkeypatch, epoch: int = 0) -> list[str]:
@@ -368,7 +486,9 @@ def batches(config: RunConfig, monkeypatch, epoch: int = 0) -> list[str]:
     run = make_run(config, CPU)
 
     def look(run, images, batch):  # instead of engine.step
-        seen.append(store.checksum({"images": images, "labels": batch.labels, "index": batch.index}))
+        seen.append(
+            store.checksum({"images": images, "labels": batch.labels, "index": batch.index})
+        )
         return {"task": torch.zeros(())}
 
     with monkeypatch.context() as patch:
@@ -387,7 +507,9 @@ def test_every_method_sees_the_same_batches_seed_by_seed(monkeypatch):
 def test_a_step_gives_the_detached_terms_of_the_loss():
     run = make_run(tiny("ie-ft"), CPU)
     images, labels, _ = run.dataset.train
-    terms = step(run, augment.normalise(images[:16], run.mean, run.std), Batch(labels[:16], torch.arange(16)))
+    terms = step(
+        run, augment.normalise(images[:16], run.mean, run.std), Batch(labels[:16], torch.arange(16))
+    )
     assert list(terms) == ["task", "inherit", "explore", "train_error"]
     assert all(term.dim() == 0 and not term.requires_grad for term in terms.values())
 
@@ -407,14 +529,18 @@ def test_an_epoch_sees_every_training_image_once(monkeypatch):
     assert torch.equal(torch.cat(counts).sort().values, run.dataset.train.labels.sort().values)
 
 
-@pytest.mark.parametrize("method", [*STAGED, "crd", *(m for m in METHODS if tiny(m).has_teacher), "factor-ae"])
+@pytest.mark.parametrize(
+    "method", [*STAGED, "crd", *(m for m in METHODS if tiny(m).has_teacher), "factor-ae"]
+)
 def test_the_teacher_stays_as_it_is(method):
     config = tiny(method, teacher="wrn10_1")  # BN that cannot be folded
     run = make_run(config, CPU)
     before = {name: tensor.clone() for name, tensor in run.teacher.state_dict().items()}
     assert any(name.endswith("running_mean") for name in before)
     train_epoch(config, run, 0)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in run.teacher.state_dict().items())
+    assert all(
+        torch.equal(tensor, before[name]) for name, tensor in run.teacher.state_dict().items()
+    )
     assert not any(module.training for module in run.teacher.modules())
     assert not any(p.requires_grad or p.grad is not None for p in run.teacher.parameters())
     held = {p.data_ptr() for group in run.optimiser.param_groups for p in group["params"]}
@@ -434,13 +560,16 @@ def test_everything_in_the_learner_is_trained(method):
 
 
 @pytest.mark.parametrize(
-    ("epoch", "rate"), [(0, 0.1), (79.99, 0.1), (80, 0.01), (119.99, 0.01), (120, 0.001), (159.99, 0.001)],
-)  # fmt: skip
+    ("epoch", "rate"),
+    [(0, 0.1), (79.99, 0.1), (80, 0.01), (119.99, 0.01), (120, 0.001), (159.99, 0.001)],
+)
 def test_the_steps_of_the_paper(epoch, rate):
     assert learning_rate(RunConfig.create("paper"), epoch) == pytest.approx(rate)
 
 
-@pytest.mark.parametrize(("epoch", "rate"), [(0, 0), (1, 0.05), (2, 0.1), (6, 0.05), (9.99, 0.000125), (10, 0)])
+@pytest.mark.parametrize(
+    ("epoch", "rate"), [(0, 0), (1, 0.05), (2, 0.1), (6, 0.05), (9.99, 0.000125), (10, 0)]
+)
 def test_one_cycle(epoch, rate):
     assert learning_rate(tiny(epochs=10, schedule="onecycle", lr=0.1), epoch) == pytest.approx(rate)
 
@@ -461,7 +590,9 @@ def test_the_rate_moves_within_an_epoch(monkeypatch):
 # ---------------------------------------------------------------------- what stops a run
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(folder, monkeypatch, every_epoch):
+def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(
+    folder, monkeypatch, every_epoch
+):
     config, calls = tiny("kd"), []
     expected = content(train(config))
     folder("diverged")
@@ -474,7 +605,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(folde
         return {**terms, "kd": terms["kd"] + float("inf")} if len(calls) == 4 + 3 else terms
 
     monkeypatch.setattr(engine, "step", diverge)
-    with pytest.raises(TrainingError, match=r"/kd-.*seed0: the loss term 'kd' became inf in step 3 of epoch 2\..*Lower lr"):
+    with pytest.raises(
+        TrainingError,
+        match=r"/kd-.*seed0: the loss term 'kd' became inf in step 3 of epoch 2\..*Lower lr",
+    ):
         train(config)
     assert records.find(config) is None
     assert len(json.loads(store.load_tensors(checkpoint_of(config))[1]["history"])) == 1
@@ -482,23 +616,32 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(folde
 
 
 def test_a_rate_that_is_too_high_is_said_so():
-    with pytest.raises(TrainingError, match=r"the loss term 'task' became (nan|inf|-inf) in step \d of epoch \d"):
+    with pytest.raises(
+        TrainingError, match=r"the loss term 'task' became (nan|inf|-inf) in step \d of epoch \d"
+    ):
         train(tiny(lr=1e30, epochs=5))
     assert len(records.load()) == 0
 
 
 @pytest.mark.parametrize("method", ["ft", "ie-ft"])
 def test_a_pair_that_does_not_fit_is_refused_before_anything_trains(monkeypatch, method):
-    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained"))
-    with pytest.raises(TrainingError, match=r"the teacher gives \(1, 1\)\. Choose a pair with the same down-sampling"):
+    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
+    with pytest.raises(
+        TrainingError,
+        match=r"the teacher gives \(1, 1\)\. Choose a pair with the same down-sampling",
+    ):
         train(tiny(method, teacher="vgg13"))
 
 
 def test_pairs_of_unequal_width_and_family_fit():
-    for teacher, student in (("resnet8", "resnet8x0.25"), ("wrn10_2", "resnet8x0.25"), ("resnet8x0.25", "wrn10_1")):
-        training.check_pair(tiny("ie-ft", teacher=teacher, student=student))
-    training.check_pair(tiny("kd", teacher="vgg13"))  # KD compares logits only
-    training.check_pair(tiny("at", teacher="vgg13"))  # AT compares the stages that are equally large
+    for teacher, student in (
+        ("resnet8", "resnet8x0.25"),
+        ("wrn10_2", "resnet8x0.25"),
+        ("resnet8x0.25", "wrn10_1"),
+    ):
+        runner.check_pair(tiny("ie-ft", teacher=teacher, student=student))
+    runner.check_pair(tiny("kd", teacher="vgg13"))  # KD compares logits only
+    runner.check_pair(tiny("at", teacher="vgg13"))  # AT compares the stages that are equally large
 
 
 def test_lost_or_damaged_weights(runs, capsys):
@@ -526,7 +669,9 @@ def test_a_parent_that_comes_out_different_does_not_orphan_its_students():
     lost.save()
     records.find(student).model_copy(update={"parents": {"teacher": "lost"}}).save()
     assert records.orphans(teacher.model_copy(update={"weights": "new"})) == [student.path]
-    with pytest.raises(TrainingError, match="came out different.*1 finished runs.*Bring these weights"):
+    with pytest.raises(
+        TrainingError, match="came out different.*1 finished runs.*Bring these weights"
+    ):
         train(tiny("kd", seed=5))
     assert records.find(student.teacher_run()) == lost
     records.record_path(student).unlink()
@@ -539,7 +684,7 @@ def test_committed_weights_beside_the_record_count(monkeypatch):
     train(teacher)
     committed, cached = records.weights_paths(teacher)
     cached.replace(committed)
-    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained again"))
     load_network(teacher)
 
 
@@ -554,14 +699,14 @@ def test_a_folder_that_cannot_be_written(runs):
 
 
 def train_and_note(config: RunConfig, notes: str) -> int:
-    fit = training._fit
+    fit = runner._fit
 
     def noting(configs, progress):
         with open(notes, "a") as file:
             file.writelines(f"{config.path}\n" for config in configs)
         return fit(configs, progress)
 
-    training._fit = noting
+    runner._fit = noting
     train(config)
     return 0
 
@@ -587,7 +732,7 @@ def test_again_takes_what_another_process_finished_meanwhile(monkeypatch):
         yield
 
     monkeypatch.setattr(locks, "claim", claim)
-    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
     assert train(config, again=True).started == "while this one waited"
 
 

@@ -8,12 +8,13 @@ import pytest
 import torch
 from frames import frame
 
-from iekd import grid, measures, records, tuning
-from iekd.config import RunConfig
-from iekd.methods.ab import boundary_squares
-from iekd.methods.at import attention_distance
-from iekd.methods.ie_at import attention_contrast
-from iekd.methods.od import partial_squares
+from iekd import records
+from iekd.baselines.ab import boundary_squares
+from iekd.config import RunConfig, grid
+from iekd.method import measures
+from iekd.method.attention_transfer import attention_contrast, attention_distance
+from iekd.method.overhaul import partial_squares
+from iekd.report import tuning
 
 ROOT = Path(__file__).parents[1]
 
@@ -22,19 +23,32 @@ def runs(*validation: float, test: float = 50.0):
     """Three AT runs of weights 300, 1000 (usual) and 3000 with these validation errors, and their configurations."""
     fields = [{"method": "at", "at_weight": w} for w in (300.0, 1000.0, 3000.0)]
     found = frame("class", *[(f, {0: test - 10 * i}) for i, f in enumerate(fields)])
-    return found.assign(last_validation=validation), [RunConfig.create("class", **f) for f in fields]
+    return found.assign(last_validation=validation), [
+        RunConfig.create("class", **f) for f in fields
+    ]
 
 
 @pytest.mark.parametrize(
     ("errors", "weight", "edge"),
-    [((30, 31, 32), 300, True), ((31, 30, 32), 1000, False), ((32, 31, 30), 3000, True), ((30, 30, 30), 1000, False)],
+    [
+        ((30, 31, 32), 300, True),
+        ((31, 30, 32), 1000, False),
+        ((32, 31, 30), 3000, True),
+        ((30, 30, 30), 1000, False),
+    ],
 )
-def test_the_lowest_validation_error_is_chosen_and_the_usual_weight_among_equals(errors, weight, edge):
+def test_the_lowest_validation_error_is_chosen_and_the_usual_weight_among_equals(
+    errors, weight, edge
+):
     found, configs = runs(*errors)  # the test error falls with the weight
     assert tuning.chosen(found, configs)["at"].at_weight == weight
     table = tuning.search(found, configs)
     assert table["chosen"].sum() == 1 and table["edge"].any() == edge
-    assert list(table["usual"]) == [False, True, False] and list(table["weights"]) == ["at 300", "at 1000", "at 3000"]
+    assert list(table["usual"]) == [False, True, False] and list(table["weights"]) == [
+        "at 300",
+        "at 1000",
+        "at 3000",
+    ]
 
 
 def test_a_search_that_is_not_finished_chooses_nothing():
@@ -54,14 +68,22 @@ def test_the_comparison_of_all_methods_holds_what_the_records_choose():
 
 
 def test_every_method_has_the_same_budget_around_its_usual_weight():
-    table = tuning.search(records.load(ROOT / "runs/records", preset="class"), grid.read(ROOT / "runs/tuning.yaml"))
-    assert (table.groupby("method").size() == 3).all() and (table.groupby("method")["usual"].sum() == 1).all()
+    table = tuning.search(
+        records.load(ROOT / "runs/records", preset="class"), grid.read(ROOT / "runs/tuning.yaml")
+    )
+    assert (table.groupby("method").size() == 3).all() and (
+        table.groupby("method")["usual"].sum() == 1
+    ).all()
 
 
 TERMS = {
-    "at_weight": [attention_distance], "ft_weight": [measures.l1], "od_weight": [partial_squares], "ab_weight": [boundary_squares],
-    "inherit_weight": list(measures.INHERIT.values()), "explore_weight": [*measures.EXPLORE.values(), attention_contrast],
-}  # fmt: skip
+    "at_weight": [attention_distance],
+    "ft_weight": [measures.l1],
+    "od_weight": [partial_squares],
+    "ab_weight": [boundary_squares],
+    "inherit_weight": list(measures.INHERIT.values()),
+    "explore_weight": [*measures.EXPLORE.values(), attention_contrast],
+}
 
 
 @pytest.mark.parametrize("name", tuning.SIZE_LAW)
@@ -70,7 +92,9 @@ def test_a_weight_counts_on_maps_of_another_size_as_its_law_says(name):
     sizes = {}
     for side in (8, 4):
         generator = torch.Generator().manual_seed(side)
-        shared, x, y = (torch.rand(512, 32, side, side, generator=generator) - 0.4 for _ in range(3))
+        shared, x, y = (
+            torch.rand(512, 32, side, side, generator=generator) - 0.4 for _ in range(3)
+        )
         sizes[side] = [term(shared + x, shared + y).item() for term in TERMS[name]]
     for large, small in zip(sizes[8], sizes[4], strict=True):
         assert small / large == pytest.approx(0.25 ** tuning.SIZE_LAW[name], rel=0.1)
@@ -81,5 +105,7 @@ def test_the_note_on_size_names_the_weights_that_a_run_reads():
         return tuning.size_note([RunConfig.create(preset, method=m) for m in methods])
 
     assert note("class", "kd", "at", "ie-od").startswith("On last maps of 4 × 4 positions")
-    assert note("class", "kd", "at", "ie-od").endswith("4 times as much for at; 0.25 times as much for od; 2 times as much for explore.")
+    assert note("class", "kd", "at", "ie-od").endswith(
+        "4 times as much for at; 0.25 times as much for od; 2 times as much for explore."
+    )
     assert note("class", "supervised", "kd", "sp") == note("paper", "at", "ft") == ""

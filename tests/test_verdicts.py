@@ -8,8 +8,8 @@ from frames import frame
 from scipy import stats
 
 from iekd import records
-from iekd.claims import CLAIMS, PLANNED
-from iekd.verdicts import board, board_html, contrasts, examine
+from iekd.report.claims import CLAIMS, PLANNED
+from iekd.report.verdicts import board, board_html, contrasts, examine
 
 TEACHER, IE, FT = {"role": "teacher"}, {"method": "ie-ft"}, {"method": "ft"}
 NOISE = (0.0, 0.3, -0.2, 0.1, -0.1)
@@ -28,7 +28,9 @@ def five_seeds_are_planned(monkeypatch):
 
 def arm(mean: float, sign: int = 1, **fields) -> tuple[dict, dict[int, float]]:
     """An arm of IE-FT whose seeds share their noise with all other arms."""
-    values = {100 + k: mean + n + sign * w for k, (n, w) in enumerate(zip(NOISE, WOBBLE, strict=True))}
+    values = {
+        100 + k: mean + n + sign * w for k, (n, w) in enumerate(zip(NOISE, WOBBLE, strict=True))
+    }
     return {**IE, **fields}, values
 
 
@@ -38,9 +40,11 @@ def verdicts(*arms, preset="class") -> dict[str, str]:
 
 def test_every_verdict():
     found = verdicts(
-        arm(40.0), arm(41.0, -1, method="ft"), arm(39.0, -1, explore="none"),
+        arm(40.0),
+        arm(41.0, -1, method="ft"),
+        arm(39.0, -1, explore="none"),
         ({**IE, "inherit": "none"}, {100: 45.0, 101: 37.0, 102: 41.0, 103: 38.0, 104: 40.0}),
-    )  # fmt: skip
+    )
     assert found["ie-ft"] == "supported"
     assert found["exploration"] == "contradicted"
     assert found["inheritance"] == "inconclusive"
@@ -50,13 +54,20 @@ def test_every_verdict():
 def test_without_runs_nothing_is_tested():
     table = board(frame("class", arm(40.0)).iloc[:0], "class")
     assert set(table["verdict"]) == {"not tested"}
-    assert set(table["note"]) == {"no runs yet", "no analysed runs yet", "nothing in this version of the book can test it"}
+    assert set(table["note"]) == {
+        "no runs yet",
+        "no analysed runs yet",
+        "nothing in this version of the book can test it",
+    }
     assert len(table) == len(CLAIMS)
 
 
 def test_one_seed_is_no_test():
     table = board(frame("class", (IE, {100: 40.0}), (FT, {100: 41.0})), "class").set_index("id")
-    assert table.loc["ie-ft", "verdict"] == "not tested" and "two common seeds" in table.loc["ie-ft", "note"]
+    assert (
+        table.loc["ie-ft", "verdict"] == "not tested"
+        and "two common seeds" in table.loc["ie-ft", "note"]
+    )
 
 
 def test_teacher_is_the_one_that_taught_and_counts_once():
@@ -68,16 +79,29 @@ def test_teacher_is_the_one_that_taught_and_counts_once():
     assert row["verdict"] == "reproduced" and row["n"] == 5 and row["rival"] == "Teacher"
     assert row["effect"] == pytest.approx(-0.2 + 0.001 * np.mean([2.5, 3.5, 2, 3, 4]))
     assert "5 teachers, p" in board_html(board(runs, "paper"), "Claims")
-    few = board(frame("paper", (TEACHER, teachers), (IE, {k: students[k] for k in range(3)})), "paper").set_index("id").loc["below-teacher"]
+    few = (
+        board(
+            frame("paper", (TEACHER, teachers), (IE, {k: students[k] for k in range(3)})), "paper"
+        )
+        .set_index("id")
+        .loc["below-teacher"]
+    )
     assert few["verdict"] == "open" and "3 of 5 planned seeds" in few["note"] and few["n"] == 3
 
 
 def test_reproduced_is_kept_for_the_papers_own_recipe():
     arms = arm(40.0), arm(41.0, -1, method="ft"), arm(39.0, -1, explore="none")
     own = verdicts(*arms, preset="paper")
-    assert own["ie-ft"] == "reproduced" and own["exploration"] == "contradicted"  # that claim is our reading
+    assert (
+        own["ie-ft"] == "reproduced" and own["exploration"] == "contradicted"
+    )  # that claim is our reading
     other = [({**fields, "dataset": "cifar100"}, errors) for fields, errors in arms]
-    assert board(frame("paper", *other), "paper", dataset="cifar100").set_index("id").loc["ie-ft", "verdict"] == "supported"
+    assert (
+        board(frame("paper", *other), "paper", dataset="cifar100")
+        .set_index("id")
+        .loc["ie-ft", "verdict"]
+        == "supported"
+    )
     lower = verdicts(arm(40.0), arm(39.0, -1, method="ft"), preset="paper")
     assert lower["ie-ft"] == "not reproduced"
 
@@ -88,12 +112,17 @@ MEASURES += [dict(explore=m) for m in ("l2", "partial-l2", "orthogonal", "cka")]
 
 def measure(means: list[float]) -> dict:
     rivals = [arm(m, -1, **fields) for m, fields in zip(means, MEASURES, strict=False)]
-    return board(frame("class", arm(40.0), *rivals), "class").set_index("id").loc["measure"].to_dict()
+    return (
+        board(frame("class", arm(40.0), *rivals), "class").set_index("id").loc["measure"].to_dict()
+    )
 
 
 def analysed(*means: float) -> dict:
     """The board's row about diversity when IE-FT, FT and inheritance alone have these mean CKAs; the errors say the opposite."""
-    arms = [arm(40.0 - m, 1 if k else -1, **fields) for k, (m, fields) in enumerate(zip(means, CKA_ARMS, strict=False))]
+    arms = [
+        arm(40.0 - m, 1 if k else -1, **fields)
+        for k, (m, fields) in enumerate(zip(means, CKA_ARMS, strict=False))
+    ]
     table = frame("class", *arms)
     table["cka_halves"] = 40.0 - table["last"]
     return board(table, "class").set_index("id").loc["diversity"].to_dict()
@@ -105,13 +134,24 @@ CKA_ARMS = [{}, {"method": "ft"}, {"explore": "none"}]
 def test_a_claim_about_another_metric_looks_at_that_metric():
     row = analysed(0.4, 0.9, 0.8)
     assert row["verdict"] == "supported" and row["metric"] == "cka_halves" and row["n"] == 5
-    assert row["effect"] == pytest.approx(-0.4) and row["rival"] == "inheritance only (L1)"  # the closer rival decides
+    assert (
+        row["effect"] == pytest.approx(-0.4) and row["rival"] == "inheritance only (L1)"
+    )  # the closer rival decides
     assert analysed(0.4, 0.9, 0.1)["verdict"] == "contradicted"
     close = analysed(0.4, 0.9, 0.401)
-    assert close["verdict"] == "inconclusive" and "±" not in close["note"]  # a smallest difference is fixed for errors only
-    assert "against the other rival, FT: −0.500 [" in close["note"] and "10 times IE-FT's" in close["note"]
+    assert (
+        close["verdict"] == "inconclusive" and "±" not in close["note"]
+    )  # a smallest difference is fixed for errors only
+    assert (
+        "against the other rival, FT: −0.500 [" in close["note"]
+        and "10 times IE-FT's" in close["note"]
+    )
     assert "contradicted" in verdicts(arm(40.0), arm(39.0, -1, method="ft")).values()
-    unmeasured = board(frame("class", arm(40.0), arm(39.0, -1, method="ft")), "class").set_index("id").loc["diversity"]
+    unmeasured = (
+        board(frame("class", arm(40.0), arm(39.0, -1, method="ft")), "class")
+        .set_index("id")
+        .loc["diversity"]
+    )
     assert unmeasured["verdict"] == "not tested" and unmeasured["note"] == "no analysed runs yet"
 
 
@@ -120,7 +160,10 @@ def test_the_board_names_the_metric():
     table["cka_halves"] = table["last"] / 1000
     tree = ElementTree.fromstring(board_html(board(table, "class"), "Claims"))
     row = next(row for row in tree.iter("tr") if row.get("id") == "claim-diversity")
-    assert "CKA between the two halves of the student's feature: −0.001 [−0.001, −0.001]" in "".join(row.itertext())
+    assert (
+        "CKA between the two halves of the student's feature: −0.001 [−0.001, −0.001]"
+        in "".join(row.itertext())
+    )
 
 
 def test_best_of_many():
@@ -129,10 +172,16 @@ def test_best_of_many():
     assert measure([41, 42, 40.001, 43, 41, 42, 41])["verdict"] == "inconclusive"
     assert measure([40.001] * 7)["verdict"] == "equivalent"  # all are
     beaten = measure([41, 42, 41, 39, 41, 42, 41])
-    assert beaten["verdict"] == "contradicted" and beaten["rival"] == "IE-FT (inherit L1, explore L2)"
+    assert (
+        beaten["verdict"] == "contradicted" and beaten["rival"] == "IE-FT (inherit L1, explore L2)"
+    )
     # better than all that was tried, but not all was tried
     partial = measure([41, 42])
-    assert partial["verdict"] == "open" and "2 of 7" in partial["note"] and "not every rival" in partial["note"]
+    assert (
+        partial["verdict"] == "open"
+        and "2 of 7" in partial["note"]
+        and "not every rival" in partial["note"]
+    )
     # worse than one of two settles it
     assert measure([41, 39])["verdict"] == "contradicted"
 
@@ -147,14 +196,23 @@ def test_a_verdict_is_open_until_all_seeds_are_there(monkeypatch):
 
 def test_the_pilot_shows_and_does_not_decide(monkeypatch):
     monkeypatch.setitem(PLANNED, "class", 20)
-    early = [(fields, {k - 100: v for k, v in values.items()}) for fields, values in (arm(40.0), arm(41.0, -1, method="ft"))]
+    early = [
+        (fields, {k - 100: v for k, v in values.items()})
+        for fields, values in (arm(40.0), arm(41.0, -1, method="ft"))
+    ]
     row = board(frame("class", *early), "class").set_index("id").loc["ie-ft"]
-    assert row["verdict"] == "open" and "pilot seeds only" in row["note"] and row["effect"] == pytest.approx(-1.0)
+    assert (
+        row["verdict"] == "open"
+        and "pilot seeds only" in row["note"]
+        and row["effect"] == pytest.approx(-1.0)
+    )
 
 
 def test_a_rehearsal_at_desk_scale_is_shown_nowhere():
     """Seed 0 finds faults; only seeds from 300 on are evidence, whatever the rehearsal said."""
-    rehearsed = frame("desk", (IE, dict.fromkeys(range(8), 9.0)), (FT, dict.fromkeys(range(8), 8.0)))
+    rehearsed = frame(
+        "desk", (IE, dict.fromkeys(range(8), 9.0)), (FT, dict.fromkeys(range(8), 8.0))
+    )
     assert examine(rehearsed, CLAIMS[0], "desk").contrasts == ()
     counted = {seed: 9.0 + 0.01 * (seed % 3) for seed in range(300, 308)}
     both = frame("desk", (IE, {0: 90.0, **counted}), (FT, {0: 9.0, **dict.fromkeys(counted, 9.5)}))
@@ -169,7 +227,11 @@ def test_how_large_a_difference_is_stands_beside_it():
     assert "may be smaller" in note(arm(40.0, **ours), arm(40.3, -1, method="ft"))
     assert "may be smaller" not in note(arm(40.0, **ours), arm(41.0, -1, method="ft"))
     assert note(arm(40.0, **ours), arm(40.0, -1, method="ft")) == "interval within ±0.5"
-    row = board(frame("class", arm(40.0), arm(41.0, -1, method="ft")), "class").set_index("id").loc["ie-ft"]
+    row = (
+        board(frame("class", arm(40.0), arm(41.0, -1, method="ft")), "class")
+        .set_index("id")
+        .loc["ie-ft"]
+    )
     assert "10 times" in row["note"]
 
 
@@ -177,10 +239,20 @@ def test_contrasts_look_at_a_difference_in_other_ways():
     rng = np.random.default_rng(0)
     x = {seed: 40 + 0.1 * rng.standard_normal() + 0.3 * (seed % 5) for seed in range(100, 110)}
     y = {seed: 40.5 + 0.1 * rng.standard_normal() for seed in x}
-    row = contrasts(frame("class", (IE, x), (FT, y), (IE, {0: 39.0, 1: 39.4}), (FT, {0: 40.0, 1: 40.0}))).set_index("claim").loc["ie-ft"]
+    row = (
+        contrasts(
+            frame("class", (IE, x), (FT, y), (IE, {0: 39.0, 1: 39.4}), (FT, {0: 40.0, 1: 40.0}))
+        )
+        .set_index("claim")
+        .loc["ie-ft"]
+    )
     d = np.array([x[k] - y[k] for k in x])
     means = np.array([d[[k % 5 == t for k in x]].mean() for t in range(5)])
-    assert row["n"] == 10 and row["effect"] == pytest.approx(d.mean()) and row["pilot"] == pytest.approx(-0.8)
+    assert (
+        row["n"] == 10
+        and row["effect"] == pytest.approx(d.mean())
+        and row["pilot"] == pytest.approx(-0.8)
+    )
     assert row["p_wilcoxon"] == pytest.approx(stats.wilcoxon(d).pvalue)
     limits = stats.t.interval(0.95, 4, means.mean(), stats.sem(means))
     assert (row["low_teachers"], row["high_teachers"]) == pytest.approx(limits)
@@ -192,27 +264,46 @@ def test_contrasts_look_at_a_difference_in_other_ways():
 
 
 def test_small_teacher_swaps_the_roles():
-    pair, alone = dict(teacher="resnet8", student="resnet20"), arm(21.0, -1, method="supervised", student="resnet20")
+    pair, alone = (
+        dict(teacher="resnet8", student="resnet20"),
+        arm(21.0, -1, method="supervised", student="resnet20"),
+    )
     assert verdicts(arm(20.0, teacher_epochs=15, **pair), alone)["small-teacher"] == "supported"
-    assert verdicts(arm(20.0, **pair), alone)["small-teacher"] == "not tested"  # by a teacher that was trained for longer
+    assert (
+        verdicts(arm(20.0, **pair), alone)["small-teacher"] == "not tested"
+    )  # by a teacher that was trained for longer
 
 
 def test_board_html():
     table = board(frame("class", arm(40.0), arm(41.0, -1, method="ft")), "class")
     tree = ElementTree.fromstring(board_html(table, "Claims & verdicts"))
     words = ["".join(td.itertext()) for td in tree.iter("td") if "verdict" in td.get("class", "")]
-    assert words[0] == "✔ supportedclass scale" and words[1] == "○ not testedclass scale" and len(words) == len(CLAIMS)
+    assert (
+        words[0] == "✔ supportedclass scale"
+        and words[1] == "○ not testedclass scale"
+        and len(words) == len(CLAIMS)
+    )
     assert all(th.get("scope") for th in tree.iter("th"))
     assert tree.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/*.yaml"
-    lines = base64.b64decode(tree.find(".//a[@class='ie-download']").get("href").partition(",")[2]).decode().splitlines()
-    assert len(lines) == 1 + len(CLAIMS) and {"verdict", "effect", "p_holm"} <= set(lines[0].split(","))
+    lines = (
+        base64.b64decode(tree.find(".//a[@class='ie-download']").get("href").partition(",")[2])
+        .decode()
+        .splitlines()
+    )
+    assert len(lines) == 1 + len(CLAIMS) and {"verdict", "effect", "p_holm"} <= set(
+        lines[0].split(",")
+    )
     paper = ElementTree.fromstring(board_html(board(frame("class", arm(40.0)), "paper"), "Claims"))
     assert paper.find(".//div[@class='ie-foot']//code").text == "iekd sweep runs/paper/*.yaml"
 
 
 def test_pairs_of_two_versions_are_counted(committed_store):
-    row = contrasts(records.load(preset="class"), claims=tuple(c for c in CLAIMS if c.id == "measure")).set_index("rival")
-    assert row.loc["IE-FT (inherit L1, explore CKA)", "two_versions"] == 14  # of its seeds 106 to 119
+    row = contrasts(
+        records.load(preset="class"), claims=tuple(c for c in CLAIMS if c.id == "measure")
+    ).set_index("rival")
+    assert (
+        row.loc["IE-FT (inherit L1, explore CKA)", "two_versions"] == 14
+    )  # of its seeds 106 to 119
 
 
 def test_no_verdict_contradicts_its_corrected_p(committed_store):
@@ -221,10 +312,20 @@ def test_no_verdict_contradicts_its_corrected_p(committed_store):
     cells = {tr.get("id"): tr.find("td[1]") for tr in tree.iter("tr") if tr.get("id")}
     tested = table[table["n"] > 0]
     for row in tested.itertuples():
-        decided = {True: "supported", False: "contradicted"}[row.effect < 0] if row.p_holm < 0.05 else None
+        decided = (
+            {True: "supported", False: "contradicted"}[row.effect < 0]
+            if row.p_holm < 0.05
+            else None
+        )
         cell = cells[f"claim-{row.id}"]
-        assert decided == (row.verdict if row.verdict in ("supported", "contradicted") else None), row
-        assert cell.get("class") == f"verdict {row.verdict}" and ("".join(cell.itertext())[0] in "✔✘") == bool(decided)
+        assert decided == (row.verdict if row.verdict in ("supported", "contradicted") else None), (
+            row
+        )
+        assert cell.get("class") == f"verdict {row.verdict}" and (
+            "".join(cell.itertext())[0] in "✔✘"
+        ) == bool(decided)
         inside = max(-row.low, row.high) < 0.5 and not row.metric
-        assert row.verdict == "equivalent" if inside and not decided else row.verdict != "equivalent"
+        assert (
+            row.verdict == "equivalent" if inside and not decided else row.verdict != "equivalent"
+        )
     assert set(tested["verdict"]) == {"supported", "contradicted", "equivalent", "inconclusive"}

@@ -7,9 +7,13 @@ import torch
 from test_training import train
 from tiny import content, start, tiny
 
-from iekd import augment, engine, methods, store, training, views
-from iekd.config import METHOD_FIELDS, ConfigError
+from iekd.baselines import registry
+from iekd.config.run import METHOD_FIELDS
+from iekd.data import augment
+from iekd.errors import ConfigError
 from iekd.networks import Output
+from iekd.records import store
+from iekd.training import engine, runner, views
 
 V = 3
 TAUGHT = [method for method, fields in METHOD_FIELDS.items() if "teacher_epochs" in fields]
@@ -20,7 +24,7 @@ def finite(method="kd", **fields):
 
 
 def run_of(config):
-    run = training.make_run(config)
+    run = runner.make_run(config)
     return run._replace(stored=views.stored_outputs(config, run))
 
 
@@ -37,18 +41,28 @@ def test_every_epoch_shows_each_image_once_in_one_of_its_views():
     every, seen = views.draw(config, dataset), set()
     for epoch in range(8):
         order, place, *draws = engine.draw_epoch(config, dataset, epoch)
-        assert torch.equal(order.sort().values, torch.arange(200)) and torch.equal(place % 200, order)
+        assert torch.equal(order.sort().values, torch.arange(200)) and torch.equal(
+            place % 200, order
+        )
         assert all(torch.equal(got, kept[place]) for got, kept in zip(draws, every, strict=True))
         seen |= {*place.tolist()}
     assert len(seen) > 0.9 * V * 200  # 1 - (2/3)^8 = 96 % of the views have had their turn
-    assert len({*zip(every.dy.tolist(), every.dx.tolist(), strict=True)}) == (2 * dataset.pad + 1) ** 2
+    assert (
+        len({*zip(every.dy.tolist(), every.dx.tolist(), strict=True)}) == (2 * dataset.pad + 1) ** 2
+    )
 
 
 def test_the_views_are_those_of_all_seeds_and_methods_and_the_choice_among_them_is_the_seeds():
-    one, same, other = (engine.make_run(finite("supervised", seed=s), {}, torch.device("cpu")).dataset for s in (0, 0, 1))
+    one, same, other = (
+        engine.make_run(finite("supervised", seed=s), {}, torch.device("cpu")).dataset
+        for s in (0, 0, 1)
+    )
     drawn = [views.draw(finite("supervised", seed=s), d) for s, d in ((0, one), (1, other))]
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
-    plans = [engine.draw_epoch(finite(m, seed=s), d, 1) for m, s, d in (("supervised", 0, one), ("kd", 0, same), ("kd", 1, other))]
+    plans = [
+        engine.draw_epoch(finite(m, seed=s), d, 1)
+        for m, s, d in (("supervised", 0, one), ("kd", 0, same), ("kd", 1, other))
+    ]
     assert torch.equal(plans[0], plans[1]) and not torch.equal(plans[0], plans[2])
 
 
@@ -57,7 +71,9 @@ def test_without_finite_views_the_plan_is_what_it_always_was():
     dataset = engine.make_run(config, {}, torch.device("cpu")).dataset
     order, place, *draws = engine.draw_epoch(config, dataset, 2)
     generator = torch.Generator().manual_seed(2)
-    assert torch.equal(order, torch.randperm(200, generator=generator)) and torch.equal(place, order)
+    assert torch.equal(order, torch.randperm(200, generator=generator)) and torch.equal(
+        place, order
+    )
     expected = augment.draw(200, dataset.pad, dataset.flip, generator)
     assert all(torch.equal(got, drawn[order]) for got, drawn in zip(draws, expected, strict=True))
 
@@ -68,7 +84,9 @@ def test_without_finite_views_the_plan_is_what_it_always_was():
 @pytest.mark.parametrize("method", TAUGHT)
 def test_training_with_stored_outputs_is_training_with_the_teacher_up_to_half_precision(method):
     config = finite(method)
-    stored, asked = (engine.train_epoch(config, run, 0) for run in (run_of(config), training.make_run(config)))
+    stored, asked = (
+        engine.train_epoch(config, run, 0) for run in (run_of(config), runner.make_run(config))
+    )
     for log in (stored, asked):
         log.pop("train_error", None)  # counts: an image at the boundary jumps
     assert stored == pytest.approx(asked, rel=5e-3)
@@ -77,7 +95,7 @@ def test_training_with_stored_outputs_is_training_with_the_teacher_up_to_half_pr
 @pytest.mark.parametrize("method", TAUGHT)
 def test_a_method_reads_what_it_says_and_all_of_it(method):
     config = finite(method)
-    run = training.make_run(config)
+    run = runner.make_run(config)
     read = set()
 
     class Noting(dict):
@@ -87,12 +105,14 @@ def test_a_method_reads_what_it_says_and_all_of_it(method):
 
     def teacher(images):
         logits, features = training_teacher(images)
-        return Output(logits, Noting({name: features[name] for name in methods.needs(config)}))
+        return Output(logits, Noting({name: features[name] for name in registry.needs(config)}))
 
     training_teacher = run.teacher
     for epoch in range(config.epochs):
         engine.train_epoch(config, run._replace(teacher=teacher), epoch)
-    assert read <= {*methods.needs(config)} and (read or method in ("kd", "sp", "factor-ae"))  # these ask for `Output.feature`
+    assert read <= {*registry.needs(config)} and (
+        read or method in ("kd", "sp", "factor-ae")
+    )  # these ask for `Output.feature`
 
 
 def test_nothing_is_computed_twice(monkeypatch):
@@ -101,7 +121,12 @@ def test_nothing_is_computed_twice(monkeypatch):
     run_of(finite("ft"))
     assert len(files()) == 3  # the encoder is part of the teacher that FT sees
     monkeypatch.setattr(views, "compute", lambda *_: pytest.fail("computed again"))
-    for again in (finite("kd", kd_alpha=0.5), finite("ft"), finite("ie-ft"), finite("kd", seed=5)):  # 5 teachers: seed 5 has teacher 0
+    for again in (
+        finite("kd", kd_alpha=0.5),
+        finite("ft"),
+        finite("ie-ft"),
+        finite("kd", seed=5),
+    ):  # 5 teachers: seed 5 has teacher 0
         run_of(again)
     with pytest.raises(pytest.fail.Exception):
         run_of(finite("kd", seed=1))
@@ -118,16 +143,17 @@ def test_the_file_holds_half_precision_and_no_more_than_it_says():
 
 def test_too_much_is_refused_before_anything_trains(monkeypatch):
     monkeypatch.setattr(views, "LIMIT", 50_000)
-    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
     with pytest.raises(
-        ConfigError, match=r"views: 3 is not usable; what ft needs of the teacher \(logits, factor\) would take .* fewer views"
+        ConfigError,
+        match=r"views: 3 is not usable; what ft needs of the teacher \(logits, factor\) would take .* fewer views",
     ):
         train(finite("ft"))
 
 
 def test_values_beyond_half_precision_are_refused():
     config = finite("kd")
-    run = training.make_run(config)
+    run = runner.make_run(config)
     with torch.no_grad():
         run.teacher.network.head.bias.fill_(1e5)
     with pytest.raises(ConfigError, match="beyond float16"):
@@ -135,7 +161,9 @@ def test_values_beyond_half_precision_are_refused():
     assert not files()
 
 
-@pytest.mark.parametrize("spoil", [lambda b: b[:-50], lambda b: b"", lambda b: b[:-1] + bytes([b[-1] ^ 1])])
+@pytest.mark.parametrize(
+    "spoil", [lambda b: b[:-50], lambda b: b"", lambda b: b[:-1] + bytes([b[-1] ^ 1])]
+)
 def test_a_damaged_file_is_made_again(spoil, capsys):
     config = finite("kd")
     expected = run_of(config).stored.tensors["logits"].clone()
@@ -160,7 +188,7 @@ def count_computations(config, notes):
 
 
 def test_processes_that_need_the_same_file_make_it_once(runs, tmp_path):
-    training.make_run(finite("kd"))
+    runner.make_run(finite("kd"))
     notes = tmp_path / "notes"
     processes = [start(count_computations, runs, finite("kd"), str(notes)) for _ in range(3)]
     for process in processes:

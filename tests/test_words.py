@@ -6,13 +6,15 @@ import frames
 import pandas as pd
 import pytest
 
-from iekd import arms, tables, words
-from iekd.stats import paired
+from iekd.report import labels, phrases, tables
+from iekd.report.statistics import paired
 
 
 def runs(ie: dict[int, float]):
     ft = {0: 10.0, 1: 11.0, 2: 12.0}
-    return arms.scope(frames.frame("smoke", ({"method": "ft"}, ft), ({"method": "ie-ft"}, ie)), "smoke")
+    return labels.scope(
+        frames.frame("smoke", ({"method": "ft"}, ft), ({"method": "ie-ft"}, ie)), "smoke"
+    )
 
 
 @pytest.mark.parametrize(
@@ -20,39 +22,51 @@ def runs(ie: dict[int, float]):
     [
         ({0: 9.0, 1: 10.01, 2: 11.02}, "a lower error than FT (−0.99 points, 95 % interval ["),
         ({0: 11.0, 1: 12.01, 2: 13.02}, "a higher error than FT (+1.01 points"),
-        ({0: 9.0, 1: 12.0, 2: 12.0}, "an error that differs inconclusively from that of FT (+0.00 points"),
+        (
+            {0: 9.0, 1: 12.0, 2: 12.0},
+            "an error that differs inconclusively from that of FT (+0.00 points",
+        ),
         ({0: 9.99, 1: 11.01, 2: 12.0}, "an error equivalent to that of FT (+0.00 points"),
         ({0: 9.0}, "fewer than two common seeds with FT"),
         ({}, "no runs yet"),
     ],
 )
 def test_compared(ie, start):
-    assert words.compared(runs(ie), "ie-ft", "ft").startswith(start)
+    assert phrases.compared(runs(ie), "ie-ft", "ft").startswith(start)
 
 
 def test_other_quantities_than_errors_have_a_name_and_no_points():
     found = runs({0: 9.0, 1: 10.01, 2: 11.02})
     found["cka_halves"] = found["last"] / 10
-    said = words.compared(found, "ie-ft", "ft", "cka_halves", "CKA between the halves")
+    said = phrases.compared(found, "ie-ft", "ft", "cka_halves", "CKA between the halves")
     assert said.startswith("a lower CKA between the halves than FT (−0.099, 95 % interval [")
     found.loc[found["method"] == "ie-ft", "cka_halves"] = [0.9, 1.2, 1.2]
-    said = words.compared(found, "ie-ft", "ft", "cka_halves", "CKA between the halves")
-    assert said.startswith("a CKA between the halves that differs inconclusively from that of FT (+0.000, ")
+    said = phrases.compared(found, "ie-ft", "ft", "cka_halves", "CKA between the halves")
+    assert said.startswith(
+        "a CKA between the halves that differs inconclusively from that of FT (+0.000, "
+    )
 
 
 def test_unknown_baseline():
-    assert words.compared(runs({0: 9.0}), "ie-ft", "kd") == "no runs yet"
+    assert phrases.compared(runs({0: 9.0}), "ie-ft", "kd") == "no runs yet"
 
 
 def test_a_family_is_corrected_over_its_own_pairs():
     kd = {0: 10.0, 1: 11.3, 2: 12.1}
-    some = [({"method": "ft"}, {0: 10.0, 1: 11.0, 2: 12.0}), ({"method": "ie-ft"}, {0: 9.0, 1: 10.01, 2: 11.02}), ({"method": "kd"}, kd)]
-    found = arms.scope(frames.frame("smoke", *some), "smoke")
+    some = [
+        ({"method": "ft"}, {0: 10.0, 1: 11.0, 2: 12.0}),
+        ({"method": "ie-ft"}, {0: 9.0, 1: 10.01, 2: 11.02}),
+        ({"method": "kd"}, kd),
+    ]
+    found = labels.scope(frames.frame("smoke", *some), "smoke")
     pairs = [("ie-ft", "ft"), ("kd", "ft"), ("at", "ft")]
-    low, same, absent = words.family(found, pairs)
+    low, same, absent = phrases.family(found, pairs)
     assert low.startswith("a lower error than FT (−0.99 points") and same.startswith(
         "an error that differs inconclusively from that of FT (+0.13"
     )
     assert absent == "no runs yet"
-    p = [paired(found[found["method"] == m].set_index("seed")["last"], pd.Series(some[0][1])).p for m in ("ie-ft", "kd")]
+    p = [
+        paired(found[found["method"] == m].set_index("seed")["last"], pd.Series(some[0][1])).p
+        for m in ("ie-ft", "kd")
+    ]
     assert same.endswith(f"{tables.p_text(max(p))})")  # the larger of two is not multiplied

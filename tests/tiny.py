@@ -13,9 +13,19 @@ from iekd.config import RunConfig
 from iekd.records import Metric, Record
 
 SMALL = dict(
-    teacher="resnet8x0.5", student="resnet8x0.25", train_images=200, validation_images=100, epochs=3, teacher_epochs=2, ae_epochs=2
-)  # fmt: skip
-TIMES = ("started", "seconds", "images_per_second")  # all that two runs of one configuration may differ in
+    teacher="resnet8x0.5",
+    student="resnet8x0.25",
+    train_images=200,
+    validation_images=100,
+    epochs=3,
+    teacher_epochs=2,
+    ae_epochs=2,
+)
+TIMES = (
+    "started",
+    "seconds",
+    "images_per_second",
+)  # all that two runs of one configuration may differ in
 
 
 def tiny(method: str = "supervised", **fields: Any) -> RunConfig:
@@ -33,11 +43,20 @@ def made_up(config: RunConfig, error: float = 10.0) -> Record:
     epochs = list(range(1, config.epochs + 1))
     metric = Metric(epoch=config.epochs, test_error=error, validation_error=error + 1)
     return Record(
-        config=config, hash=config.hash, parents={}, weights="0" * 64, git={"commit": None, "dirty": None}, versions={"iekd": "0"},
-        device={"name": "abacus", "type": "cpu", "threads": 1}, started="2021-06-19T00:00:00+00:00", seconds=1.0, images_per_second=1.0,
-        data={"name": config.dataset, "checksum": "0"}, history={"lr": [0.1 / e for e in epochs], "loss": [1 / e for e in epochs]},
+        config=config,
+        hash=config.hash,
+        parents={},
+        weights="0" * 64,
+        git={"commit": None, "dirty": None},
+        versions={"iekd": "0"},
+        device={"name": "abacus", "type": "cpu", "threads": 1},
+        started="2021-06-19T00:00:00+00:00",
+        seconds=1.0,
+        images_per_second=1.0,
+        data={"name": config.dataset, "checksum": "0"},
+        history={"lr": [0.1 / e for e in epochs], "loss": [1 / e for e in epochs]},
         metrics={"last": metric, "val_selected": metric, "best_on_test": metric},
-    )  # fmt: skip
+    )
 
 
 def start(task: Callable, runs: Path, *arguments: Any) -> multiprocessing.Process:

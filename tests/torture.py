@@ -34,33 +34,72 @@ ROOT = Path(__file__).parents[1]
 TIMES = ("started", "seconds", "images_per_second")
 # Some seconds a run, so that checkpoints are written and found.
 BASE = {
-    "preset": "smoke", "teacher": "resnet8x0.5", "student": "resnet8x0.25", "train_images": 400, "validation_images": 100, "epochs": 120,
-}  # fmt: skip
+    "preset": "smoke",
+    "teacher": "resnet8x0.5",
+    "student": "resnet8x0.25",
+    "train_images": 400,
+    "validation_images": 100,
+    "epochs": 120,
+}
 GRIDS = {
-    "first.yaml": {"base": {**BASE, "teacher_epochs": 80, "ae_epochs": 40}, "runs": [{"method": ["kd", "ie-ft"], "seed": [0, 1]}]},
-    "second.yaml": {"base": BASE, "runs": [{"method": "dml", "seed": 0}, {"method": "at", "views": 1, "teacher_epochs": 80, "seed": 0}]},
+    "first.yaml": {
+        "base": {**BASE, "teacher_epochs": 80, "ae_epochs": 40},
+        "runs": [{"method": ["kd", "ie-ft"], "seed": [0, 1]}],
+    },
+    "second.yaml": {
+        "base": BASE,
+        "runs": [
+            {"method": "dml", "seed": 0},
+            {"method": "at", "views": 1, "teacher_epochs": 80, "seed": 0},
+        ],
+    },
 }
 # A file is of the first of these kinds whose end its name has.
 KINDS = {
     "copy": re.compile(r"/(\._|[^/]*( copy|\.sync-conflict| \(1\)))[^/]*$"),
-    "checkpoint": re.compile(r"\.checkpoint\.safetensors$"), "record": re.compile(r"\.json$"),
-    "views": re.compile(r"/views/.*\.safetensors$"), "weights": re.compile(r"\.safetensors$"), "lock": re.compile(r"\.lock$"),
-    "log": re.compile(r"/cache/.*\.log$"), "damaged checkpoint": re.compile(r"\.damaged$"),
-}  # fmt: skip
+    "checkpoint": re.compile(r"\.checkpoint\.safetensors$"),
+    "record": re.compile(r"\.json$"),
+    "views": re.compile(r"/views/.*\.safetensors$"),
+    "weights": re.compile(r"\.safetensors$"),
+    "lock": re.compile(r"\.lock$"),
+    "log": re.compile(r"/cache/.*\.log$"),
+    "damaged checkpoint": re.compile(r"\.damaged$"),
+}
 WAYS = {
-    "record": ["cut off", "emptied", "removed", "copied"], "checkpoint": ["cut off", "emptied", "altered", "removed", "copied"],
-    "weights": ["cut off", "emptied", "altered", "removed", "copied"], "views": ["cut off", "emptied", "altered", "removed"],
-    "lock": ["removed at rest"], "log": ["cut off", "emptied", "removed"], "damaged checkpoint": ["removed"], "copy": ["removed"],
-}  # fmt: skip
+    "record": ["cut off", "emptied", "removed", "copied"],
+    "checkpoint": ["cut off", "emptied", "altered", "removed", "copied"],
+    "weights": ["cut off", "emptied", "altered", "removed", "copied"],
+    "views": ["cut off", "emptied", "altered", "removed"],
+    "lock": ["removed at rest"],
+    "log": ["cut off", "emptied", "removed"],
+    "damaged checkpoint": ["removed"],
+    "copy": ["removed"],
+}
 COPIES = ["._{}", "{} copy{}", "{}.sync-conflict-20261125-101010{}", "{} (1){}"]
 
 
 def start(folder: Path, jobs: int = 1, pack: int = 1) -> subprocess.Popen:
     """A sweep on the store in `folder`, in a process group of its own."""
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "IEKD_RUNS": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = {
+        **os.environ,
+        "IEKD_RUNS": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     grids = [str(folder.parent / name) for name in GRIDS]
-    words = [sys.executable, "-m", "iekd", "sweep", *grids, "--jobs", str(jobs), "--pack", str(pack)]
+    words = [
+        sys.executable,
+        "-m",
+        "iekd",
+        "sweep",
+        *grids,
+        "--jobs",
+        str(jobs),
+        "--pack",
+        str(pack),
+    ]
     with (folder / "sweeps.log").open("a") as log:
         return subprocess.Popen(words, stdout=log, stderr=log, env=environment, process_group=0)
 
@@ -74,7 +113,9 @@ def training(folder: Path) -> dict[int, int]:
                 re.search(rb"iekd\0(run|pack)\0", (process / "cmdline").read_bytes())
                 and f"IEKD_RUNS={folder}\0".encode() in (process / "environ").read_bytes()
             ):
-                found[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+                found[int(process.name)] = int(
+                    (process / "stat").read_text().rpartition(")")[2].split()[1]
+                )
         except OSError:  # it has just ended
             pass
     return found
@@ -83,13 +124,17 @@ def training(folder: Path) -> dict[int, int]:
 def results(folder: Path) -> dict[str, dict[str, Any]]:
     """What the records say, without times; a damaged one says nothing. How many ran in a pack is no result."""
     found = {}
-    for path in sorted(path for path in folder.glob("records/**/*.json") if kind_of(path) == "record"):
+    for path in sorted(
+        path for path in folder.glob("records/**/*.json") if kind_of(path) == "record"
+    ):
         try:
             content = json.loads(path.read_text())
         except ValueError:
             content = {}
         content.get("device", {}).pop("packed", None)
-        found[str(path.relative_to(folder))] = {name: value for name, value in content.items() if name not in TIMES}
+        found[str(path.relative_to(folder))] = {
+            name: value for name, value in content.items() if name not in TIMES
+        }
     return found
 
 
@@ -103,10 +148,21 @@ def compare(calm: dict, found: dict, when: str) -> None:
     lines = [f"  {path}: missing" for path in calm.keys() - found.keys()]
     lines += [f"  {path}: nobody asked for it" for path in found.keys() - calm.keys()]
     for path in calm.keys() & found.keys():
-        differ = [name for name in calm[path].keys() | found[path].keys() if calm[path].get(name) != found[path].get(name)]
-        lines += [f"  {path}: {name} is {found[path].get(name)!r:.200}, not {calm[path].get(name)!r:.200}" for name in sorted(differ)]
+        differ = [
+            name
+            for name in calm[path].keys() | found[path].keys()
+            if calm[path].get(name) != found[path].get(name)
+        ]
+        lines += [
+            f"  {path}: {name} is {found[path].get(name)!r:.200}, not {calm[path].get(name)!r:.200}"
+            for name in sorted(differ)
+        ]
     if lines:
-        raise SystemExit("\n".join([f"FAILED: {when}, the records are not those of a calm sweep", *sorted(lines)]))
+        raise SystemExit(
+            "\n".join(
+                [f"FAILED: {when}, the records are not those of a calm sweep", *sorted(lines)]
+            )
+        )
 
 
 def finish(folder: Path) -> None:
@@ -117,7 +173,10 @@ def finish(folder: Path) -> None:
         if start(folder, jobs=2).wait() == 0:
             return
         words = log.read_bytes()[said:].decode(errors="replace")
-        for name in re.findall(rf"({re.escape(str(folder))}\S+) (?:is damaged|cannot be read|is not a valid record)", words):
+        for name in re.findall(
+            rf"({re.escape(str(folder))}\S+) (?:is damaged|cannot be read|is not a valid record)",
+            words,
+        ):
             Path(name).unlink(missing_ok=True)  # deleting is what the message asks for
     raise SystemExit(f"FAILED: a sweep of {folder} does not come to its end; see {log}")
 
@@ -167,7 +226,11 @@ def damage(folder: Path, sweeps: list[subprocess.Popen], chance: random.Random) 
 def files(folder: Path) -> dict[str, list[Path]]:
     """The files of a store that may be touched, by kind."""
     found: dict[str, list[Path]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and (not p.name.startswith(".") or kind_of(p) == "copy")):
+    for path in sorted(
+        p
+        for p in folder.rglob("*")
+        if p.is_file() and (not p.name.startswith(".") or kind_of(p) == "copy")
+    ):
         if kind := kind_of(path):
             found.setdefault(kind, []).append(path)
     return found
@@ -180,8 +243,12 @@ def hurt(victim: Path, kind: str, way: str, chance: random.Random) -> str:
         if way.startswith("removed"):
             victim.unlink()
         elif way == "copied":
-            name = chance.choice(COPIES).format(victim.name.partition(".")[0], victim.name[victim.name.index(".") :])
-            victim.with_name(name if name.endswith(victim.suffix) else f"{name}{victim.suffix}").write_bytes(content)
+            name = chance.choice(COPIES).format(
+                victim.name.partition(".")[0], victim.name[victim.name.index(".") :]
+            )
+            victim.with_name(
+                name if name.endswith(victim.suffix) else f"{name}{victim.suffix}"
+            ).write_bytes(content)
         elif way == "emptied" or not content:
             victim.write_bytes(b"")
         elif way == "altered":
@@ -194,7 +261,13 @@ def hurt(victim: Path, kind: str, way: str, chance: random.Random) -> str:
     return f"{kind} {way}"
 
 
-ACTIONS = {kill_training: 8, kill_sweep: 2, kill_group: 3, stop_sweep: 2, damage: 2}  # with their weights
+ACTIONS = {
+    kill_training: 8,
+    kill_sweep: 2,
+    kill_group: 3,
+    stop_sweep: 2,
+    damage: 2,
+}  # with their weights
 
 
 def send(process: int, number: int) -> None:
@@ -208,12 +281,19 @@ def send(process: int, number: int) -> None:
 def fill_disk(folder: Path, calm: dict) -> str:
     """A store on a disk that runs full: the sweep says so, what is recorded is whole, and with more space it goes on."""
     folder.mkdir()
-    if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=400k", "iekd", folder], stderr=subprocess.DEVNULL).returncode:
+    if (
+        os.geteuid()
+        or subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=400k", "iekd", folder], stderr=subprocess.DEVNULL
+        ).returncode
+    ):
         return "full disk: skipped, it takes root to mount a small one"
     try:
         status = start(folder, jobs=2).wait()
         early = results(folder)
-        said = "No space left" in "".join(p.read_text(errors="replace") for p in folder.rglob("*.log"))
+        said = "No space left" in "".join(
+            p.read_text(errors="replace") for p in folder.rglob("*.log")
+        )
         subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
         finish(folder)
         compare({path: calm[path] for path in early}, early, "on a full disk")
@@ -235,7 +315,11 @@ def torture(folder: Path, calm: dict, until: float, chance: random.Random) -> Co
             sweeps.append(start(folder, pack=chance.choice([1, 3])))
         time.sleep(chance.uniform(0.2, 5))
         found = results(folder)
-        compare(known, {path: found[path] for path in known.keys() & found.keys()}, "without an attack on them")
+        compare(
+            known,
+            {path: found[path] for path in known.keys() & found.keys()},
+            "without an attack on them",
+        )
         (action,) = chance.choices(list(ACTIONS), list(ACTIONS.values()))
         if what := action(folder, sweeps, chance):
             done[what] += 1
@@ -255,7 +339,9 @@ def torture(folder: Path, calm: dict, until: float, chance: random.Random) -> Co
 def at_rest(folder: Path, calm: dict, chance: random.Random) -> Counter:
     """When all is finished: a record of every method is gone, as a message asks for, and a file of every kind is hurt."""
     done: Counter = Counter()
-    by_method = {calm[path]["config"]["method"]: path for path in chance.sample(sorted(calm), len(calm))}
+    by_method = {
+        calm[path]["config"]["method"]: path for path in chance.sample(sorted(calm), len(calm))
+    }
     for path in by_method.values():
         (folder / path).unlink()
         done["record removed at rest"] += 1
@@ -274,14 +360,32 @@ def keep(path: Path, facts: dict[str, Any]) -> None:
     from iekd.records import provenance
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**facts, "losses": 0, **provenance()}, indent=1, sort_keys=True) + "\n")
+    path.write_text(
+        json.dumps({**facts, "losses": 0, **provenance()}, indent=1, sort_keys=True) + "\n"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="kill sweeps at random and see whether anything is lost")
-    parser.add_argument("--minutes", type=float, default=5.0, help="for the rounds; the calm sweeps before and after come on top")
-    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1000), help="of the choices, not of the moments")
-    parser.add_argument("--out", type=Path, help="write what was done, with the machine, to this JSON file (the book shows runs/torture/)")
+    parser = argparse.ArgumentParser(
+        description="kill sweeps at random and see whether anything is lost"
+    )
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=5.0,
+        help="for the rounds; the calm sweeps before and after come on top",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.SystemRandom().randrange(1000),
+        help="of the choices, not of the moments",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="write what was done, with the machine, to this JSON file (the book shows runs/torture/)",
+    )
     options = parser.parse_args()
     chance, done, rounds = random.Random(options.seed), Counter(), 0
     folder = Path(tempfile.mkdtemp(prefix="iekd-torture-"))
@@ -296,7 +400,10 @@ def main() -> None:
         while time.monotonic() < until:
             rounds += 1
             done += (what := torture(folder / f"round{rounds}", calm, until, chance))
-            print(f"round {rounds}: {sum(what.values())} attacks, all {len(calm)} records as in the calm sweep", flush=True)
+            print(
+                f"round {rounds}: {sum(what.values())} attacks, all {len(calm)} records as in the calm sweep",
+                flush=True,
+            )
     finally:
         for process in [p for place in folder.iterdir() for p in training(place)]:
             send(process, signal.SIGKILL)
@@ -304,7 +411,16 @@ def main() -> None:
         print(f"{count:6} {what}")
     print(f"{sum(done.values())} attacks in {rounds} rounds, 0 losses")
     if options.out:
-        keep(options.out, {"seed": options.seed, "minutes": options.minutes, "rounds": rounds, "records": len(calm), "attacks": dict(done)})
+        keep(
+            options.out,
+            {
+                "seed": options.seed,
+                "minutes": options.minutes,
+                "rounds": rounds,
+                "records": len(calm),
+                "attacks": dict(done),
+            },
+        )
     shutil.rmtree(folder)
 
 

@@ -30,8 +30,12 @@ MATHJAX_FILES = ("tex-chtml.js", "input/tex/extensions/*.js", "output/chtml/font
 MAX_PAGE_BYTES = 1_000_000
 
 # What a browser fetches without being asked. Plain links (<a href>) are the reader's own choice.
-FOREIGN = re.compile(r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\bsrc=\"((?:https?:)?//[^\"]+)", re.I)
-FOREIGN_LINK = re.compile(r"<link\b(?![^>]*rel=\"(?:canonical|license)\")[^>]*?\bhref=\"((?:https?:)?//[^\"]+)", re.I)
+FOREIGN = re.compile(
+    r"<(?:script|img|iframe|source|video|audio|embed)\b[^>]*?\bsrc=\"((?:https?:)?//[^\"]+)", re.I
+)
+FOREIGN_LINK = re.compile(
+    r"<link\b(?![^>]*rel=\"(?:canonical|license)\")[^>]*?\bhref=\"((?:https?:)?//[^\"]+)", re.I
+)
 RECORD_LINK = re.compile(r"href=\"(?:\./)?(records/[^\"#?<]+)\"")
 FIGURE = re.compile(r"<figure\b[^>]*?\bid=\"([^\"]+)\"[^>]*>(.*?)</figure>", re.S)
 PICTURE = re.compile(r"<img\b[^>]*?\bsrc=\"([^\"]+)\"")
@@ -42,13 +46,19 @@ def inputs_digest() -> str:
 
     Smoke records are left out: the notebooks' live cells write them during the build.
     """
-    runs = [path for path in (ROOT / "runs").rglob("*") if path.suffix in (".yaml", ".json") and "cache" not in path.parts]
+    runs = [
+        path
+        for path in (ROOT / "runs").rglob("*")
+        if path.suffix in (".yaml", ".json") and "cache" not in path.parts
+    ]
     found = [*(ROOT / "iekd").rglob("*.py"), *runs]
     files = sorted(f for f in found if not f.is_relative_to(RECORDS / "smoke"))
     packages = sorted(f"{d.name}=={d.version}" for d in distributions())
     digest = hashlib.sha256("\n".join([sys.version, *packages]).encode())
     for file in files:
-        digest.update(f"{file.relative_to(ROOT)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+        digest.update(
+            f"{file.relative_to(ROOT)}\0".encode() + hashlib.sha256(file.read_bytes()).digest()
+        )
     return digest.hexdigest()[:12]
 
 
@@ -61,12 +71,16 @@ def choose_cache(app: Sphinx, config) -> None:
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     config.nb_execution_cache_path = str(cache)
     # sphinx-external-toc 1.1 fails on pages kept from a build with another table of contents (KeyError)
-    config.iekd_toc = Path(config.external_toc_path or Path(app.srcdir) / "_toc.yml").read_text(encoding="utf-8")
+    config.iekd_toc = Path(config.external_toc_path or Path(app.srcdir) / "_toc.yml").read_text(
+        encoding="utf-8"
+    )
 
 
 def copy_mathjax(static: Path) -> None:
     """Copy the MathJax files that a page loads (1.8 of the package's 24 MB) to `static/mathjax`."""
-    package = Path(distribution("sphinx-mathjax-offline").locate_file("sphinx-mathjax-offline/static/mathjax"))
+    package = Path(
+        distribution("sphinx-mathjax-offline").locate_file("sphinx-mathjax-offline/static/mathjax")
+    )
     for file in (f for pattern in MATHJAX_FILES for f in package.glob(pattern)):
         target = static / "mathjax" / file.relative_to(package)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -75,7 +89,9 @@ def copy_mathjax(static: Path) -> None:
 
 def write_vega(static: Path) -> None:
     """Write Vega, Vega-Lite and vega-embed as one script that leaves `vegaEmbed` behind, and nothing else that could be in the way."""
-    (static / "vega.js").write_text(f"(() => {{{vl_convert.javascript_bundle()}}})();", encoding="utf-8")
+    (static / "vega.js").write_text(
+        f"(() => {{{vl_convert.javascript_bundle()}}})();", encoding="utf-8"
+    )
 
 
 def copy_records(target: Path) -> None:
@@ -99,7 +115,9 @@ def captioned(notebook: Path) -> list[str]:
 def drawn(site: Path, html: str) -> set[str]:
     """The names of the figures on a page that hold a picture, in a file that exists."""
     pictures = {name: PICTURE.search(content) for name, content in FIGURE.findall(html)}
-    return {name for name, found in pictures.items() if found and (site / unquote(found[1])).is_file()}
+    return {
+        name for name, found in pictures.items() if found and (site / unquote(found[1])).is_file()
+    }
 
 
 def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
@@ -109,11 +127,23 @@ def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
         text = page.read_text(encoding="utf-8")
         if page.stat().st_size > MAX_PAGE_BYTES:
             found.append(f"{page.name}: {page.stat().st_size} bytes, more than {MAX_PAGE_BYTES}")
-        found += [f"{page.name}: loads {url}" for url in FOREIGN.findall(text) + FOREIGN_LINK.findall(text)]
-        missing = sorted({link for link in RECORD_LINK.findall(text) if not (site / unquote(link)).is_file()})
+        found += [
+            f"{page.name}: loads {url}"
+            for url in FOREIGN.findall(text) + FOREIGN_LINK.findall(text)
+        ]
+        missing = sorted(
+            {link for link in RECORD_LINK.findall(text) if not (site / unquote(link)).is_file()}
+        )
         found += [f"{page.name}: links to {link}, which does not exist" for link in missing]
-        lacking = [name for name in captioned(source / f"{page.stem}.ipynb") if name not in drawn(site, text)]
-        found += [f"{page.name}: {name} has a caption and no picture; its cell must return a figure" for name in lacking]
+        lacking = [
+            name
+            for name in captioned(source / f"{page.stem}.ipynb")
+            if name not in drawn(site, text)
+        ]
+        found += [
+            f"{page.name}: {name} has a caption and no picture; its cell must return a figure"
+            for name in lacking
+        ]
     return found
 
 

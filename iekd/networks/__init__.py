@@ -50,7 +50,11 @@ def feature_shapes(name: str, image: tuple[int, int, int]) -> dict[str, tuple[in
 
 def last_size(name: str, image: tuple[int, int, int]) -> tuple[int, ...]:
     """(H, W) of the last feature for images of shape (C, H, W): the smallest in the network."""
-    return [shape for feature, shape in feature_shapes(name, image).items() if feature.startswith("stage")][-1][1:]
+    return [
+        shape
+        for feature, shape in feature_shapes(name, image).items()
+        if feature.startswith("stage")
+    ][-1][1:]
 
 
 def _constructor(name: str) -> Callable[..., nn.Module]:
@@ -65,12 +69,16 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
     if match := re.fullmatch(r"resnet(10|18|34)(?:x([\d.]+))?(_3x3)?", name):
         width = match[2]
         if width is None or _is_multiplier(width):
-            return partial(ImageNetResNet, int(match[1]), float(width or 1), small=match[3] is not None)
+            return partial(
+                ImageNetResNet, int(match[1]), float(width or 1), small=match[3] is not None
+            )
     if match := re.fullmatch(r"wrn([1-9]\d*)_([1-9]\d*)", name):
         depth, factor = int(match[1]), int(match[2])
         if depth >= 10 and depth % 6 == 4:
             return partial(WideResNet, depth, factor)
-    raise ValueError(f"network {name!r} is not known{_other_spelling(name)}; the networks are {ALLOWED}")
+    raise ValueError(
+        f"network {name!r} is not known{_other_spelling(name)}; the networks are {ALLOWED}"
+    )
 
 
 def _other_spelling(name: str) -> str:
@@ -79,9 +87,24 @@ def _other_spelling(name: str) -> str:
     def bare(text: str) -> str:
         return re.sub("[^a-z0-9.]", "", text.lower())
 
-    resnets = [f"resnet{depth}{width}" for depth in range(8, 111, 6) for width in ("", "x0.25", "x0.5", "x2", "x4")]
-    imagenet = [f"resnet{depth}{width}{stem}" for depth in BLOCKS for width in ("", "x0.25", "x0.5") for stem in ("", "_3x3")]
-    known = [*resnets, *imagenet, *(f"wrn{depth}_{k}" for depth in range(10, 47, 6) for k in (1, 2, 4, 8, 10)), "vgg13", "mobilenetv2x0.5"]
+    resnets = [
+        f"resnet{depth}{width}"
+        for depth in range(8, 111, 6)
+        for width in ("", "x0.25", "x0.5", "x2", "x4")
+    ]
+    imagenet = [
+        f"resnet{depth}{width}{stem}"
+        for depth in BLOCKS
+        for width in ("", "x0.25", "x0.5")
+        for stem in ("", "_3x3")
+    ]
+    known = [
+        *resnets,
+        *imagenet,
+        *(f"wrn{depth}_{k}" for depth in range(10, 47, 6) for k in (1, 2, 4, 8, 10)),
+        "vgg13",
+        "mobilenetv2x0.5",
+    ]
     return next((f" (did you mean {other!r}?)" for other in known if bare(other) == bare(name)), "")
 
 

@@ -31,7 +31,9 @@ class ImageNetResNet(nn.Module):
     `small` chooses the 3x3 stem. The stem has the channels of the first stage.
     """
 
-    def __init__(self, depth: int, width: float, small: bool, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(
+        self, depth: int, width: float, small: bool, num_classes: int, in_channels: int = 3
+    ) -> None:
         super().__init__()
         channels = [max(4, int(c * width)) for c in CHANNELS]
         self.feature_channels = channels[-1]
@@ -40,7 +42,10 @@ class ImageNetResNet(nn.Module):
         self.norm = nn.BatchNorm2d(channels[0])
         self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
         inputs = [channels[0], *channels]
-        self.stages = nn.ModuleList(stage(inputs[k], channels[k], 2 if k else 1, blocks) for k, blocks in enumerate(BLOCKS[depth]))
+        self.stages = nn.ModuleList(
+            stage(inputs[k], channels[k], 2 if k else 1, blocks)
+            for k, blocks in enumerate(BLOCKS[depth])
+        )
         self.head = nn.Linear(channels[-1], num_classes)
         he_init(self)
 

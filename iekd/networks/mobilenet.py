@@ -16,7 +16,15 @@ from torch.nn.functional import relu
 from iekd.networks.common import Output, finish, he_init
 
 # Expansion, channels at full width, blocks, stride of the first block.
-BLOCKS = ((1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
+BLOCKS = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 1),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
 LAST = 1280  # channels of the last layer, at any width up to 1
 
 
@@ -28,9 +36,12 @@ class Block(nn.Module):
         inner = inputs * expansion
         self.expand = nn.Sequential(nn.Conv2d(inputs, inner, 1, bias=False), nn.BatchNorm2d(inner))
         self.depthwise = nn.Sequential(
-            nn.Conv2d(inner, inner, 3, stride, padding=1, groups=inner, bias=False), nn.BatchNorm2d(inner), nn.ReLU(),
-            nn.Conv2d(inner, outputs, 1, bias=False), nn.BatchNorm2d(outputs),
-        )  # fmt: skip
+            nn.Conv2d(inner, inner, 3, stride, padding=1, groups=inner, bias=False),
+            nn.BatchNorm2d(inner),
+            nn.ReLU(),
+            nn.Conv2d(inner, outputs, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
         self.same = (inputs, stride) == (outputs, 1)
 
     def forward(self, x: Tensor, active: Tensor) -> Tensor:
@@ -47,14 +58,22 @@ class MobileNetV2(nn.Module):
     def __init__(self, width: float, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
         inputs = int(32 * width)
-        self.stem = nn.Sequential(nn.Conv2d(in_channels, inputs, 3, 2, padding=1, bias=False), nn.BatchNorm2d(inputs), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(in_channels, inputs, 3, 2, padding=1, bias=False),
+            nn.BatchNorm2d(inputs),
+            nn.ReLU(),
+        )
         self.blocks = nn.ModuleList()
-        self.ends: list[int] = []  # the blocks at whose entry a stage ends: the next block has a stride
+        self.ends: list[
+            int
+        ] = []  # the blocks at whose entry a stage ends: the next block has a stride
         for expansion, channels, count, stride in BLOCKS:
             if stride == 2:
                 self.ends.append(len(self.blocks))
             for place in range(count):
-                self.blocks.append(Block(inputs, int(channels * width), 1 if place else stride, expansion))
+                self.blocks.append(
+                    Block(inputs, int(channels * width), 1 if place else stride, expansion)
+                )
                 inputs = int(channels * width)
         self.last = nn.Sequential(nn.Conv2d(inputs, LAST, 1, bias=False), nn.BatchNorm2d(LAST))
         self.head = nn.Linear(LAST, num_classes)
@@ -77,4 +96,6 @@ class MobileNetV2(nn.Module):
                 features |= {f"stage{number}_pre": before, f"stage{number}": active}
             x = block(x, active)
         before, number = self.last(x), len(self.ends) + 1
-        return finish(self.head, {**features, f"stage{number}_pre": before, f"stage{number}": relu(before)})
+        return finish(
+            self.head, {**features, f"stage{number}_pre": before, f"stage{number}": relu(before)}
+        )

@@ -35,7 +35,11 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Identity() if (inputs, stride) == (outputs, 1) else Projection(inputs, outputs, stride)
+        self.shortcut = (
+            nn.Identity()
+            if (inputs, stride) == (outputs, 1)
+            else Projection(inputs, outputs, stride)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm2(self.conv2(relu(self.norm1(self.conv1(x))))) + self.shortcut(x)
@@ -56,7 +60,9 @@ class ResNet(nn.Module):
         self.conv = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
         self.norm = nn.BatchNorm2d(stem)
         inputs = [stem, *channels]
-        self.stages = nn.ModuleList(stage(inputs[k], channels[k], 2 if k else 1, blocks) for k in range(3))
+        self.stages = nn.ModuleList(
+            stage(inputs[k], channels[k], 2 if k else 1, blocks) for k in range(3)
+        )
         self.head = nn.Linear(channels[-1], num_classes)
         he_init(self)
 
@@ -72,7 +78,9 @@ class ResNet(nn.Module):
 
 def stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.ModuleList:
     """`blocks` blocks, of which the first changes channels and size."""
-    return nn.ModuleList([Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))])
+    return nn.ModuleList(
+        [Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))]
+    )
 
 
 def run_stages(stages: nn.ModuleList, x: Tensor) -> dict[str, Tensor]:

@@ -43,7 +43,9 @@ class WideResNet(nn.Module):
         channels = [16, 16 * factor, 32 * factor, 64 * factor]
         self.feature_channels = channels[-1]
         self.conv = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
-        self.stages = nn.ModuleList(stage(channels[k], channels[k + 1], 2 if k else 1, blocks) for k in range(3))
+        self.stages = nn.ModuleList(
+            stage(channels[k], channels[k + 1], 2 if k else 1, blocks) for k in range(3)
+        )
         self.norm = nn.BatchNorm2d(channels[-1])
         self.head = nn.Linear(channels[-1], num_classes)
         he_init(self)
@@ -51,7 +53,11 @@ class WideResNet(nn.Module):
     @property
     def norms(self) -> dict[str, nn.BatchNorm2d]:
         """The normalisation whose output is 'stage<k>_pre', by stage."""
-        return {"stage1": self.stages[1][0].norm1, "stage2": self.stages[2][0].norm1, "stage3": self.norm}
+        return {
+            "stage1": self.stages[1][0].norm1,
+            "stage2": self.stages[2][0].norm1,
+            "stage3": self.norm,
+        }
 
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
@@ -69,4 +75,6 @@ class WideResNet(nn.Module):
 
 def stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.ModuleList:
     """`blocks` blocks, of which the first changes channels and size."""
-    return nn.ModuleList([Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))])
+    return nn.ModuleList(
+        [Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))]
+    )

@@ -1,0 +1,125 @@
+"""The floor under a training step: no step can be faster than its arithmetic and its memory traffic at the rates that the machine has.
+
+Both rates are measured on the device, the work is counted from the networks' shapes. It is a floor for these networks computed operator
+by operator, not a prediction: launches, small shapes and the method's own loss come on top.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from iekd import data, networks
+from iekd.config import RunConfig
+from iekd.config.grid import flops
+from iekd.speed import precision
+
+FLOAT = 4  # bytes
+# How often a convolution's output passes through memory at least: written, and read by what follows; in training it is read once more
+# for the gradient, whose own tensor is written and read.
+FROZEN, TRAINED = 2, 5
+ROUNDS = 20
+
+
+def rates(device: torch.device) -> dict[str, float]:
+    """What the device can do: GFLOP/s in float32, TF32 (on a GPU) and bfloat16 (a large matrix product or convolution, the faster one),
+    GB/s of a copy."""
+    names = {"gflops": "fp32", "gflops_tf32": "tf32", "gflops_bf16": "bf16"}
+    able = {
+        name: arithmetic(how, device)
+        for name, how in names.items()
+        if how != "tf32" or device.type == "cuda"
+    }
+    return {**able, "gbytes": copy(device)}
+
+
+def roof(config: RunConfig, rates: Mapping[str, float]) -> dict[str, Any]:
+    """For an image of this run the work of student and teacher (GFLOP, MB), and the images per second that each of the rates allows."""
+    side = data.image_shape(config)[-1]
+    parts = [(config.student, 3, TRAINED)] + (
+        [(config.teacher, 1, FROZEN)] if config.has_teacher else []
+    )
+    work = sum(passes * flops(name, config.dataset, side) for name, passes, _ in parts)
+    traffic = sum(FLOAT * passes * outputs(name, config) for name, _, passes in parts)
+    limits = {
+        name: rate * 1e9 / (traffic if name == "gbytes" else work) for name, rate in rates.items()
+    }
+    return {
+        "preset": config.preset,
+        "pair": config.pair,
+        "method": config.method,
+        "gflop": work / 1e9,
+        "mbyte": traffic / 1e6,
+        **{name: round(rate, 1) for name, rate in rates.items()},
+        **{f"{name}_limit": round(limit, 1) for name, limit in limits.items()},
+    }
+
+
+def outputs(network: str, config: RunConfig) -> int:
+    """Numbers that the convolutions of a network put out for one image."""
+    counted: list[int] = []
+    with torch.device("meta"), torch.no_grad():  # shapes only
+        built = networks.build(
+            network, data.FACTS[config.dataset].num_classes, data.FACTS[config.dataset].channels
+        ).eval()
+        for module in built.modules():
+            if isinstance(module, nn.Conv2d):
+                module.register_forward_hook(
+                    lambda *call: counted.append(math.prod(call[-1].shape))
+                )
+        built(torch.empty(1, *data.image_shape(config)))
+    return sum(counted)
+
+
+def arithmetic(how: str, device: torch.device) -> float:
+    """GFLOP/s in a precision of `RunConfig`, which this process computes in from now on."""
+    precision.settle(how)
+    dtype = torch.bfloat16 if how == "bf16" else torch.float32
+    size, channels, side = (8192, 256, 64) if device.type == "cuda" else (1024, 64, 16)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    images = torch.randn(128, channels, side, side, device=device).to(
+        dtype, memory_format=torch.channels_last
+    )
+    weight = torch.randn(channels, channels, 3, 3, device=device).to(
+        dtype, memory_format=torch.channels_last
+    )
+    product = 2 * size**3 / _seconds(lambda: a @ b, device)
+    convolution = (
+        2
+        * 9
+        * channels
+        * images.numel()
+        / _seconds(lambda: torch.conv2d(images, weight, padding=1), device)
+    )
+    return max(product, convolution) / 1e9
+
+
+def copy(device: torch.device) -> float:
+    """GB/s of a large copy, reading and writing."""
+    source = torch.rand(
+        2**28 if device.type == "cuda" else 2**26, device=device
+    )  # far beyond any cache's size, or most
+    target = torch.empty_like(source)
+    return 2 * FLOAT * source.numel() / _seconds(lambda: target.copy_(source), device) / 1e9
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """The shortest time of a piece of work: a floor is about the best."""
+    times = []
+    for _ in range(ROUNDS):
+        began = now(device)
+        work()
+        times.append(now(device) - began)
+    return min(times)
+
+
+def now(device: torch.device) -> float:
+    """The time when all work on the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,115 @@
+"""The training loop as it is usually written: what the engine is measured against, and nothing else uses it.
+
+PIL images and torchvision transforms in the worker processes of a DataLoader, PyTorch's own precision (float32, on a GPU with TF32 in the
+convolutions), the teacher as it was trained, `.item()` in every step. Same networks, same method, same optimiser settings as the engine's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from iekd import data
+from iekd.baselines import registry
+from iekd.config import RunConfig
+from iekd.networks import Output
+from iekd.training.engine import build_network
+
+
+class Images(Dataset):
+    """The training images as torchvision's data sets give them: one PIL image at a time, transformed."""
+
+    def __init__(self, dataset: data.DataSet):
+        self.pixels = dataset.train.images.permute(0, 2, 3, 1).contiguous().numpy()
+        self.labels = dataset.train.labels.tolist()
+        flip = [transforms.RandomHorizontalFlip()] if dataset.flip else []
+        crop = transforms.RandomCrop(
+            self.pixels.shape[1], padding=dataset.pad, padding_mode="reflect"
+        )
+        self.transform = transforms.Compose(
+            [crop, *flip, transforms.ToTensor(), transforms.Normalize(dataset.mean, dataset.std)]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
+        pixels = self.pixels[index]
+        return (
+            self.transform(
+                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
+            ),
+            self.labels[index],
+            index,
+        )
+
+
+class PlainRun:
+    """`train_epoch()` is one pass over the training images. `teacher_grad` leaves the frozen teacher under autograd, as happens easily."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        parents: Mapping[str, nn.Module],
+        device: torch.device,
+        dataset: data.DataSet,
+        teacher_grad: bool = False,
+    ):
+        self.device, self.teacher_grad = device, teacher_grad
+        self.student = build_network(config.student, config).to(device)
+        self.teacher = parents["teacher"].to(device).eval() if parents else None
+        self.autoencoder = (
+            parents["autoencoder"].to(device).eval() if "autoencoder" in parents else None
+        )
+        self.method = registry.build(
+            config, self.student, self.teacher, self.autoencoder, dataset.train.labels
+        ).to(device)
+        for parent in parents.values():
+            parent.requires_grad_(teacher_grad)
+        parameters = [*self.student.parameters(), *self.method.parameters()]
+        self.optimiser = torch.optim.SGD(
+            parameters, config.lr, config.momentum, weight_decay=config.weight_decay, nesterov=True
+        )
+        self.loader = DataLoader(
+            Images(dataset),
+            config.batch_size,
+            shuffle=True,
+            num_workers=min(8, os.cpu_count() or 1),
+            pin_memory=device.type == "cuda",
+            persistent_workers=True,
+        )
+
+    def train_epoch(self) -> tuple[float, float]:
+        """Mean loss and error in percent."""
+        self.student.train()
+        self.method.train()
+        total = wrong = 0.0
+        for images, labels, index in self.loader:
+            images, labels, index = (
+                images.to(self.device),
+                labels.to(self.device),
+                index.to(self.device),
+            )
+            target = self._teach(images) if self.teacher is not None else None
+            output = self.student(images)
+            loss = sum(self.method(registry.Batch(labels, index), output, target).values())
+            self.optimiser.zero_grad()
+            loss.backward()
+            self.optimiser.step()
+            total += loss.item() * len(labels)
+            wrong += (output.logits.argmax(1) != labels).sum().item()
+        count = len(self.loader.dataset)
+        return total / count, 100 * wrong / count
+
+    def _teach(self, images: torch.Tensor) -> Output:
+        with torch.set_grad_enabled(self.teacher_grad):
+            output = self.teacher(images)
+            if self.autoencoder is not None:
+                output.features["factor"] = self.autoencoder.encoder(output.feature)
+            return output

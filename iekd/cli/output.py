@@ -1,0 +1,66 @@
+"""What a command prints never stops it: not an old encoding, not a reader that has gone, not a full disk."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import TextIO
+
+GONE = (errno.EPIPE, errno.EINVAL)  # `| head` has read enough; Windows says EINVAL
+
+
+class Stream:
+    """A text stream whose first failure is kept in `error`; from then on what is written goes nowhere."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.error = stream, None
+
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        """As every stream's."""
+        self._do(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As every stream's."""
+        self._do(self.stream.flush)
+
+    def _do(self, action, *words: str) -> None:
+        try:
+            action(*words)
+        except OSError as error:
+            self.error = self.error or error
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(
+                nowhere, self.stream.fileno()
+            )  # the interpreter flushes what is left at its end
+            os.close(nowhere)
+
+
+@contextlib.contextmanager
+def kept() -> Iterator[Stream]:
+    """Standard output and standard error that do not raise while the block lasts; the first of them."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (Stream(_readable(stream)) for stream in before)
+    try:
+        yield sys.stdout
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _readable(stream: TextIO | None) -> TextIO:
+    """The stream, able to write every character: UTF-8 into files and pipes, `?` on a terminal without it."""
+    if stream is None:  # closed, `>&-`
+        return io.StringIO()
+    if isinstance(stream, io.TextIOWrapper):
+        utf8 = not stream.isatty() and "PYTHONIOENCODING" not in os.environ
+        stream.reconfigure(encoding="utf-8" if utf8 else None, errors="replace")
+    return stream

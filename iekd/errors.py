@@ -1,0 +1,27 @@
+"""What goes wrong, each with a message that names the cause and the way out."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A parameter that cannot be used, with the list of what can."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows: the message. Where in the library it was found helps nobody who made a typing mistake."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+class DataError(RuntimeError):
+    """Data that is missing or damaged; the message names the file and the remedy."""
+
+
+class StoreError(RuntimeError):
+    """A file that cannot be written, read or trusted; the message names it and the way out."""
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on; the message says where it stopped and what to do."""
+
+
+class Busy(TrainingError):
+    """Another process trains this run now."""

@@ -1,0 +1,124 @@
+"""What a method sees: the batch, the pairs of stages it compares, and the parts of its loss.
+
+Which features of student and teacher a method compares is known from their shapes alone, before anything is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from iekd.networks import Output
+from iekd.networks.common import he_init
+
+
+class Batch(NamedTuple):
+    """`labels` (B,); `index` (B,): the place of each image in the training split (contrastive methods keep a memory by it).
+
+    `epoch` counts from 0: a method with stages asks it which stage this is. All are the same for every method with one seed.
+    """
+
+    labels: Tensor
+    index: Tensor
+    epoch: int = 0
+
+
+Shapes = dict[str, tuple[int, ...]]  # of the features of a network, see networks.feature_shapes
+
+
+class PairError(ValueError):
+    """Two networks whose features a method cannot compare."""
+
+
+class Pair(NamedTuple):
+    """A stage of the student and one of the teacher with equal height and width: the names in `Output.features`, and the channels."""
+
+    student: str
+    teacher: str
+    student_channels: int
+    teacher_channels: int
+
+
+def last(student: Shapes, teacher: Shapes) -> list[Pair]:
+    """The last stage of both, whose factors are compared. Raises `PairError` if their sizes differ."""
+    names = tuple(
+        [name for name in shapes if name.startswith("stage")][-1] for shapes in (student, teacher)
+    )
+    ours, theirs = student[names[0]][1:], teacher[names[1]][1:]
+    if ours != theirs:
+        raise PairError(
+            f"the last features must have equal height and width, but the student gives {ours} and the teacher gives {theirs}"
+        )
+    return [Pair(*names, student[names[0]][0], teacher[names[1]][0])]
+
+
+def stages(student: Shapes, teacher: Shapes) -> list[Pair]:
+    """The last stage of every height and width that both have, in order: all three of two ResNets, the first three of VGG-13 with a
+    WRN. The papers compare networks of equal down-sampling only. Raises `PairError` if they share no size."""
+    ours, theirs = _ends(student), _ends(teacher)
+    shared = [size for size in ours if size in theirs]
+    if not shared:
+        raise PairError(
+            f"no stage of both has the same height and width: the student has {[*ours]}, the teacher has {[*theirs]}"
+        )
+    return [
+        Pair(ours[size], theirs[size], student[ours[size]][0], teacher[theirs[size]][0])
+        for size in shared
+    ]
+
+
+def middle(student: Shapes, teacher: Shapes) -> list[Pair]:
+    """The middle one of `stages`, the first of two: FitNet's guided layer and hint."""
+    shared = stages(student, teacher)
+    return [shared[(len(shared) - 1) // 2]]
+
+
+def _ends(shapes: Shapes) -> dict[tuple[int, ...], str]:
+    """The last stage of each height and width."""
+    return {
+        shape[1:]: name
+        for name, shape in shapes.items()
+        if name.startswith("stage") and not name.endswith("_pre")
+    }
+
+
+def connector(inputs: int, outputs: int) -> nn.Sequential:
+    """1x1 convolution and BN, from the student's channels to the teacher's."""
+    layers = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
+    he_init(layers)
+    return layers
+
+
+def halved_backwards(stages: Sequence[Tensor]) -> Tensor:
+    """Sum over k = 1 .. n of 2^(k - n) times stage k: the last counts once, the one before it half, and so on."""
+    return sum(value / 2 ** (len(stages) - k) for k, value in enumerate(stages, 1))
+
+
+class Part(NamedTuple):
+    """One loss term at the last stage. `loss(student, target)` is the weighted term, with its sign.
+
+    `student` and `target` hold a factor, a feature or an attention map for each image, (B, ...). The term sees these
+    `channels` (None = all) of the student's feature `stage` ('' = the last).
+    """
+
+    student: Tensor
+    target: Tensor
+    loss: Callable[[Tensor, Tensor], Tensor]
+    channels: Tensor | None = None
+    stage: str = ""
+
+    @property
+    def value(self) -> Tensor:
+        return self.loss(self.student, self.target)
+
+    def raw(self, output: Output) -> Tensor:
+        """The student's feature that the term sees, (B, C, H, W)."""
+        feature = output.features[self.stage] if self.stage else output.feature
+        return feature if self.channels is None else feature.index_select(1, self.channels)
+
+
+def rolled(factor: Tensor) -> Tensor:
+    """The factor of another image: each gets that of the image before it in the batch, the first that of the last."""
+    return factor.roll(1, 0)

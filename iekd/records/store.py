@@ -1,0 +1,258 @@
+"""Files that are whole or not there: the runs folder, atomic writes, locks, tensors with a checksum.
+
+Tensors are safetensors files; nothing is ever unpickled. The checksum of the tensors' bytes lies in the file's metadata, so a
+truncated or altered file is noticed when it is read.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from iekd.checkout import ROOT
+from iekd.errors import StoreError
+
+DELETE_IT = (
+    " Delete it; the run that made it will make it again."  # ends the message about a damaged file
+)
+NO_LOCKS = (
+    errno.ENOLCK,
+    errno.EOPNOTSUPP,
+    errno.ENOTSUP,
+    errno.ENOSYS,
+    errno.EINVAL,
+)  # the answers of a file system without locks
+# What $IEKD_RUNS must not be, for it would make a folder of that name where one stands, and what to do.
+NO_FOLDER = {
+    r"[A-Za-z][\w+.@-]+:/.*": "is an address; name a folder of this machine, for example where that storage is mounted",
+    r"['\"].*|.*['\"]": "has quotation marks; leave them out",
+    r"\s.*|.*\s": "begins or ends with a blank; leave it out",
+    r".*(\$\w|\$\{\w|%\w+%).*": "has a variable that no shell has filled in; write out what it stands for",
+}
+
+
+def runs_folder() -> Path:
+    """Where grids, records and the cache lie: $IEKD_RUNS, or `runs/` of the checkout, or `runs/` of the current folder.
+
+    Raises `StoreError` for a name that cannot have been meant as a folder.
+    """
+    if named := os.environ.get("IEKD_RUNS"):
+        return _folder(named)
+    checkout = ROOT
+    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
+
+
+def _folder(named: str) -> Path:
+    for pattern, why in NO_FOLDER.items():
+        if re.fullmatch(pattern, named, re.DOTALL):
+            raise StoreError(f"IEKD_RUNS: {named!r} {why}")
+    try:
+        return Path(named).expanduser()  # a shell leaves the ~ of IEKD_RUNS='~/x' as it is
+    except RuntimeError:
+        raise StoreError(
+            f"IEKD_RUNS: {named!r} is the home of nobody who is known here; write out the folder"
+        ) from None
+
+
+def records_folder() -> Path:
+    return runs_folder() / "records"
+
+
+def cache_folder() -> Path:
+    return runs_folder() / "cache"
+
+
+def exists(path: Path) -> bool:
+    """Whether there is such a file. Raises `StoreError` where one may not look: what cannot be seen is not missing."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise cannot_read(path, error) from error
+    return True
+
+
+def walk(folder: Path) -> Iterator[Path]:
+    """Every file below a folder; none if it is not there. Raises `StoreError` where one may not look."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise cannot_read(Path(error.filename), error) from error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        for name in names:
+            yield Path(place, name)
+
+
+def write_atomic(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a kill at any moment, sees the old content or the new one. Raises as `atomic` does."""
+    with atomic(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to that takes its place when the block ends well; until then, and after an exception, nothing has changed.
+
+    Raises `StoreError` when the disk is full or the folder cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # NamedTemporaryFile makes private files
+        os.replace(temporary, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:  # also when Ctrl-C comes in between
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Held by one process at a time; the system frees it if the process dies.
+
+    Raises filelock's `Timeout` if another process holds it and this one shall not wait, and `StoreError` if the file cannot be made or
+    the file system has no locks.
+    """
+    lock = FileLock(path, timeout=-1 if wait else 0)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:  # which is an OSError
+        raise
+    except NotImplementedError as error:  # of an older filelock
+        raise _no_locks(path, str(error)) from error
+    except OSError as error:
+        raise (
+            _no_locks(path, str(error.strerror))
+            if error.errno in NO_LOCKS
+            else _cannot_write(path, error)
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def check_writable(path: Path) -> None:
+    """Raise `StoreError` now if `atomic` could not write this file hours later."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def cannot_read(path: Path, error: OSError) -> StoreError:
+    """The error for a file or folder that is not damaged, but out of reach."""
+    return StoreError(
+        f"cannot read {path}: {error.strerror or error}. Have it made readable for you, or set IEKD_RUNS to another folder."
+    )
+
+
+def _cannot_write(path: Path, error: OSError) -> StoreError:
+    trained = any(path.is_relative_to(folder) for folder in (records_folder(), cache_folder()))
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+            do = "Free some space"
+        case errno.EISDIR:
+            do = "It is a folder: name a file in it"
+        case _:
+            do = "Make its folder writable"
+    other = "set IEKD_RUNS to another folder" if trained else "name another place"
+    then = ": it goes on from the last checkpoint" if trained else ""
+    return StoreError(
+        f"cannot write {path}: {error.strerror or error}. {do} (or {other}) and start the same command again{then}."
+    )
+
+
+def _no_locks(path: Path, why: str) -> StoreError:
+    return StoreError(
+        f"cannot lock {path}: this file system has no locks ({why}), so two processes could train one run. Set IEKD_RUNS to a folder on "
+        "a disk of this machine, and bring results together with `iekd bundle` and `iekd merge`."
+    )
+
+
+def checksum(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) over names, shapes, types and bytes of the tensors."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(
+            tensor.flatten().view(torch.uint8).numpy()
+        )  # no copy: a view cache has gigabytes
+    return digest.hexdigest()
+
+
+def save_tensors(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None
+) -> str:
+    """Write tensors atomically; returns their checksum."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    digest = checksum(tensors)
+    write_atomic(path, save(tensors, {**(metadata or {}), "checksum": digest}))
+    return digest
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file written by `save_tensors`.
+
+    Raises `StoreError` if the file is not such a file, is truncated, or its bytes do not match its checksum.
+    """
+    _check_readable(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise StoreError(f"{path} cannot be read ({error}).{DELETE_IT}") from error
+    if metadata.get("checksum") != checksum(tensors):
+        raise StoreError(f"{path} is damaged: its content does not match its checksum.{DELETE_IT}")
+    return tensors, metadata
+
+
+def _check_readable(path: Path) -> None:
+    """Safetensors calls every file missing that it cannot open."""
+    try:
+        path.open("rb").close()
+    except PermissionError as error:
+        raise cannot_read(path, error) from error
+    except OSError:
+        pass  # it will say what is wrong
+
+
+def stored_checksum(path: Path) -> str | None:
+    """The checksum that a tensor file claims, without reading its tensors; None if it is no whole tensor file. Raises `StoreError` for one
+    that may not be read."""
+    _check_readable(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("checksum")
+    except (SafetensorError, OSError, ValueError):
+        return None

@@ -1,0 +1,105 @@
+"""A method's weights: what one means on maps of another size, and how they were chosen.
+
+Chosen is, of a small grid, the one with the lowest validation error. Test errors play no part in it. The grid
+(runs/tuning.yaml) gives every method the same budget: its usual weights times 0.3, 1 and 3, one pilot seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from iekd.config import RunConfig
+from iekd.config.run import METHOD_FIELDS, NATIVE_SIZE
+from iekd.networks import feature_shapes
+from iekd.report.labels import method_name
+
+# A term grows with this power of the number of positions of the feature maps that it compares: a mean over the positions of maps of
+# unit length, a mean over the numbers of factors of unit length, a sum. Other weights mean the same on maps of any size, but for
+# NST's, which has no such law.
+SIZE_LAW = {
+    "at_weight": -1.0,
+    "ft_weight": -0.5,
+    "inherit_weight": -0.5,
+    "explore_weight": -0.5,
+    "od_weight": 1.0,
+    "ab_weight": 1.0,
+}
+PAPER_SIDE = NATIVE_SIZE["cifar10"]  # pixels, for which weights were published
+
+
+def weights(config: RunConfig) -> dict[str, float]:
+    """The weights of a run's losses by name, as far as its method reads them."""
+    return {
+        name: getattr(config, name)
+        for name in METHOD_FIELDS[config.method]
+        if name.endswith("_weight") or name == "kd_alpha"
+    }
+
+
+def map_side(config: RunConfig, pixels: int = 0) -> int:
+    """Height and width of the student's last feature map, for the run's own images or for images of `pixels` a side."""
+    side = pixels or config.image_size or NATIVE_SIZE[config.dataset]
+    shapes = feature_shapes(config.student, (3, side, side))
+    return [shape for name, shape in shapes.items() if name.startswith("stage")][-1][-1]
+
+
+def size_note(configs: Sequence[RunConfig]) -> str:
+    """How much more or less than at the paper's image size the weights count that these runs (of one student) read; '' if none does."""
+    ours, theirs = map_side(configs[0]), map_side(configs[0], PAPER_SIDE)
+    counts: dict[float, list[str]] = {}
+    for name in dict.fromkeys(name for config in configs for name in weights(config)):
+        if name in SIZE_LAW and ours != theirs:
+            counts.setdefault((ours / theirs) ** (2 * SIZE_LAW[name]), []).append(_short(name))
+    if not counts:
+        return ""
+    listed = "; ".join(
+        f"{times:g} times as much for {', '.join(names)}" for times, names in counts.items()
+    )
+    return f"On last maps of {ours} × {ours} positions instead of the paper's {theirs} × {theirs} a weight counts {listed}."
+
+
+def search(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
+    """One row per run of the grid, methods in its order: method, label, weights (text), error (validation images, last epoch, percent;
+    NaN without a record), usual (nothing differs from the preset), chosen, edge (chosen, and the grid ends there), path.
+
+    Chosen is the lowest error, the usual weight among equals. A method with a run that is missing has no choice yet.
+    """
+    errors = frame.set_index("path")["last_validation"] if len(frame) else pd.Series(dtype=float)
+    rows = [
+        {
+            "method": c.method,
+            "label": method_name(c.method),
+            "weights": _text(c),
+            "error": errors.get(c.path, float("nan")),
+            "usual": not c.changed(),
+            "path": c.path,
+        }
+        for c in configs
+    ]
+    table = pd.DataFrame(rows)
+    table["chosen"] = table["edge"] = False
+    for _, runs in table.groupby("method", sort=False):
+        if runs["error"].isna().any():
+            continue
+        best = runs.sort_values(["error", "usual"], ascending=[True, False], kind="stable").index[0]
+        table.loc[best, "chosen"] = True
+        table.loc[best, "edge"] = best in (runs.index[0], runs.index[-1])
+    return table
+
+
+def chosen(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> dict[str, RunConfig]:
+    """The chosen run of every method that has one, by method."""
+    by_path = {c.path: c for c in configs}
+    table = search(frame, configs)
+    return {row.method: by_path[row.path] for row in table[table["chosen"]].itertuples()}
+
+
+def _text(config: RunConfig) -> str:
+    """'inherit 50, explore 50'."""
+    return ", ".join(f"{_short(name)} {value:g}" for name, value in weights(config).items())
+
+
+def _short(name: str) -> str:
+    return name.removesuffix("_weight").removeprefix("kd_")

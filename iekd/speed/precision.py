@@ -1,0 +1,56 @@
+"""What a run computes in: float32, TensorFloat-32 (a GPU's float32 with ten bits of mantissa in convolutions and products), or bfloat16
+where it is safe: convolutions and matrix products of the networks. Parameters, normalisation and losses stay in float32.
+
+bfloat16 pays on GPUs with tensor cores and on processors with AMX; elsewhere it may be slower than float32.
+"""
+
+from __future__ import annotations
+
+from types import MethodType
+
+import torch
+from torch import Tensor, nn
+
+from iekd.networks import Output
+
+
+def settle(precision: str) -> None:
+    """From now on this process computes float32 in TF32 on a GPU, or strictly not. PyTorch's own choice is TF32 for convolutions only.
+
+    It holds for the whole process: make a run, then train it, before one of another precision is made (packs have one precision).
+    """
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
+def train_in_bf16(network: nn.Module) -> nn.Module:
+    """Let a network compute in bfloat16 while it is in training mode. Its outputs are float32; in eval mode nothing changes."""
+    network.forward = MethodType(_forward, network)  # bound, so that a deep copy has its own
+    return network
+
+
+def freeze_in_bf16(network: nn.Module) -> nn.Module:
+    """Convolutions and products of a frozen network in bfloat16, to be called within `autocast`."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.bfloat16()
+    return network
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def widen(output: Output) -> Output:
+    """Logits and features in float32."""
+    return Output(
+        output.logits.float(), {name: feature.float() for name, feature in output.features.items()}
+    )
+
+
+def _forward(network: nn.Module, images: Tensor) -> Output:
+    plain = type(network).forward
+    if not network.training:
+        return plain(network, images)
+    with autocast(images.device):
+        output = plain(network, images)
+    return widen(output)

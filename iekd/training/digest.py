@@ -1,0 +1,124 @@
+"""A digest of the code that computes a run's loss, so that an edited loss is noticed.
+
+It reads the method's class, the measures that the run names, and what these use of this library, as syntax trees:
+docstrings, comments, annotations and layout do not count, nor does the module that a name comes from. So reformatting
+a file or moving it leaves the digest alone, and every change of the arithmetic changes it.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import inspect
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from types import FunctionType, ModuleType
+from typing import Any
+
+from iekd.baselines import registry
+from iekd.config import RunConfig
+from iekd.method import measures
+
+PLAIN = (bool, int, float, str)  # constants whose value is code
+
+
+def of(config: RunConfig) -> str | None:
+    """Twelve hexadecimal digits for the loss of a run; None where the source of its code cannot be read."""
+    losses = [registry.CLASSES[config.method]]
+    if config.method == "ie-ft":
+        losses += [measures.INHERIT[config.inherit]] if config.inherit != "none" else []
+        losses += [measures.EXPLORE[config.explore]] if config.explore != "none" else []
+    return digest(*losses)
+
+
+def digest(*things: Callable) -> str | None:
+    """The digest of classes and functions, with all that they use of the packages that they come from."""
+    ours = {"iekd", *(thing.__module__.partition(".")[0] for thing in things)}
+    seen: dict[int, str] = {}
+    try:
+        for thing in things:
+            _read(thing, ours, seen)
+    except (OSError, TypeError):  # no source: code without a file
+        return None
+    return hashlib.sha256("\n".join(sorted(seen.values())).encode()).hexdigest()[:12]
+
+
+def _read(thing: Callable, ours: set[str], seen: dict[int, str]) -> None:
+    """Put the normalised text of a class or function into `seen`, and that of what it uses."""
+    if id(thing) in seen or thing.__module__.partition(".")[0] not in ours:
+        return
+    seen[id(thing)] = ""  # it may use itself
+    tree = ast.parse(textwrap.dedent(_source(thing)))
+    names = _names(thing)
+    constants = {}
+    for name, value in _used(tree, names):
+        if isinstance(value, FunctionType | type):
+            _read(value, ours, seen)
+        elif isinstance(value, PLAIN):
+            constants[name] = value
+    seen[id(thing)] = f"{_text(tree, names)} {sorted(constants.items())}"
+
+
+def _source(thing: Callable) -> str:
+    try:
+        return inspect.getsource(thing)
+    except (OSError, TypeError):
+        if not isinstance(thing, type):
+            raise
+    # a class of a notebook cell has no file, its functions have
+    functions = [value for value in vars(thing).values() if isinstance(value, FunctionType)]
+    return "\n".join(textwrap.dedent(inspect.getsource(function)) for function in functions)
+
+
+def _names(thing: Callable) -> Mapping[str, Any]:
+    """What the names in its source stand for: globals of its module, and for a closure what it closes over."""
+    if isinstance(thing, type):
+        return vars(sys.modules[thing.__module__])
+    cells = [cell.cell_contents for cell in thing.__closure__ or ()]
+    return {**thing.__globals__, **dict(zip(thing.__code__.co_freevars, cells, strict=True))}
+
+
+def _used(tree: ast.AST, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Name and value of every global that the code uses: `l1`, `measures.l1`, `measures.EXPLORE["l1"]`."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) if name in names:
+                yield name, names[name]
+            case ast.Attribute(attr=name, value=ast.Name(id=module)) if isinstance(
+                names.get(module), ModuleType
+            ):
+                yield name, getattr(names[module], name, None)
+            case ast.Subscript(value=table, slice=ast.Constant(value=key)):
+                for name, value in _used(table, names):
+                    if isinstance(value, dict) and key in value:
+                        yield f"{name}[{key}]", value[key]
+
+
+def _text(node: Any, names: Mapping[str, Any]) -> str:
+    """A syntax tree as text, the same in every version of Python, without what computes nothing."""
+    if isinstance(node, list):
+        return f"[{' '.join(_text(each, names) for each in node)}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    match node:
+        case ast.Attribute(value=ast.Name(id=module)) if isinstance(names.get(module), ModuleType):
+            return f"Name(id={node.attr!r})"  # measures.l1 is l1, wherever it lies
+    fields = dict(ast.iter_fields(node))
+    for silent in ("annotation", "returns", "ctx", "type_comment", "type_params", "kind"):
+        fields.pop(silent, None)
+    if _has_docstring(node):
+        fields["body"] = fields["body"][1:]
+    parts = [
+        f"{name}={_text(value, names)}" for name, value in fields.items() if value not in (None, [])
+    ]
+    return f"{type(node).__name__}({' '.join(parts)})"
+
+
+def _has_docstring(node: ast.AST) -> bool:
+    match node:
+        case ast.FunctionDef(body=[ast.Expr(value=ast.Constant(value=str())), *_]):
+            return True
+        case ast.ClassDef(body=[ast.Expr(value=ast.Constant(value=str())), *_]):
+            return True
+    return False

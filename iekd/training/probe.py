@@ -1,0 +1,139 @@
+"""What a method's loss asks of the student, seen at the end of every epoch: columns `probe_*` of a run's history.
+
+On the first `IMAGES` training images, not augmented, as one batch in training mode: with the statistics of the batch,
+as the loss sees them. The running statistics are put back afterwards, so a run is the same with and without its probe.
+Only methods that lay open their `parts` are probed: those with halves and, as a control, FT.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, relu
+
+from iekd.data import augment
+from iekd.method import measures
+from iekd.method.features import Part, rolled
+from iekd.networks import Output
+from iekd.networks.common import finish
+from iekd.training.engine import SUFFIX, Run
+
+IMAGES = 512
+
+
+def probe(run: Run) -> dict[str, float | None]:
+    """The columns for a run as it is now; those of a peer end in '_peer'. Empty for a method without parts.
+
+    For every loss term (`ft`, `inherit`, `explore`) at the last stage:
+    `probe_share_*`     part of the compared factor's energy that differs between images, 0 .. 1 (`share`)
+    `probe_negative_*`  part of its entries that are negative
+    `probe_loss_*`      the weighted term; `probe_rolled_*` with every image's factor replaced by that of the image
+                        before it; `probe_mean_*` with the mean factor of all images for each of them
+    `probe_gradient_*`  length of the term's gradient on the student's whole last feature / that of the cross-entropy
+    `probe_cka_*`       debiased CKA of the term's channels of that feature, raw and pooled, with the teacher's feature
+    `probe_share_target`, `probe_negative_target` say the same of what the student is compared with.
+    """
+    method = run.learner["method"]
+    if not hasattr(method, "parts"):
+        return {}
+    pixels, labels = run.dataset.train.images[:IMAGES], run.dataset.train.labels[:IMAGES]
+    images = augment.normalise(pixels, run.mean, run.std)
+    found: dict[str, float | None] = {}
+    with _as_in_training(run.learner):
+        if "peer" not in run.learner:
+            student = _tail(run.learner["student"], images)
+            teacher = run.teacher(images)
+            return _columns(method.parts(student, teacher), student, teacher, labels)
+        outputs = {role: _tail(run.learner[role], images) for role in SUFFIX}
+        for role, other in (("student", "peer"), ("peer", "student")):
+            parts = method.parts(outputs[role], outputs[other], role)
+            columns = _columns(parts, outputs[role], outputs[other], labels)
+            found |= {name + SUFFIX[role]: value for name, value in columns.items()}
+    return found
+
+
+def share(factor: Tensor) -> Tensor:
+    """Part of the energy of L2-normalised factors (B, ...) that differs between images: 1 - ||mean of x^||^2.
+
+    0 for one factor for all images; about 1 - 1/B for factors that have nothing in common.
+    """
+    return 1 - measures.unit(factor).mean(0).square().sum()
+
+
+@contextmanager
+def _as_in_training(learner: nn.Module) -> Iterator[None]:
+    """Training mode inside; outside, buffers (running statistics) and mode are as before."""
+    before = {name: buffer.clone() for name, buffer in learner.named_buffers()}
+    modes = {module: module.training for module in learner.modules()}
+    learner.train()
+    try:
+        yield
+    finally:
+        for name, buffer in learner.named_buffers():
+            buffer.copy_(before[name])
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _tail(network: nn.Module, images: Tensor) -> Output:
+    """The network's output, with a gradient that reaches back to its last stage and no further."""
+    with torch.no_grad():
+        features = dict(network(images).features)
+    del features["pooled"]
+    last = [*features][-1]
+    before = features[f"{last}_pre"].requires_grad_()
+    return finish(network.head, {**features, f"{last}_pre": before, last: relu(before)})
+
+
+def _columns(
+    parts: dict[str, Part], student: Output, teacher: Output, labels: Tensor
+) -> dict[str, float | None]:
+    """The measurements of one network against what teaches it."""
+    lengths = _gradient_lengths(parts, student, labels)
+    found: dict[str, Tensor] = {}
+    for name, part in parts.items():
+        with torch.no_grad():
+            constant = part.student.mean(0, keepdim=True).expand_as(part.student)
+            found |= {
+                f"share_{name}": share(part.student),
+                f"negative_{name}": (part.student < 0).float().mean(),
+                f"loss_{name}": part.value,
+                f"rolled_{name}": part.loss(rolled(part.student), part.target),
+                f"mean_{name}": part.loss(constant, part.target),
+                f"gradient_{name}": lengths[name] / lengths["task"],
+                f"cka_{name}": measures.cka(part.raw(student), teacher.feature),
+                "share_target": share(part.target),
+                "negative_target": (part.target < 0).float().mean(),
+            }
+    values = (
+        torch.stack([value.detach().double() for value in found.values()]).tolist() if found else []
+    )
+    return {f"probe_{name}": _finite(value) for name, value in zip(found, values, strict=True)}
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _gradient_lengths(parts: dict[str, Part], student: Output, labels: Tensor) -> dict[str, Tensor]:
+    """Length of the gradient of each term, and of the cross-entropy ('task'), on the student's last feature.
+
+    On the feature before its ReLU if a term reads that (IE-OD). NaN for a term that reads an earlier stage.
+    """
+    terms = {"task": cross_entropy(student.logits, labels)}
+    terms |= {name: part.value for name, part in parts.items()}
+    last = [name for name in student.features if name.startswith("stage")][-1]
+    for place in (student.features[last], student.features[f"{last}_pre"]):
+        gradients = {name: _gradient(term, place) for name, term in terms.items()}
+        if all(gradient is not None for gradient in gradients.values()):
+            break
+    none = torch.tensor(math.nan)
+    return {name: none if g is None else g.norm() for name, g in gradients.items()}
+
+
+def _gradient(term: Tensor, place: Tensor) -> Tensor | None:
+    return torch.autograd.grad(term, place, retain_graph=True, allow_unused=True)[0]
