@@ -47,7 +47,7 @@ prepare() {
 # What only such a machine can tell: whether the GPU computes what the CPU does, and how fast. Not again once the checkout knows.
 know() {
   if compgen -G "runs/bench/nvidia*.json" || compgen -G "$IEKD_RUNS/bench/nvidia*.json"; then return; fi
-  CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} try 12 "tests on the GPU" python3 -m pytest -m cuda tests/test_cuda.py tests/test_packing.py
+  CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-0} try 12 "tests on the GPU" python3 -m pytest -m cuda tests/training/test_cuda.py tests/training/test_packing.py
   try 33 benchmark python3 -m iekd bench --rounds 3 --images 6400 6400
   cp "$IEKD_RUNS"/bench/*.json "$out/" || true
 }

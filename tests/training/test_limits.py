@@ -273,7 +273,7 @@ if __name__ == "__main__":
 def test_a_process_forked_after_computing_makes_what_its_seed_promises(runs, tmp_path, monkeypatch):
     (tmp_path / "forked.py").write_text(FORKED)
     environment = {
-        "PYTHONPATH": f"{Path(__file__).parents[1]}:{Path(__file__).parent}",
+        "PYTHONPATH": f"{Path(__file__).parents[2]}:{Path(__file__).parents[1]}",
         "IEKD_RUNS": str(runs),
         "PATH": "/usr/bin:/bin",
     }

@@ -29,7 +29,7 @@ from iekd.records import store
 from iekd.training import checkpoint, engine, locks, parallel, runner
 from iekd.training.signals import Stopped
 
-CHECKOUT = Path(__file__).resolve().parents[1]
+CHECKOUT = Path(__file__).resolve().parents[2]
 SECONDS = 120  # after which a test gives up its processes
 UNEVEN = dict(
     train_images=193, batch_size=63, epochs=1, lr=0.01, schedule="steps"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_fold import lived
+from made import lived
 from torch import nn
 from torch.nn.functional import relu
 

@@ -14,7 +14,7 @@ from tiny import SMALL, made_up, tiny
 
 from iekd.config import RunConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("method", ["supervised", "factor-ae", "kd", "ft", "ie-ft"])

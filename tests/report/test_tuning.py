@@ -16,7 +16,7 @@ from iekd.method.attention_transfer import attention_contrast, attention_distanc
 from iekd.method.overhaul import partial_squares
 from iekd.report import tuning
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def runs(*validation: float, test: float = 50.0):

@@ -19,7 +19,7 @@ from iekd import cells, notebook
 from iekd.config import RunConfig
 from iekd.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 BOOK = ROOT / "book"
 SEED, EPOCHS = "seed: int = 0  # first seed", "epochs: int = -1  # epochs, -1: the preset value"
 CELL = f"""\

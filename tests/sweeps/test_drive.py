@@ -14,7 +14,7 @@ from tiny import SMALL, tiny
 from iekd import records
 from iekd.records import transfer
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = "runs/gpu/drive.sh"
 # python3 of that machine: nothing to install here, no GPU to test or to measure.
 PYTHON = f"""#!/bin/sh

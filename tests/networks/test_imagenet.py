@@ -8,8 +8,7 @@ import sys
 
 import pytest
 import torch
-from test_fold import lived, norms
-from test_networks import size
+from made import lived, norms, size
 from torch import nn
 from torchvision.models import resnet18, resnet34
 

@@ -252,7 +252,7 @@ def test_of_the_names_beside_a_record_only_seeds_are_places(name):
 
 @pytest.mark.parametrize("folder", ["runs/records", "runs/again/records"])
 def test_committed_records_have_the_paths_and_hashes_that_they_always_had(folder):
-    root = Path(__file__).parents[1] / folder
+    root = Path(__file__).parents[2] / folder
     found = records.files(root)
     committed = {str(path.relative_to(root)): json.loads(path.read_text()) for path in found}
     configs = {path: RunConfig(**data["config"]) for path, data in committed.items()}
@@ -388,7 +388,7 @@ def test_provenance():
         "commit",
         "dirty",
     }
-    if (Path(__file__).parents[1] / ".git").exists() and shutil.which("git"):
+    if (Path(__file__).parents[2] / ".git").exists() and shutil.which("git"):
         assert re.fullmatch("[0-9a-f]{40}", facts["git"]["commit"]) and isinstance(
             facts["git"]["dirty"], bool
         )

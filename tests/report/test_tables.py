@@ -220,7 +220,7 @@ def test_tabs_show_the_first_and_know_each_other():
 
 
 def test_the_style_sheet_shows_as_many_panes_as_a_table_has_rules():
-    style = (Path(__file__).parents[1] / "book" / "_static" / "custom.css").read_text(
+    style = (Path(__file__).parents[2] / "book" / "_static" / "custom.css").read_text(
         encoding="utf-8"
     )
     for k in range(1, len(results.RULES) + 1):

@@ -18,7 +18,7 @@ WOBBLE = (0.01, -0.02, 0.0, 0.02, -0.01)  # so that no difference is constant
 
 @pytest.fixture
 def committed_store(monkeypatch):
-    monkeypatch.setenv("IEKD_RUNS", str(Path(__file__).parents[1] / "runs"))
+    monkeypatch.setenv("IEKD_RUNS", str(Path(__file__).parents[2] / "runs"))
 
 
 @pytest.fixture(autouse=True)

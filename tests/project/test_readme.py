@@ -7,7 +7,7 @@ import pytest
 from iekd import records
 from iekd.report import results
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def test_headline_table_is_generated():

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from made import size
 from torch import nn
 from torch.nn.functional import avg_pool2d, relu
 
@@ -64,10 +65,6 @@ SMALL = [
 @pytest.fixture(autouse=True)
 def seeded() -> None:
     torch.manual_seed(0)
-
-
-def size(name: str, classes: int = 10, in_channels: int = 3) -> int:
-    return sum(p.numel() for p in build(name, classes, in_channels).parameters())
 
 
 def resnet_formula(depth: int, a: int, classes: int = 10) -> int:

@@ -11,7 +11,7 @@ from iekd import records
 from iekd.config import RunConfig, grid
 from iekd.report.claims import PLANNED
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "runs" / "records"
 PINNED = (ROOT / "runs" / "campaign.commit").read_text().strip()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from made import lived, norms
 from tiny import tiny
 from torch import nn
 
@@ -14,23 +15,6 @@ from iekd.training import engine, runner
 
 # BN layers that must stay: those after a sum, or after a stem whose output is also summed (wrn16_2 projects it instead).
 LEFT = {"resnet20": 0, "resnet8x0.5": 0, "vgg13": 0, "wrn10_1": 4, "wrn16_2": 6}
-
-
-def lived(network: nn.Module) -> nn.Module:
-    """Statistics, scales and shifts as after some training: none at its initial value."""
-    generator = torch.Generator().manual_seed(1)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.3, generator=generator)
-            module.running_var.uniform_(0.3, 2, generator=generator)
-            with torch.no_grad():
-                module.weight.uniform_(-0.5, 1.5, generator=generator)
-                module.bias.normal_(0, 0.3, generator=generator)
-    return network.eval()
-
-
-def norms(network: nn.Module) -> int:
-    return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
 @pytest.fixture(autouse=True)

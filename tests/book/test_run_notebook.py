@@ -9,7 +9,7 @@ import yaml
 
 from iekd.config import RunConfig
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NOTEBOOK = ROOT / "book" / "run.ipynb"
 TYPES = {int: "int", float: "float"}
 

@@ -15,7 +15,7 @@ from papermill.cli import _resolve_type
 from iekd.config import RunConfig, grid, strict
 from iekd.errors import ConfigError
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from iekd.config import RunConfig
 from iekd.errors import ConfigError
 from iekd.notebook import check
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CELL = """\
 method: str = 'ie-ft'  # how the student is trained
 seed: int = 0  # seed

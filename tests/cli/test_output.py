@@ -15,7 +15,7 @@ from tiny import made_up, tiny
 from iekd import records
 from iekd.cli import main, output
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TABLE = ["table", "--preset", "smoke"]
 COMMANDS = [
     ["--help"],

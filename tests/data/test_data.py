@@ -15,7 +15,7 @@ from iekd.data import sources, sprites
 from iekd.data.sprites import read_pack, write_pack
 from iekd.errors import ConfigError, DataError
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 needs_debian = pytest.mark.skipif(
     not (sources.DEBIAN / "fashion-mnist").exists(), reason="needs Debian's dataset-fashion-mnist"

@@ -11,7 +11,7 @@ from iekd.config import grid as grids
 from iekd.errors import StoreError
 from iekd.report import results, tables
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEACHER, ALONE, KD, FT, IE = (
     {"role": "teacher"},
     {"method": "supervised"},

@@ -13,7 +13,7 @@ from iekd.config.presets import PRESETS
 from iekd.config.run import METHOD_FIELDS, NATIVE_SIZE
 from iekd.errors import ConfigError
 
-GRIDS = sorted((Path(__file__).parents[1] / "runs").glob("*.yaml"))
+GRIDS = sorted((Path(__file__).parents[2] / "runs").glob("*.yaml"))
 
 
 def every_run() -> list[RunConfig]:
