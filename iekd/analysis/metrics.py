@@ -8,7 +8,7 @@ computed: every definition here is our choice. The relevance maps and the number
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pandas as pd
 import torch
@@ -17,12 +17,12 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from iekd import records
-from iekd.baselines import registry
-from iekd.config import RunConfig
-from iekd.config.run import METHOD_FIELDS
+from iekd.config import RunConfig, methods
+from iekd.config.run import fields_of
 from iekd.data import Split, augment
 from iekd.method import measures
 from iekd.method.factor_transfer import FT, IEFT
+from iekd.method.registry import MEASURES
 from iekd.method.split import channel_split
 from iekd.records import Analysis, store
 from iekd.training import runner
@@ -84,7 +84,7 @@ def reference(config: RunConfig) -> RunConfig:
     So every arm with one seed is divided in the same way and compared with the same teacher, whether its method knows of them or not.
     A method without a teacher is compared with the preset's.
     """
-    return config if "split" in METHOD_FIELDS[config.method] else config.replace(method="ie-ft")
+    return config if "split" in fields_of(config.method) else config.replace(method="ie-ft")
 
 
 def impossible(config: RunConfig) -> str:
@@ -130,16 +130,11 @@ def _hsic(x: Tensor, y: Tensor) -> Tensor:
     )
 
 
-# The measures of the losses without sign and scale; CKA in the form that all test images fit into.
-MEASURES = {
-    "l1": measures.l1,
-    "l2": measures.l2,
-    "cosine": measures.cosine,
-    "partial-l2": measures.partial_l2,
-    "orthogonal": measures.orthogonal,
-    "centred-l1": measures.centred_l1,
-    "cka": lambda x, y: cka(x.mean((2, 3)), y.mean((2, 3))),
-}
+def _measure(name: str) -> Callable[[Tensor, Tensor], Tensor | float | None]:
+    """A measure of the losses without sign and scale; CKA in the form that all test images fit into."""
+    if name == "cka":
+        return lambda x, y: cka(x.mean((2, 3)), y.mean((2, 3)))
+    return MEASURES[name].function
 
 
 def similarity(config: RunConfig, run: Run, teacher: Teacher) -> dict[str, float | None]:
@@ -158,7 +153,7 @@ def halves_of(config: RunConfig, channels: int) -> dict[str, Tensor]:
     """Which channels of the student's last feature inherit and which explore."""
     split = reference(config)
     stage = (
-        len(registry.compared(config)) - 1 if split == config else 0
+        len(methods.compared(config)) - 1 if split == config else 0
     )  # IE-AT and IE-OD divide every stage they compare anew
     return dict(
         zip(
@@ -206,7 +201,7 @@ def _distance(
         return measures.l1(factors[name], target).item()
     if (margin := method.halves[name].margin) is not None:
         target = measures.margin_relu(target, margin)
-    value = MEASURES[getattr(config, name)](factors[name], target)
+    value = _measure(getattr(config, name))(factors[name], target)
     return value.item() if isinstance(value, Tensor) else value
 
 

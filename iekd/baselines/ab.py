@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iekd.method import features
 from iekd.method.features import Batch, Pair, connector, halved_backwards
+from iekd.method.registry import method
 from iekd.networks import Output
 
 MARGIN = 1.0  # mu of the paper
@@ -22,6 +24,14 @@ def boundary_squares(student: Tensor, teacher: Tensor) -> Tensor:
     return (MARGIN - side * student).relu().square().sum((1, 2, 3)).mean()
 
 
+@method(
+    "ab",
+    taught="teacher",
+    fields=("ab_weight", "init_epochs"),
+    compares=features.stages,
+    reads="stages_pre",
+    build=lambda run, networks: AB(networks.pairs, run.ab_weight, run.init_epochs),
+)
 class AB(nn.Module):
     """Stage 1: ab = weight * sum over the n stages of 2^(k - n) * `boundary_squares`, a *sum* over (C, H, W); weight 3e-3.
     Stage 2: task = CE.

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from iekd.method import measures
 from iekd.method.features import Batch
+from iekd.method.registry import method
 from iekd.networks import Output
 
 GAMMA, ORDER = 0.4, 2  # of the Gaussian RBF and of its Taylor series
@@ -25,6 +26,13 @@ def correlation(embedding: Tensor) -> Tensor:
     return math.exp(-2 * GAMMA) * sum(scaled**p / math.factorial(p) for p in range(ORDER + 1))
 
 
+@method(
+    "cc",
+    taught="teacher",
+    fields=("cc_weight",),
+    reads="pooled",
+    build=lambda run, networks: CC(run.cc_weight),
+)
 class CC(nn.Module):
     """task = CE, cc = weight * mean over the B x B entries of (C_T - C_S)^2, on the pooled features; weight 100.
 

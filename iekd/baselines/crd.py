@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from iekd.method import measures
 from iekd.method.features import Batch
+from iekd.method.registry import method
 from iekd.networks import Output
 
 SIZE = 128  # of the embeddings
@@ -39,6 +40,18 @@ class Head(nn.Linear):
         return before
 
 
+@method(
+    "crd",
+    taught="teacher",
+    fields=("crd_weight",),
+    reads="pooled",
+    build=lambda run, networks: CRD(
+        networks.student.head.in_features,
+        networks.teacher.head.in_features,
+        networks.labels,
+        run.crd_weight,
+    ),
+)
 class CRD(nn.Module):
     """task = CE, crd = weight * (student against the teacher's memory + teacher against the student's), batch mean; weight 0.8.
 

@@ -6,14 +6,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iekd.method import features
 from iekd.method.features import Batch, Pair, connector
 from iekd.method.measures import soft_divergence
+from iekd.method.registry import method
 from iekd.networks import Output
 
 TEMPERATURE = 3.0  # tau
 FIRST, LAST = 4.0, 1.0  # lambda, the weight of the soft targets, falls linearly
 
 
+@method(
+    "fitnet",
+    label="FitNet",
+    taught="teacher",
+    fields=("fitnet_weight", "init_epochs"),
+    compares=features.middle,
+    reads="stages",
+    build=lambda run, networks: FitNet(
+        networks.pairs[0], run.fitnet_weight, run.init_epochs, run.epochs
+    ),
+)
 class FitNet(nn.Module):
     """Stage 1 (eq. 3): hint = weight * mean (r(v) - u)^2 of the middle stage v of the student and u of the teacher, after ReLU.
     Stage 2 (eq. 2): task = CE, kd = lambda * KL(teacher || student) at temperature 3, without T^2; batch mean, lambda from 4 to 1.

@@ -7,9 +7,16 @@ from torch.nn import functional as F
 
 from iekd.method.features import Batch
 from iekd.method.measures import soft_divergence
+from iekd.method.registry import method
 from iekd.networks import Output
 
 
+@method(
+    "kd",
+    taught="teacher",
+    fields=("kd_alpha", "kd_temperature"),
+    build=lambda run, networks: KD(run.kd_alpha, run.kd_temperature),
+)
 class KD(nn.Module):
     """task = (1 - alpha) CE, kd = alpha T^2 KL. Weights of the authors' code: CIFAR-10 alpha 0.95, T 20; CIFAR-100 alpha 0.9, T 4."""
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iekd.method import measures
+from iekd.method import features, measures
 from iekd.method.features import Batch, Pair
+from iekd.method.registry import method
 from iekd.networks import Output
 
 
@@ -27,6 +28,14 @@ def squared_mmd(student: Tensor, teacher: Tensor) -> Tensor:
     return (second_moment(student) - second_moment(teacher)).square().sum((1, 2)).mean()
 
 
+@method(
+    "nst",
+    taught="teacher",
+    fields=("nst_weight",),
+    compares=features.last,
+    reads="stages",
+    build=lambda run, networks: NST(networks.pairs[0], run.nst_weight),
+)
 class NST(nn.Module):
     """task = CE, nst = weight * `squared_mmd` of the last stage, after ReLU; weight 50 (Tian et al. 2020, RepDistiller, for CIFAR-100).
 

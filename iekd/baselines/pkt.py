@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from iekd.method import measures
 from iekd.method.features import Batch
+from iekd.method.registry import method
 from iekd.networks import Output
 
 TINY = 1e-7  # added to the kernel, whose logarithm would be infinite for opposite vectors
@@ -30,6 +31,13 @@ def off_diagonal(matrix: Tensor) -> Tensor:
     )
 
 
+@method(
+    "pkt",
+    taught="teacher",
+    fields=("pkt_weight",),
+    reads="pooled",
+    build=lambda run, networks: PKT(run.pkt_weight),
+)
 class PKT(nn.Module):
     """task = CE, pkt = weight * sum over i != j of p_T log(p_T / p_S) / (B (B - 1)), on the pooled features; weight 30000.
 

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from iekd.method import measures
 from iekd.method.features import Batch
+from iekd.method.registry import method
 from iekd.networks import Output
 
 
@@ -36,6 +37,13 @@ def angles(difference: Tensor) -> Tensor:
     return direction @ direction.transpose(1, 2) * distinct
 
 
+@method(
+    "rkd",
+    taught="teacher",
+    fields=("rkd_weight",),
+    reads="pooled",
+    build=lambda run, networks: RKD(run.rkd_weight),
+)
 class RKD(nn.Module):
     """task = CE, distance = lambda_D * Huber of psi_D, angle = lambda_A * Huber of psi_A, each the mean over distinct images.
 

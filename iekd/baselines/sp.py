@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from iekd.method import measures
 from iekd.method.features import Batch
+from iekd.method.registry import method
 from iekd.networks import Output
 
 
@@ -19,6 +20,13 @@ def similarity(feature: Tensor) -> Tensor:
     return measures.unit(flat @ flat.T)
 
 
+@method(
+    "sp",
+    taught="teacher",
+    fields=("sp_weight",),
+    reads="last",
+    build=lambda run, networks: SP(run.sp_weight),
+)
 class SP(nn.Module):
     """task = CE, sp = weight * ||G_T - G_S||_F^2 / B^2, that is the mean over the B x B entries; weight 3000, the paper's for CIFAR-10.
 

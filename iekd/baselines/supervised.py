@@ -6,9 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iekd.method.features import Batch
+from iekd.method.registry import method
 from iekd.networks import Output
 
 
+@method("supervised", label="Student alone", build=lambda run, networks: Supervised())
 class Supervised(nn.Module):
     """task = CE(logits, batch.labels), batch mean."""
 

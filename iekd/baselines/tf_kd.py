@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from iekd.method.features import Batch
 from iekd.method.measures import soft_divergence
+from iekd.method.registry import method
 from iekd.networks import Output
 
 CORRECT = 0.99  # a: what the virtual teacher gives the right class (authors' code)
@@ -28,6 +29,12 @@ def virtual_teacher(labels: Tensor, classes: int) -> Tensor:
     return torch.where(right, math.log(CORRECT), wrong)
 
 
+@method(
+    "tf-kd",
+    label="Tf-KD",
+    fields=("tfkd_weight", "tfkd_temperature"),
+    build=lambda run, networks: TfKD(run.tfkd_weight, run.tfkd_temperature),
+)
 class TfKD(nn.Module):
     """task = (1 - alpha) CE, kd = alpha T^2 KL(p^d_T || p_T), batch mean; alpha 0.1 and T 20, the authors' ResNet-18 on CIFAR-100.
 

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iekd.method import features
 from iekd.method.features import Batch, Pair
+from iekd.method.registry import method
 from iekd.networks import Output
 from iekd.networks.common import he_init
 
@@ -37,6 +39,14 @@ class Gaussian(nn.Module):
         return 0.5 * ((teacher - self.mean(student)).square() / variance + variance.log()).mean()
 
 
+@method(
+    "vid",
+    taught="teacher",
+    fields=("vid_weight",),
+    compares=features.stages,
+    reads="stages",
+    build=lambda run, networks: VID(networks.pairs, run.vid_weight),
+)
 class VID(nn.Module):
     """task = CE, vid = weight * sum over the stages of -log q(t | s), each a mean over batch and dimensions; weight 1.
 

@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 from torch import nn
@@ -31,7 +31,7 @@ from iekd import data, records
 from iekd.benchmark.roofline import now, rates, roof
 from iekd.benchmark.usual_loop import PlainRun
 from iekd.config import RunConfig
-from iekd.config.run import MethodName
+from iekd.method import registry
 from iekd.method.factor import FactorAutoEncoder
 from iekd.records import store
 from iekd.speed import memory
@@ -44,7 +44,7 @@ SCHEMA = 1
 IMAGES = {"cpu": {"class": 2560, "paper": 640}, "cuda": {"class": 12800, "paper": 12800}}
 VIEWS = 2  # of the option with finite views: their number does not change the time of a step
 COMPARED = ("supervised", "kd", "ft", "ie-ft")
-METHODS = tuple(name for name in get_args(MethodName) if name != "factor-ae")
+METHODS = tuple(name for name in registry.methods() if name != "factor-ae")
 PLAIN, CARELESS = "plain loop", "plain loop, gradient through the teacher"
 PACKED = (
     ("supervised", "kd", "ft", "ie-ft"),
@@ -229,7 +229,11 @@ def methods_cost(images: int, rounds: int, device: torch.device) -> list[dict[st
         extra[method] = sum(
             p.numel() for p in run.learner["method"].parameters() if p.requires_grad
         )
-        first = config.init_epochs / config.epochs if method in ("fitnet", "ab") else 0.0
+        first = (
+            config.init_epochs / config.epochs
+            if "init_epochs" in registry.methods()[method].fields
+            else 0.0
+        )
         shares[method] = {config.epochs - 1: 1 - first} | ({0: first} if first else {})
         work |= {
             (method, epoch): _epoch([(config, run)], device, epoch) for epoch in shares[method]

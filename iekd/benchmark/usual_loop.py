@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from iekd import data
-from iekd.baselines import registry
-from iekd.config import RunConfig
+from iekd.config import RunConfig, methods
+from iekd.method.features import Batch
 from iekd.networks import Output
 from iekd.training.engine import build_network
 
@@ -67,7 +67,7 @@ class PlainRun:
         self.autoencoder = (
             parents["autoencoder"].to(device).eval() if "autoencoder" in parents else None
         )
-        self.method = registry.build(
+        self.method = methods.build(
             config, self.student, self.teacher, self.autoencoder, dataset.train.labels
         ).to(device)
         for parent in parents.values():
@@ -98,7 +98,7 @@ class PlainRun:
             )
             target = self._teach(images) if self.teacher is not None else None
             output = self.student(images)
-            loss = sum(self.method(registry.Batch(labels, index), output, target).values())
+            loss = sum(self.method(Batch(labels, index), output, target).values())
             self.optimiser.zero_grad()
             loss.backward()
             self.optimiser.step()

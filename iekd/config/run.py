@@ -12,42 +12,24 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from iekd.config.hints import did_you_mean
 from iekd.config.presets import PRESETS, usual
 from iekd.errors import ConfigError
+from iekd.method import registry
 
 Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagenette"]
-MethodName = Literal[
-    "supervised",
-    "factor-ae",
-    "kd",
-    "ft",
-    "ie-ft",
-    "at",
-    "od",
-    "tf-kd",
-    "fitnet",
-    "ab",
-    "ie-at",
-    "ie-od",
-    "sp",
-    "cc",
-    "vid",
-    "rkd",
-    "pkt",
-    "nst",
-    "crd",
-    "dml",
-    "ie-dml",
-]
-Inherit = Literal["none", "l1", "l2", "cosine", "partial-l2"]
-Explore = Literal["none", "l1", "l2", "cosine", "partial-l2", "orthogonal", "cka", "centred-l1"]
-
-LONGEST = (
-    140  # characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path
-)
+# Characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path.
+LONGEST = 140
 NATIVE_SIZE = {
     "digits": 8,
     "fashion-mnist": 28,
@@ -55,43 +37,6 @@ NATIVE_SIZE = {
     "cifar100": 32,
     "imagenette": 64,
 }  # side of the images in pixels
-
-# The fields that only some methods read; the others do not belong to the identity of a run.
-_TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
-_FACTOR = ("factor_ratio", "ae_epochs", "ae_lr", "reconstruction", "decoder")
-_SPLIT = ("explore_weight", "split", "split_ratio")
-_IE = ("inherit", "explore", "inherit_weight", *_SPLIT, "explore_target", "explore_encoder")
-METHOD_FIELDS: dict[str, tuple[str, ...]] = {
-    "supervised": (),
-    "factor-ae": (*_TEACHER, "factor_ratio", "reconstruction", "decoder"),  # its own epochs and lr
-    "kd": (*_TEACHER, "kd_alpha", "kd_temperature"),
-    "ft": (*_TEACHER, *_FACTOR, "ft_weight"),
-    "ie-ft": (*_TEACHER, *_FACTOR, *_IE),
-    "at": (*_TEACHER, "at_weight"),
-    "od": (*_TEACHER, "od_weight"),
-    "tf-kd": ("tfkd_weight", "tfkd_temperature"),  # its teacher is virtual
-    "fitnet": (*_TEACHER, "fitnet_weight", "init_epochs"),
-    "ab": (*_TEACHER, "ab_weight", "init_epochs"),
-    "ie-at": (*_TEACHER, "at_weight", *_SPLIT),
-    "ie-od": (*_TEACHER, "od_weight", *_SPLIT),
-    "sp": (*_TEACHER, "sp_weight"),
-    "cc": (*_TEACHER, "cc_weight"),
-    "vid": (*_TEACHER, "vid_weight"),
-    "rkd": (*_TEACHER, "rkd_weight"),
-    "pkt": (*_TEACHER, "pkt_weight"),
-    "nst": (*_TEACHER, "nst_weight"),
-    "crd": (*_TEACHER, "crd_weight"),
-    "dml": ("place", "dml_weight"),  # two networks from scratch: `teacher` is the peer
-    "ie-dml": (
-        "place",
-        "factor_ratio",
-        "reconstruction",
-        "decoder",
-        "inherit_weight",
-        *_SPLIT,
-        "turns",
-    ),
-}
 
 
 class RunConfig(BaseModel):
@@ -110,7 +55,7 @@ class RunConfig(BaseModel):
         "none", description="teacher network, or 'none'; for DML and IE-DML the peer"
     )
     student: str = Field("none", description="student network, or 'none' for a factor auto-encoder")
-    method: MethodName = Field("supervised", description="how the student is trained")
+    method: str = Field("supervised", description="how the student is trained")
     seed: int = Field(
         0, ge=0, lt=2**32, description="seed of initialisation, data order, augmentation and split"
     )
@@ -184,10 +129,10 @@ class RunConfig(BaseModel):
     ft_weight: float = Field(
         500.0, ge=0, description="FT: weight of the mean L1 between normalised factors"
     )
-    inherit: Inherit = Field(
+    inherit: str = Field(
         "l1", description="IE: measure that pulls the inheritance half to the teacher's factor"
     )
-    explore: Explore = Field(
+    explore: str = Field(
         "l1", description="IE: measure that pushes the exploration half away from it"
     )
     inherit_weight: float = Field(50.0, ge=0, description="IE: lambda_inh")
@@ -276,6 +221,18 @@ class RunConfig(BaseModel):
         description="IE-DML: all four updates in every batch, or one of them an epoch, in turn",
     )
 
+    options: dict[str, int | float | str] = Field(
+        {}, description="parameters of a method that a reader registered (iekd.method)"
+    )
+
+    @field_validator("method", "inherit", "explore")
+    @classmethod
+    def _is_registered(cls, value: str, info: ValidationInfo) -> str:
+        """A finished run may name what only its author's files register."""
+        if value not in (known := registry.choices(info.field_name)) and not _is_finished(info):
+            raise ValueError(f"choose one of {', '.join(known)}")
+        return value
+
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values(cls, fields: Any) -> Any:
@@ -319,7 +276,7 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _first_stage_fits(self) -> RunConfig:
-        if "init_epochs" in METHOD_FIELDS[self.method] and self.init_epochs >= self.epochs:
+        if "init_epochs" in fields_of(self.method) and self.init_epochs >= self.epochs:
             raise ValueError(
                 f"init_epochs: {self.init_epochs} is not usable; the first stage is part of the {self.epochs} epochs, "
                 f"choose 0 to {self.epochs - 1}"
@@ -327,8 +284,14 @@ class RunConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _options_are_declared(self, info: ValidationInfo) -> RunConfig:
+        if not _is_finished(info):
+            self.__dict__["options"] = registered(self.method).complete(self.options)
+        return self
+
+    @model_validator(mode="after")
     def _canonical(self) -> RunConfig:
-        """Put back what the method does not read, so that one training has one identity. Its value was checked all the same."""
+        """Reset fields that the method does not read, so that equal trainings have equal hashes."""
         for name in self.unread():
             self.__dict__[name] = type(self).model_fields[name].default
         if self.image_size == NATIVE_SIZE[self.dataset]:
@@ -338,8 +301,10 @@ class RunConfig(BaseModel):
         return self
 
     def unread(self) -> set[str]:
-        """The fields that this run does not read, for its method or for a half without a measure: they stand at their defaults, whatever
-        they were given. `refuse_unread` is for the fields that a person named."""
+        """The fields that this run does not read, for its method or for a half without a measure.
+
+        They stand at their defaults, whatever they were given. `refuse_unread` is for the fields that a person named.
+        """
         unread = _unread_by(self.method)
         if self.method == "ie-ft":
             unread |= {
@@ -360,6 +325,10 @@ class RunConfig(BaseModel):
             raise ConfigError(
                 f"preset: {preset!r} is not usable; choose one of {', '.join(PRESETS)}"
             )
+        own = option_names(fields.get("method"))
+        options = {name: fields.pop(name) for name in list(fields) if name in own}
+        if options:
+            fields["options"] = {**fields.get("options", {}), **options}
         unknown = [name for name in fields if name not in cls.model_fields]
         if unknown:
             raise ConfigError("\n".join(unknown_field(name) for name in unknown))
@@ -371,7 +340,10 @@ class RunConfig(BaseModel):
 
     def replace(self, **fields: Any) -> RunConfig:
         """The same run with some fields changed (validated again). What this run's method did not read comes from the preset."""
-        return RunConfig.create(**{**self.model_dump(exclude=self.unread()), **fields})
+        kept = self.model_dump(exclude=self.unread())
+        if fields.get("method", self.method) != self.method:
+            kept.pop("options", None)
+        return RunConfig.create(**{**kept, **fields})
 
     # ------------------------------------------------------------------ identity
 
@@ -384,12 +356,12 @@ class RunConfig(BaseModel):
     @property
     def has_teacher(self) -> bool:
         """Whether the method learns from a trained teacher."""
-        return "teacher_epochs" in METHOD_FIELDS[self.method]
+        return "teacher_epochs" in fields_of(self.method)
 
     @property
     def is_mutual(self) -> bool:
         """Whether two networks are trained together; each has a record of its own, see `partner`."""
-        return "place" in METHOD_FIELDS[self.method]
+        return "place" in fields_of(self.method)
 
     @property
     def pair(self) -> str:
@@ -398,9 +370,16 @@ class RunConfig(BaseModel):
 
     def changed(self) -> dict[str, Any]:
         """The fields in which this run differs from its preset, apart from those that every path names."""
-        preset = _usual_run(self.preset, self.dataset, self.method)
+        preset = _usual_run(self.preset, self.dataset, registry.methods().get(self.method))
         named = {"preset", "dataset", "teacher", "student", "method", "seed"}
-        return {k: v for k, v in self.model_dump(exclude=named).items() if v != preset[k]}
+        fields = self.model_dump(exclude={*named, "options"})
+        if self.method not in registry.methods():  # the record of a method whose code is not here
+            preset = {
+                k: v if fields[k] != type(self).model_fields[k].default else fields[k]
+                for k, v in preset.items()
+                if k in fields
+            }
+        return {k: v for k, v in fields.items() if v != preset[k]} | self.options
 
     @property
     def variant(self) -> str:
@@ -451,7 +430,7 @@ class RunConfig(BaseModel):
             return {"first": self.partner()}
         if not self.has_teacher:
             return {}
-        needs_factor = "ae_epochs" in METHOD_FIELDS[self.method]
+        needs_factor = "ae_epochs" in fields_of(self.method)
         return {
             "teacher": self.teacher_run(),
             **({"autoencoder": self.autoencoder_run()} if needs_factor else {}),
@@ -482,9 +461,10 @@ class RunConfig(BaseModel):
 
 
 @functools.cache
-def _usual_run(preset: str, dataset: str, method: str) -> dict[str, Any]:
+def _usual_run(preset: str, dataset: str, row: registry.Method | None) -> dict[str, Any]:
     """All fields of a run that names nothing but these."""
-    return RunConfig(**{**usual(preset, dataset), "method": method}).model_dump()
+    method = {"method": row.name} if row else {}
+    return RunConfig(**{**usual(preset, dataset), **method}).model_dump()
 
 
 def _folder(variant: str) -> str:
@@ -495,10 +475,38 @@ def _folder(variant: str) -> str:
     return f"{variant[: LONGEST - len(digest) - 1]}-{digest}"
 
 
+def registered(method: str) -> registry.Method:
+    """The row of a method. Raises `ConfigError` for one that is not known here."""
+    if method not in (known := registry.methods()):
+        raise ConfigError(
+            f"method: {method!r} is not known here; import the file that registers it (IEKD_IMPORT)"
+        )
+    return known[method]
+
+
+def fields_of(method: str) -> tuple[str, ...]:
+    """The fields that a method reads, and others do not; none for a method whose code is not here."""
+    return registry.methods()[method].fields if method in registry.methods() else ()
+
+
+def option_names(method: Any) -> set[str]:
+    """The parameters of a reader's own method."""
+    return set(registry.methods()[method].options) if method in registry.methods() else set()
+
+
+@functools.cache
+def _some_read() -> frozenset[str]:
+    """The fields that some methods of this library read, and others do not."""
+    ours = [row for row in registry.methods().values() if registry.is_ours(row.kind)]
+    return frozenset(name for row in ours for name in row.fields)
+
+
 def _unread_by(method: str) -> set[str]:
     """The fields that no run of a method reads."""
-    own = METHOD_FIELDS[method]
-    unread = {name for fields in METHOD_FIELDS.values() for name in fields} - set(own)
+    if method not in registry.methods():  # they stood at their defaults when its record was written
+        return set()
+    own = fields_of(method)
+    unread = _some_read() - set(own)
     unread |= (
         set() if "teacher_epochs" in own or "place" in own else {"teacher"}
     )  # trained before, or a peer
@@ -514,7 +522,7 @@ def refuse_unread(names: Iterable[str], configs: Sequence[RunConfig]) -> None:
 
 
 def _why_unread(name: str, methods: list[str]) -> str:
-    readers = [method for method in METHOD_FIELDS if name not in _unread_by(method)]
+    readers = [method for method in registry.methods() if name not in _unread_by(method)]
     if set(methods) & set(readers):
         return f"{' and '.join(methods)} does not read it where the measure of that half is none"
     return f"{', '.join(methods)} {'does' if len(methods) == 1 else 'do'} not read it; methods that do: {', '.join(readers)}"
@@ -538,6 +546,18 @@ def _explain(error: dict[str, Any]) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if name not in RunConfig.model_fields:
         return str(error.get("ctx", {}).get("error", error["msg"]))
-    choices = get_args(RunConfig.model_fields[name].annotation)
+    choices = choices_of(name)
     allowed = f"choose one of {', '.join(map(str, choices))}" if choices else error["msg"]
     return f"{name}: {error['input']!r} is not usable; {allowed}"
+
+
+def choices_of(name: str) -> tuple[Any, ...]:
+    """The values that a field can have, if they can be listed."""
+    if name in ("method", "inherit", "explore"):
+        return registry.choices(name)
+    return get_args(RunConfig.model_fields[name].annotation)
+
+
+def _is_finished(info: ValidationInfo) -> bool:
+    """Whether this is the configuration of a record: it may name what only its author's files register."""
+    return bool(info.context and info.context.get("finished"))

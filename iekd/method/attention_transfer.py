@@ -12,9 +12,10 @@ from typing import Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iekd.method import measures
+from iekd.method import features, measures
 from iekd.method.features import Batch, Pair, Part
-from iekd.method.split import split_stages
+from iekd.method.registry import l1_unit, method
+from iekd.method.split import SPLIT, split_stages
 from iekd.networks import Output
 
 
@@ -33,6 +34,15 @@ def map_distance(student: Tensor, teacher: Tensor) -> Tensor:
     return (measures.unit(student) - measures.unit(teacher)).square().mean()
 
 
+@method(
+    "at",
+    taught="teacher",
+    fields=("at_weight",),
+    compares=features.stages,
+    reads="stages",
+    source='the student looks where the teacher looks (Zagoruyko and Komodakis, "Paying more attention to attention", ICLR 2017, eq. 2).',
+    build=lambda run, networks: AT(networks.pairs, run.at_weight),
+)
 class AT(nn.Module):
     """task = CE, at = weight * sum over the stages of `attention_distance`, each a mean over batch and positions; weight 1000.
 
@@ -71,9 +81,25 @@ def attention_contrast(student: Tensor, teacher: Tensor) -> Tensor:
 
     1 - cos is half of ||q_S - q_T||^2, which AT makes small; with maps that are not negative it is at most 1.
     """
-    return -measures.l1_unit(student) * measures.cosine(attention(student), attention(teacher))
+    return -l1_unit(student) * measures.cosine(attention(student), attention(teacher))
 
 
+@method(
+    "ie-at",
+    taught="teacher",
+    fields=("at_weight", *SPLIT),
+    compares=features.stages,
+    reads="stages",
+    source="part of each stage's channels inherits the teacher's attention map, the rest looks elsewhere to explore.",
+    build=lambda run, networks: IEAT(
+        networks.pairs,
+        run.at_weight,
+        run.explore_weight,
+        split=run.split,
+        ratio=run.split_ratio,
+        seed=run.seed,
+    ),
+)
 class IEAT(nn.Module):
     """task = CE, inherit = weight * sum over the stages of `attention_distance` (a mean of squares, weight 1000: that of AT),
     explore = explore_weight * sum over the stages of `attention_contrast` (mean over the batch, weight 50: that of IE-FT).
@@ -132,4 +158,4 @@ def _of_maps(half: Half, feature: Tensor, weight: float) -> Callable[[Tensor, Te
     """The weighted term of a half as a function of the two attention maps."""
     if half.measure is attention_distance:
         return lambda ours, theirs: weight * map_distance(ours, theirs)
-    return lambda ours, theirs: -weight * measures.l1_unit(feature) * measures.cosine(ours, theirs)
+    return lambda ours, theirs: -weight * l1_unit(feature) * measures.cosine(ours, theirs)

@@ -14,6 +14,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from iekd.method.features import Batch
+from iekd.method.registry import method
 from iekd.networks import Output
 
 SLOPE = 0.1  # of the LeakyReLU
@@ -72,6 +73,16 @@ class FactorAutoEncoder(nn.Module):
         return self.decoder(self.encoder(feature))
 
 
+@method(
+    "factor-ae",
+    label="Factor auto-encoder",
+    taught="teacher",
+    fields=("factor_ratio", "reconstruction", "decoder"),
+    reads="last",
+    build=lambda run, networks: FactorAE(
+        networks.teacher.feature_channels, run.factor_ratio, run.decoder, run.reconstruction
+    ),
+)
 class FactorAE(nn.Module):
     """reconstruction = ||f_T - R(f_T)||^2 (described) or |f_T - R(f_T)| (authors' code), mean over batch and dimensions."""
 

@@ -12,13 +12,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from iekd.errors import ConfigError
-from iekd.method import measures
+from iekd.method import features, measures
 from iekd.method.factor import SLOPE, Encoder
 from iekd.method.features import Batch, Part, rolled
-from iekd.method.split import channel_split
+from iekd.method.registry import EXPLORE, INHERIT, method
+from iekd.method.split import SPLIT, channel_split
 from iekd.networks import Output
 
 
+@method(
+    "ft",
+    taught="factor",
+    fields=("ft_weight",),
+    compares=features.last,
+    reads="factor",
+    source="the student's whole feature, translated by an encoder of its own, matches the teacher's factor (Kim, Park, Kwak 2018).",
+    build=lambda run, networks: FT(
+        networks.student.feature_channels,
+        networks.autoencoder.encoder.factor_channels,
+        run.ft_weight,
+    ),
+)
 class FT(nn.Module):
     """task = CE, ft = weight * L1(F_S, F_T), the mean over batch and dimensions of normalised factors; weight 500 as in the authors' code.
 
@@ -71,6 +85,27 @@ class Half(nn.Module):
         return self.weight * self.measure(factor, target)
 
 
+@method(
+    "ie-ft",
+    taught="factor",
+    compares=features.last,
+    reads="factor",
+    fields=("inherit", "explore", "inherit_weight", *SPLIT, "explore_target", "explore_encoder"),
+    source="one half of the student's channels inherits the teacher's factor, the other half is pushed away from it to explore.",
+    build=lambda run, networks: IEFT(
+        networks.student.feature_channels,
+        networks.autoencoder.encoder,
+        inherit=run.inherit,
+        explore=run.explore,
+        inherit_weight=run.inherit_weight,
+        explore_weight=run.explore_weight,
+        split=run.split,
+        ratio=run.split_ratio,
+        seed=run.seed,
+        explore_target=run.explore_target,
+        explore_encoder=run.explore_encoder,
+    ),
+)
 class IEFT(nn.Module):
     """task = CE, inherit = lambda_inh * L_inh, explore = lambda_exp * L_exp.
 
@@ -102,11 +137,11 @@ class IEFT(nn.Module):
         self.halves = nn.ModuleDict()
         if inherit != "none" and len(inheriting):
             self.halves["inherit"] = Half(
-                inheriting, teacher_encoder, inherit, measures.INHERIT, inherit_weight
+                inheriting, teacher_encoder, inherit, INHERIT, inherit_weight
             )
         if explore != "none" and len(exploring):
             self.halves["explore"] = Half(
-                exploring, teacher_encoder, explore, measures.EXPLORE, explore_weight
+                exploring, teacher_encoder, explore, EXPLORE, explore_weight
             )
             self.halves["explore"].encoder.requires_grad_(explore_encoder == "trained")
         if explore_target == "inherit" and set(self.halves) == {"explore"}:

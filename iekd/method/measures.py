@@ -19,13 +19,12 @@ order by themselves.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-Measure = Callable[[Tensor, Tensor], Tensor]
+from iekd.method.registry import measure
 
 # What `centred_l1` adds to a deviation's length, as a part of the factor's own length: our choice.
 RESIDUE = 0.1
@@ -77,23 +76,27 @@ def _root(mean_square: Tensor) -> Tensor:
 # ---------------------------------------------------------------------- measures
 
 
+@measure("l1", label="L1")
 def l1(student: Tensor, teacher: Tensor) -> Tensor:
     """mean |x^ - y^| over batch and dimensions; 0 .. 2/sqrt(N)."""
     x, y = _units(student, teacher)
     return (x - y).abs().mean()
 
 
+@measure("l2", label="L2")
 def l2(student: Tensor, teacher: Tensor) -> Tensor:
     """sqrt(mean (x^ - y^)^2) over batch and dimensions; 0 .. 2/sqrt(N). Gradient 0 at x^ = y^ (authors': NaN)."""
     x, y = _units(student, teacher)
     return _root((x - y).square().mean())
 
 
+@measure("cosine", unit="one")
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     """mean over the batch of 1 - cos(x, y); 0 .. 2. It is half of ||x^ - y^||^2. A zero factor has cosine 0."""
     return 1 - _cosines(student, teacher).mean()
 
 
+@measure("orthogonal", unit="one", similarity=True)
 def orthogonal(student: Tensor, teacher: Tensor) -> Tensor:
     """mean over the batch of |cos(x, y)|; 0 .. 1, smallest for orthogonal factors."""
     return _cosines(student, teacher).abs().mean()
@@ -104,6 +107,7 @@ def _cosines(student: Tensor, teacher: Tensor) -> Tensor:
     return (x * y).sum(1)
 
 
+@measure("partial-l2", label="partial L2")
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
     """`l2` that forgives where x^ <= y^ <= 0; 0 .. 2/sqrt(N).
 
@@ -115,6 +119,7 @@ def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
     return _root(torch.where(forgiven, 0, (x - y).square()).mean())
 
 
+@measure("centred-l1", label="centred L1", sides=("explore",))
 def centred_l1(student: Tensor, teacher: Tensor) -> Tensor:
     """mean |x^ - y^| over batch and dimensions, of factors centred over the batch; 0 .. 2/sqrt(N). Our choice.
 
@@ -140,6 +145,7 @@ def _centred_unit(x: Tensor) -> Tensor:
     return deviation * torch.where(dead, 0, torch.where(dead, 1, squares).rsqrt())
 
 
+@measure("cka", label="CKA", unit="one", similarity=True)
 def cka(student: Tensor, teacher: Tensor) -> Tensor:
     """Debiased linear CKA of the spatially average-pooled factors (B, C); 1 for equal, about 0 for independent factors.
 
@@ -202,40 +208,3 @@ def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     return (
         F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True) * temperature**2
     )
-
-
-# ---------------------------------------------------------------------- losses
-
-
-def l1_unit(factor: Tensor) -> float:
-    """Mean L1 between independent, centred unit factors of this size: 2/sqrt(pi N), N = C*H*W."""
-    return 2 / math.sqrt(math.pi * factor[0].numel())
-
-
-def _loss(measure: Measure, sign: int, dimensionless: bool = False) -> Measure:
-    """The measure with a fixed teacher, a sign, and in L1 units."""
-
-    def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        return (
-            sign * (l1_unit(student) if dimensionless else 1) * measure(student, teacher.detach())
-        )
-
-    return loss
-
-
-INHERIT: dict[str, Measure] = {
-    "l1": _loss(l1, +1),
-    "l2": _loss(l2, +1),
-    "cosine": _loss(cosine, +1, dimensionless=True),
-    "partial-l2": _loss(partial_l2, +1),
-}
-
-EXPLORE: dict[str, Measure] = {
-    "l1": _loss(l1, -1),
-    "l2": _loss(l2, -1),
-    "cosine": _loss(cosine, -1, dimensionless=True),
-    "partial-l2": _loss(partial_l2, -1),
-    "orthogonal": _loss(orthogonal, +1, dimensionless=True),
-    "cka": _loss(cka, +1, dimensionless=True),
-    "centred-l1": _loss(centred_l1, -1),
-}

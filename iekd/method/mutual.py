@@ -13,13 +13,23 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iekd.method import features
 from iekd.method.factor import FactorAE
 from iekd.method.factor_transfer import IEFT
 from iekd.method.features import Batch, Part
 from iekd.method.measures import soft_divergence
+from iekd.method.registry import method
+from iekd.method.split import SPLIT
 from iekd.networks import Output
 
 
+@method(
+    "dml",
+    taught="peer",
+    fields=("dml_weight",),
+    build=lambda run, networks: DML(run.dml_weight),
+    source='two networks, both from scratch, teach each other (Zhang, Xiang, Hospedales, Lu, "Deep mutual learning", CVPR 2018).',
+)
 class DML(nn.Module):
     """For each network: task = CE, dml = weight * KL(p_other || p_own) at temperature 1, batch mean; weight 1.
 
@@ -53,6 +63,27 @@ class DML(nn.Module):
 Update = tuple[str, Output | None, dict[str, Tensor]]
 
 
+@method(
+    "ie-dml",
+    taught="peer",
+    fields=("factor_ratio", "reconstruction", "decoder", "inherit_weight", *SPLIT, "turns"),
+    compares=features.last,
+    source="two networks from scratch, each the other's teacher by inheritance and exploration: deep mutual learning whose divergence is "
+    "replaced by two opposite IE-KD processes (our sources name it and its four steps, whose list is lost: their order is our choice).",
+    build=lambda run, networks: IEDML(
+        networks.student.feature_channels,
+        networks.teacher.feature_channels,
+        ratio=run.factor_ratio,
+        decoder=run.decoder,
+        reconstruction=run.reconstruction,
+        inherit_weight=run.inherit_weight,
+        explore_weight=run.explore_weight,
+        split=run.split,
+        split_ratio=run.split_ratio,
+        seed=run.seed,
+        turns=run.turns,
+    ),
+)
 class IEDML(nn.Module):
     """Each network has an auto-encoder of its own feature, trained along, and two halves that see the factor of the other.
 

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iekd.method import measures
+from iekd.method import features, measures
 from iekd.method.features import Batch, Pair, Part, connector, halved_backwards
-from iekd.method.split import split_stages
+from iekd.method.registry import EXPLORE, method
+from iekd.method.split import SPLIT, split_stages
 from iekd.networks import Output
 
 
@@ -50,6 +51,16 @@ class Stage(nn.Module):
         )
 
 
+@method(
+    "od",
+    taught="teacher",
+    fields=("od_weight",),
+    compares=features.stages,
+    reads="stages_pre",
+    source="the student's features before ReLU match the teacher's, as far as they count (Heo et al., \"A comprehensive overhaul of "
+    'feature distillation", ICCV 2019).',
+    build=lambda run, networks: OD(networks.pairs, networks.teacher.norms, run.od_weight),
+)
 class OD(nn.Module):
     """task = CE, od = weight * sum over the n stages of 2^(k - n) * `partial_squares`, a *sum* over (C, H, W); weight 1e-3.
 
@@ -70,6 +81,23 @@ class OD(nn.Module):
         }
 
 
+@method(
+    "ie-od",
+    taught="teacher",
+    fields=("od_weight", *SPLIT),
+    compares=features.stages,
+    reads="stages_pre",
+    source="part of each stage's channels inherits the teacher's features before ReLU, the rest is pushed away from them to explore.",
+    build=lambda run, networks: IEOD(
+        networks.pairs,
+        networks.teacher.norms,
+        run.od_weight,
+        run.explore_weight,
+        split=run.split,
+        ratio=run.split_ratio,
+        seed=run.seed,
+    ),
+)
 class IEOD(nn.Module):
     """task = CE, inherit = weight * OD's loss of the inheriting half (sum over (C, H, W), weight 1e-3: that of OD),
     explore = -explore_weight * sum over the stages of 2^(k - n) * `measures.partial_l2` of the other half (weight 50: that of IE-FT).
@@ -108,7 +136,7 @@ class IEOD(nn.Module):
             )
         if self.explore:
             away = [
-                measures.EXPLORE["partial-l2"](*half(student, teacher)) for half in self.explore
+                EXPLORE["partial-l2"](*half(student, teacher)) for half in self.explore
             ]
             terms["explore"] = self.explore_weight * halved_backwards(away)
         return terms
@@ -129,4 +157,4 @@ class IEOD(nn.Module):
         return self.weight * partial_squares(feature, target)
 
     def _explore(self, feature: Tensor, target: Tensor) -> Tensor:
-        return self.explore_weight * measures.EXPLORE["partial-l2"](feature, target)
+        return self.explore_weight * EXPLORE["partial-l2"](feature, target)

@@ -10,6 +10,12 @@ from torch import Tensor
 
 from iekd.method.features import Pair
 
+SPLIT = (
+    "explore_weight",
+    "split",
+    "split_ratio",
+)  # the fields of a run whose method splits channels
+
 
 def channel_split(
     channels: int, ratio: float, how: Literal["random", "halves"], seed: int, stage: int = 0

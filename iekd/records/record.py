@@ -179,7 +179,7 @@ def _plain(path: Path) -> dict[str, Any]:
 def read(path: Path) -> Record:
     """A record from its file. Raises `StoreError` when the file is no valid record."""
     try:
-        record = Record(**_plain(path))
+        record = Record.model_validate(_plain(path), context={"finished": True})
         if record.hash != record.config.hash:
             raise ValueError("its configuration does not match its hash: it was edited")
     except PermissionError as error:

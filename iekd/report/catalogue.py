@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from html import escape
-from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
-from torch import nn
 
 from iekd.config import RunConfig
-from iekd.config.run import MethodName
+from iekd.method import registry
 from iekd.report import tables
-from iekd.report.labels import method_name
 from iekd.report.tuning import weights
 
 COSTS = [
@@ -26,41 +23,36 @@ COSTS = [
     "high",
     "parameters",
 ]  # of a row of `iekd.benchmark.bench`'s table of methods
-METHODS = tuple(name for name in get_args(MethodName) if name not in ("supervised", "factor-ae"))
 
 
-def module_of(method: str) -> ModuleType:
-    """The module that a method's file is."""
-    return importlib.import_module(
-        "iekd.baselines.registry." + {"ie-ft": "ie"}.get(method, method.replace("-", "_"))
-    )
-
-
-def class_of(method: str) -> type[nn.Module]:
-    """The class that is the method: named as the method is, but for case and hyphens."""
-    wanted = method.replace("-", "")
-    return next(
-        c
-        for name, c in inspect.getmembers(module_of(method), inspect.isclass)
-        if name.lower() == wanted
-    )
-
-
-def rows(names: Iterable[str] = METHODS, preset: str = "paper") -> list[dict[str, Any]]:
+def rows(names: Iterable[str] = (), preset: str = "paper") -> list[dict[str, Any]]:
     """One row per method: method, label, idea and source (one text), loss, more (paragraphs: choices, deviations from the source),
     weights (usual ones) and file."""
     return [
         {
             "method": name,
-            "label": method_name(name),
-            "idea": _paragraphs(module_of(name))[0].partition(": ")[2],
-            "loss": _paragraphs(class_of(name))[0],
-            "more": _paragraphs(module_of(name))[1:] + _paragraphs(class_of(name))[1:],
+            "label": row.label,
+            "idea": row.source
+            or _paragraphs(sys.modules[row.kind.__module__])[0].partition(": ")[2],
+            "loss": _paragraphs(row.kind)[0],
+            "more": _more(row),
             "weights": weights(RunConfig.create(preset, method=name)),
-            "file": f"iekd/methods/{module_of(name).__name__.rpartition('.')[2]}.py",
+            "file": row.kind.__module__.replace(".", "/") + ".py",
         }
-        for name in names
+        for name, row in _listed(names).items()
     ]
+
+
+def _listed(names: Iterable[str]) -> dict[str, registry.Method]:
+    """The methods of these names, or all that distil."""
+    known = registry.methods()
+    return {name: known[name] for name in names or known if name not in ("supervised", "factor-ae")}
+
+
+def _more(row: registry.Method) -> list[str]:
+    """What the docstrings say beyond idea and loss: choices, and differences from the source."""
+    module = [] if row.source else _paragraphs(sys.modules[row.kind.__module__])[1:]
+    return module + _paragraphs(row.kind)[1:]
 
 
 def html(measured: Mapping[str, Any] | None, caption: str, command: str = "") -> str:

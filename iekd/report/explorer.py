@@ -14,7 +14,7 @@ import pandas as pd
 from iekd import records
 from iekd.config import RunConfig
 from iekd.report import figures, tables, tuning
-from iekd.report.labels import MEASURES, method_name, scope
+from iekd.report.labels import measure_name, method_name, scope
 
 ANY, USUAL, NONE = "any", "as usual", "—"
 STEP = 40  # pixels of an arm
@@ -53,8 +53,8 @@ def _facets(row: dict[str, Any]) -> dict[str, Any]:
     return {
         "arm": row["label"] if taught else "Teacher",
         "method": method_name(config.method) if taught else "Teacher",
-        "inherit": MEASURES.get(config.inherit, "none") if ie else NONE,
-        "explore": MEASURES.get(config.explore, "none") if ie else NONE,
+        "inherit": measure_name(config.inherit) if ie else NONE,
+        "explore": measure_name(config.explore) if ie else NONE,
         "weights": USUAL if as_usual else " / ".join(f"{value:g}" for value in weights.values()),
         "other": taught and bool(set(config.changed()) - set(weights) - {"inherit", "explore"}),
         "colour": figures.colour(row["label"] if taught else "Teacher"),
@@ -117,8 +117,8 @@ def _choices(arms: pd.DataFrame) -> tuple[list[alt.Parameter], str]:
     usual = {
         "setting": max(settings, key=lambda name: (arms["setting"] == name).sum()),
         "method": ANY,
-        "inherit": MEASURES["l1"],
-        "explore": MEASURES["l1"],
+        "inherit": measure_name("l1"),
+        "explore": measure_name("l1"),
         "weights": USUAL,
     }
     params, passes = [], ["(choose_other || !datum.other)"]

@@ -13,23 +13,9 @@ from typing import Any
 import pandas as pd
 
 from iekd.config import RunConfig
+from iekd.method import registry
 
 ARM = ["preset", "dataset", "pair", "variant"]
-METHODS = {
-    "supervised": "Student alone",
-    "factor-ae": "Factor auto-encoder",
-    "fitnet": "FitNet",
-    "tf-kd": "Tf-KD",
-}  # the others are their name in capitals
-MEASURES = {
-    "l1": "L1",
-    "l2": "L2",
-    "cosine": "cosine",
-    "partial-l2": "partial L2",
-    "orthogonal": "orthogonal",
-    "cka": "CKA",
-    "centred-l1": "centred L1",
-}
 _CHANGE = re.compile(r"-([a-z_]+)=(.+?)(?=-[a-z_]+=|$)")
 
 
@@ -40,7 +26,15 @@ def changes(variant: str) -> dict[str, str]:
 
 def method_name(method: str) -> str:
     """What a person calls a method: 'IE-FT', 'FitNet'."""
-    return METHODS.get(method, method.upper())
+    row = registry.methods().get(method)
+    return row.label if row else method.upper()
+
+
+def measure_name(measure: str) -> str:
+    """What a person calls a measure: 'L1', 'partial L2'; of one that no file here registers, its name."""
+    registry.load()
+    row = registry.MEASURES.get(measure)
+    return row.label if row else measure
 
 
 def label(row: Mapping[str, Any]) -> str:
@@ -66,12 +60,12 @@ def _ie_label(name: str, inherit: str, explore: str) -> str:
         case "none", "none":
             return f"{name} without either loss"
         case _, "none":
-            return f"{prefix}inheritance only ({MEASURES[inherit]})"
+            return f"{prefix}inheritance only ({measure_name(inherit)})"
         case "none", _:
-            return f"{prefix}exploration only ({MEASURES[explore]})"
+            return f"{prefix}exploration only ({measure_name(explore)})"
         case "l1", "l1":
             return name
-    return f"{name} (inherit {MEASURES[inherit]}, explore {MEASURES[explore]})"
+    return f"{name} (inherit {measure_name(inherit)}, explore {measure_name(explore)})"
 
 
 def anchor(pair: str, variant: str, preset: str, dataset: str) -> str:

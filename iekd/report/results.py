@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pandas as pd
 
@@ -18,8 +18,9 @@ from iekd import records
 from iekd.checkout import ROOT
 from iekd.config import RunConfig
 from iekd.config.grid import holding
-from iekd.config.run import MethodName
 from iekd.errors import StoreError
+from iekd.method import registry
+from iekd.method.features import PairError
 from iekd.records import store
 from iekd.records.store import write_atomic
 from iekd.report import tables, tuning
@@ -304,7 +305,7 @@ def _of_pair(frame: pd.DataFrame, pair: str) -> pd.DataFrame:
 def _configs_of(pair: str) -> dict[str, RunConfig]:
     """What we would run for each row of the paper's table, by the paper's name of it."""
     teacher, student = pair.split("-")
-    names = {method_name(method): method for method in get_args(MethodName)}
+    names = {method_name(method): method for method in registry.methods()}
     configs = {
         name: RunConfig.create("paper", teacher=teacher, student=student, method=names[name])
         for name in tables.paper_table().index.drop(["teacher", "student"])
@@ -350,11 +351,11 @@ def _beside(
 @functools.cache
 def _refused(config: RunConfig) -> str:
     """Why the library does not run this configuration, if it does not."""
-    from iekd.baselines import registry
+    from iekd.config import methods
 
     try:
-        registry.compared(config)
-    except registry.PairError:
+        methods.compared(config)
+    except PairError:
         return "cannot be compared: feature maps differ in size"
     return ""
 

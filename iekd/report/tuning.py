@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from iekd.config import RunConfig
-from iekd.config.run import METHOD_FIELDS, NATIVE_SIZE
+from iekd.config.run import NATIVE_SIZE, fields_of
 from iekd.networks import feature_shapes
 from iekd.report.labels import method_name
 
@@ -33,7 +33,7 @@ def weights(config: RunConfig) -> dict[str, float]:
     """The weights of a run's losses by name, as far as its method reads them."""
     return {
         name: getattr(config, name)
-        for name in METHOD_FIELDS[config.method]
+        for name in fields_of(config.method)
         if name.endswith("_weight") or name == "kd_alpha"
     }
 

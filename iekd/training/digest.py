@@ -16,19 +16,18 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
-from iekd.baselines import registry
 from iekd.config import RunConfig
-from iekd.method import measures
+from iekd.method import registry
 
 PLAIN = (bool, int, float, str)  # constants whose value is code
 
 
 def of(config: RunConfig) -> str | None:
     """Twelve hexadecimal digits for the loss of a run; None where the source of its code cannot be read."""
-    losses = [registry.CLASSES[config.method]]
+    losses: list[Callable] = [registry.methods()[config.method].kind]
     if config.method == "ie-ft":
-        losses += [measures.INHERIT[config.inherit]] if config.inherit != "none" else []
-        losses += [measures.EXPLORE[config.explore]] if config.explore != "none" else []
+        losses += [registry.INHERIT[config.inherit]] if config.inherit != "none" else []
+        losses += [registry.EXPLORE[config.explore]] if config.explore != "none" else []
     return digest(*losses)
 
 
@@ -50,6 +49,9 @@ def _read(thing: Callable, ours: set[str], seen: dict[int, str]) -> None:
         return
     seen[id(thing)] = ""  # it may use itself
     tree = ast.parse(textwrap.dedent(_source(thing)))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            node.decorator_list = [each for each in node.decorator_list if not _registers(each)]
     names = _names(thing)
     constants = {}
     for name, value in _used(tree, names):
@@ -113,6 +115,14 @@ def _text(node: Any, names: Mapping[str, Any]) -> str:
         f"{name}={_text(value, names)}" for name, value in fields.items() if value not in (None, [])
     ]
     return f"{type(node).__name__}({' '.join(parts)})"
+
+
+def _registers(decorator: ast.expr) -> bool:
+    """Whether it only puts the thing into the registry: `@method("kd", ...)`, `@iekd.measure("l1")`."""
+    match decorator:
+        case ast.Call(ast.Name(name) | ast.Attribute(attr=name)):
+            return name in ("method", "measure")
+    return False
 
 
 def _has_docstring(node: ast.AST) -> bool:

@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from iekd import data, networks
-from iekd.baselines import registry
-from iekd.config import RunConfig
+from iekd.config import RunConfig, methods
 from iekd.data import augment
 from iekd.errors import TrainingError
 from iekd.method.features import Batch
@@ -71,7 +70,7 @@ def make_run(
         torch.manual_seed(config.seed)
         student = None if config.student == "none" else build_network(config.student, config)
         peer = build_network(config.teacher, config) if config.is_mutual else None
-        method = registry.build(config, student, peer or teacher, autoencoder, dataset.train.labels)
+        method = methods.build(config, student, peer or teacher, autoencoder, dataset.train.labels)
     learner = nn.ModuleDict(
         {
             role: part

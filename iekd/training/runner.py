@@ -19,10 +19,10 @@ from torch import nn
 from tqdm import tqdm
 
 from iekd import data, networks, records
-from iekd.baselines import registry
-from iekd.config import RunConfig
+from iekd.config import RunConfig, methods
 from iekd.errors import ConfigError, TrainingError
 from iekd.method.factor import FactorAutoEncoder
+from iekd.method.features import PairError
 from iekd.records import Record, store
 from iekd.speed import memory
 from iekd.training import checkpoint, digest, engine, parallel, signals, views
@@ -182,8 +182,8 @@ def check_pair(config: RunConfig) -> None:
     for a last batch that cannot be normalised, or finite views whose teacher outputs would take too much space."""
     _check_last_batch(config)
     try:
-        registry.compared(config)
-    except registry.PairError as error:
+        methods.compared(config)
+    except PairError as error:
         raise TrainingError(
             f"{config.path}: {config.method} cannot compare {config.student} with {config.teacher}: {error}. "
             "Choose a pair with the same down-sampling."

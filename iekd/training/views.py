@@ -18,8 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from iekd import data, networks
-from iekd.baselines import registry
-from iekd.config import RunConfig
+from iekd.config import RunConfig, methods
 from iekd.data import augment
 from iekd.errors import ConfigError
 from iekd.method.factor import factor_channels
@@ -63,7 +62,7 @@ def shapes(config: RunConfig, images: int) -> dict[str, tuple[int, ...]]:
     channels, *size = [shape for name, shape in known.items() if name.startswith("stage")][-1]
     known = known | {"factor": (factor_channels(channels, config.factor_ratio), *size)}
     known = known | {"logits": (data.FACTS[config.dataset].num_classes,)}
-    kept = {name: (count, *known[name]) for name in ("logits", *registry.needs(config))}
+    kept = {name: (count, *known[name]) for name in ("logits", *methods.needs(config))}
     total = sum(2 * math.prod(shape) for shape in kept.values())
     if total > LIMIT:
         raise ConfigError(

@@ -1,0 +1,310 @@
+"""Methods and measures by name: one row each, written beside its code, in this library or in a reader's own file or cell.
+
+    @iekd.measure("huber", unit="l1")
+    def huber(student, teacher): ...
+
+    @iekd.method("gap", taught="teacher", reads="pooled")
+    class Gap(nn.Module):
+        def __init__(self, networks, *, gap_weight: float = 1.0): ...
+
+From then on configuration, training, tables, figures and analysis know the name. Files named in $IEKD_IMPORT (separated
+as in $PATH) are imported first, so that the processes of a sweep know what they register.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import inspect
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_type_hints
+
+from torch import Tensor, nn
+
+from iekd.errors import ConfigError
+from iekd.method.features import Pair, Shapes
+
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # it stands in paths
+OPTION_TYPES = (int, float, str)
+
+# The fields of a run that come with what teaches the student.
+TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
+FACTOR = ("factor_ratio", "ae_epochs", "ae_lr", "reconstruction", "decoder")
+TAUGHT = {"": (), "teacher": TEACHER, "factor": (*TEACHER, *FACTOR), "peer": ("place",)}
+
+
+class Networks(NamedTuple):
+    """What a method is built for: the networks at their initial values, and the pairs of stages that it compares.
+
+    `teacher` is the peer in mutual learning. `labels`: the classes of all training images, for a method with a memory.
+    """
+
+    student: nn.Module | None
+    teacher: nn.Module | None
+    autoencoder: nn.Module | None
+    labels: Tensor | None
+    pairs: list[Pair]
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A row of the registry; see `method`."""
+
+    name: str
+    kind: type[nn.Module]
+    label: str
+    source: str
+    taught: Literal["", "teacher", "factor", "peer"]
+    fields: tuple[str, ...]
+    compares: Callable[[Shapes, Shapes], list[Pair]] | None
+    reads: str
+    build: Callable[[Any, Networks], nn.Module]
+    options: Mapping[str, inspect.Parameter] = field(default_factory=dict)
+
+    def needs(self, pairs: list[Pair], teacher: Shapes) -> list[str]:
+        """The teacher's features that the method reads, beside the logits."""
+        match self.reads:
+            case "":
+                return []
+            case "stages":
+                return [pair.teacher for pair in pairs]
+            case "stages_pre":
+                return [f"{pair.teacher}_pre" for pair in pairs]
+            case "last":
+                return [name for name in teacher if name.startswith("stage")][-1:]
+        return [self.reads]
+
+    def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """All options with their values. Raises `ValueError` for one that is not declared, or of another type."""
+        if unknown := [name for name in given if name not in self.options]:
+            declared = ", ".join(self.options) or "none"
+            raise ValueError(
+                f"options: {self.name} has no {unknown[0]!r}; its parameters are: {declared}"
+            )
+        return {
+            name: _typed(option, given.get(name, option.default))
+            for name, option in self.options.items()
+        }
+
+
+def _typed(option: inspect.Parameter, value: Any) -> int | float | str:
+    try:
+        typed = option.annotation(value)
+        if isinstance(value, bool) or (option.annotation is int and typed != float(value)):
+            raise ValueError
+        return typed
+    except (TypeError, ValueError):
+        kind = {int: "a whole number", float: "a number", str: "a text"}[option.annotation]
+        raise ValueError(f"{option.name}: {value!r} is not usable; it is {kind}") from None
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str,
+    *,
+    label: str = "",
+    source: str = "",
+    taught: Literal["", "teacher", "factor", "peer"] = "",
+    fields: tuple[str, ...] = (),
+    compares: Callable[[Shapes, Shapes], list[Pair]] | None = None,
+    reads: str = "",
+    build: Callable[[Any, Networks], nn.Module] | None = None,
+) -> Callable[[type[nn.Module]], type[nn.Module]]:
+    """Register a class as the method of this name. It has `forward(batch, student, teacher) -> {term: loss}`.
+
+    Args:
+        name: small letters, digits and hyphens; it stands in the paths of records.
+        label: what tables and figures call it; default: the name in capitals.
+        source: what it does and where it comes from, one sentence.
+        taught: by nobody, a trained 'teacher', its 'factor' as well, or a 'peer' (mutual learning).
+        fields: further fields of a run that it reads.
+        compares: which stages of student and teacher must have equal height and width, for example `features.last`.
+        reads: the teacher's features that it reads: 'factor', 'pooled', 'last', 'stages', 'stages_pre', or ''.
+        build: makes it for a run's configuration and `Networks`. Default: `cls(networks, **options)`, where the options
+            are the keyword parameters of its constructor, each with a type (int, float, str) and a default.
+
+    Raises:
+        ConfigError: the name cannot be used, or a parameter cannot be an option.
+    """
+
+    def register(kind: type[nn.Module]) -> type[nn.Module]:
+        _check_name(name, METHODS.get(name), kind)
+        options = {} if build else _options(kind)
+        row = Method(
+            name,
+            kind,
+            label or name.upper(),
+            source,
+            taught,
+            (*TAUGHT[taught], *fields),
+            compares,
+            reads,
+            build or (lambda run, networks: kind(networks, **run.options)),
+            options,
+        )
+        METHODS[name] = row
+        return kind
+
+    return register
+
+
+def _options(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """The keyword parameters of a method's constructor, which are parameters of a run."""
+    hints = get_type_hints(kind.__init__)
+    found = {}
+    for parameter in inspect.signature(kind).parameters.values():
+        if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
+            continue
+        if hints.get(parameter.name) not in OPTION_TYPES or parameter.default is parameter.empty:
+            raise ConfigError(
+                f"{kind.__name__}: {parameter.name} is a parameter of runs, so it needs a type (int, float or str) "
+                f"and a default, for example `{parameter.name}: float = 1.0`"
+            )
+        found[parameter.name] = parameter.replace(annotation=hints[parameter.name])
+    return found
+
+
+# ---------------------------------------------------------------------- measures
+
+
+Measure = Callable[[Tensor, Tensor], Tensor]
+
+
+class MeasureRow(NamedTuple):
+    """A row of the registry; see `measure`."""
+
+    function: Measure
+    label: str
+
+
+MEASURES: dict[str, MeasureRow] = {}
+INHERIT: dict[str, Measure] = {}  # the losses that training minimises, with sign and in L1 units
+EXPLORE: dict[str, Measure] = {}
+
+
+def measure(
+    name: str,
+    *,
+    label: str = "",
+    unit: Literal["l1", "one"] = "l1",
+    similarity: bool = False,
+    sides: tuple[str, ...] = ("inherit", "explore"),
+) -> Callable[[Measure], Measure]:
+    """Register a function of two factors (B, C, H, W) as the measure of this name. It returns a scalar.
+
+    Inheritance minimises a distance, exploration its negative. What is small for factors that differ is a `similarity`:
+    exploration minimises it, and inheritance cannot use it.
+
+    Args:
+        name: small letters, digits and hyphens; it stands in the paths of records.
+        label: what tables and figures call it; default: the name.
+        unit: 'l1' for a value of the order of the mean L1 between unit factors, which falls with their size N like
+            1/sqrt(N); 'one' for a value that does not depend on N: its loss is then multiplied by `l1_unit`.
+        similarity: whether it is large for factors that are alike.
+        sides: the halves that may use it.
+    """
+
+    def register(function: Measure) -> Measure:
+        _check_name(name, MEASURES.get(name), function)
+        MEASURES[name] = MeasureRow(function, label or name)
+        if "inherit" in sides and not similarity:
+            INHERIT[name] = _loss(function, +1, unit == "one")
+        if "explore" in sides:
+            EXPLORE[name] = _loss(function, +1 if similarity else -1, unit == "one")
+        return function
+
+    return register
+
+
+def l1_unit(factor: Tensor) -> float:
+    """Mean L1 between independent, centred unit factors of this size: 2/sqrt(pi N), N = C*H*W."""
+    return 2 / math.sqrt(math.pi * factor[0].numel())
+
+
+def _loss(measure: Measure, sign: int, dimensionless: bool = False) -> Measure:
+    """The measure with a fixed teacher, a sign, and in L1 units."""
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        return (
+            sign * (l1_unit(student) if dimensionless else 1) * measure(student, teacher.detach())
+        )
+
+    return loss
+
+
+# ---------------------------------------------------------------------- loading
+
+
+def _check_name(name: str, row: Any, thing: Callable) -> None:
+    """Refuse a name that paths cannot hold, and one of this library's; a cell that is run again replaces its own."""
+    if not NAME.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot name this: use small letters, digits and hyphens, as in 'my-loss'"
+        )
+    before = getattr(row, "kind", None) or getattr(row, "function", None)
+    if name == "none" or (before is not None and is_ours(before) and not is_ours(thing)):
+        raise ConfigError(
+            f"{name!r} is a name of this library; choose another one, for example 'my-{name}'"
+        )
+
+
+def is_ours(thing: Callable) -> bool:
+    """Whether this library registered it, not a reader."""
+    return thing.__module__.partition(".")[0] == "iekd"
+
+
+def methods() -> dict[str, Method]:
+    """All methods by name: the paper's, those it is compared with, and the reader's."""
+    load()
+    return METHODS
+
+
+def choices(field: Literal["method", "inherit", "explore"]) -> tuple[str, ...]:
+    """The names that a field of a run can have."""
+    load()
+    return (
+        tuple(METHODS)
+        if field == "method"
+        else ("none", *{"inherit": INHERIT, "explore": EXPLORE}[field])
+    )
+
+
+@functools.cache
+def load() -> None:
+    """Import every file that registers something: the library's, then those of $IEKD_IMPORT."""
+    importlib.import_module("iekd.baselines")
+    for name in filter(None, os.environ.get("IEKD_IMPORT", "").split(os.pathsep)):
+        import_file(name)
+
+
+def import_file(name: str) -> None:
+    """Import a Python file by its path, once, so that what it registers is known.
+
+    Raises `ConfigError` that names the file for one that cannot be imported.
+    """
+    path = Path(name).expanduser().resolve()
+    module = re.sub(r"\W", "_", path.stem)
+    if getattr(sys.modules.get(module), "__file__", None) == str(path):
+        return
+    if module in sys.modules:
+        raise ConfigError(f"{name}: a module named {module} is loaded already; rename the file")
+    spec = importlib.util.spec_from_file_location(module, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"{name}: there is no such Python file")
+    sys.modules[module] = loaded = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(loaded)
+    except Exception as error:
+        del sys.modules[module]
+        raise ConfigError(
+            f"{name}: it cannot be imported ({type(error).__name__}: {error})"
+        ) from error
