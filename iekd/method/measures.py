@@ -24,7 +24,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from iekd.method.registry import measure
+from iekd.method.registry import EXPLORE, INHERIT, Measure, l1_unit, measure
+
+__all__ = [
+    "EXPLORE",
+    "INHERIT",
+    "Measure",
+    "cka",
+    "cosine",
+    "l1",
+    "l1_unit",
+    "l2",
+    "orthogonal",
+    "partial_l2",
+]
 
 # What `centred_l1` adds to a deviation's length, as a part of the factor's own length: our choice.
 RESIDUE = 0.1

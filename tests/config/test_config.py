@@ -10,8 +10,11 @@ import pytest
 from iekd.cli import main
 from iekd.config import RunConfig, grid, refuse_unread
 from iekd.config.presets import PRESETS
-from iekd.config.run import METHOD_FIELDS, NATIVE_SIZE
+from iekd.config.run import NATIVE_SIZE
 from iekd.errors import ConfigError
+from iekd.method.registry import methods
+
+FIELDS = {name: row.fields for name, row in methods().items()}
 
 GRIDS = sorted((Path(__file__).parents[2] / "runs").glob("*.yaml"))
 
@@ -88,7 +91,7 @@ def test_a_value_that_the_method_does_not_read_is_checked_all_the_same():
         RunConfig.create("smoke", method="supervised", teacher="resnet21")
 
 
-@pytest.mark.parametrize("method", METHOD_FIELDS)
+@pytest.mark.parametrize("method", FIELDS)
 @pytest.mark.parametrize("name", ["teacher", "student", "explore", "kd_alpha", "epochs", "preset"])
 def test_a_field_that_changes_nothing_is_refused_when_somebody_names_it(method, name):
     config = RunConfig.create("smoke", method=method)
@@ -101,7 +104,7 @@ def test_a_field_that_changes_nothing_is_refused_when_somebody_names_it(method, 
     readers = str(error.value).rpartition(": ")[2].split(", ")
     assert (
         readers
-        == [m for m in METHOD_FIELDS if name not in RunConfig.create("smoke", method=m).unread()]
+        == [m for m in FIELDS if name not in RunConfig.create("smoke", method=m).unread()]
         and method not in readers
     )
 
@@ -187,18 +190,18 @@ OTHER = dict(
 )
 
 
-@pytest.mark.parametrize("method", METHOD_FIELDS)
+@pytest.mark.parametrize("method", FIELDS)
 @pytest.mark.parametrize("name", OTHER)
 def test_exactly_the_fields_that_a_method_reads_are_its_identity(method, name):
     plain, changed = (
         RunConfig.create("smoke", method=method, **fields) for fields in ({}, {name: OTHER[name]})
     )
-    read = name in METHOD_FIELDS[method]
+    read = name in FIELDS[method]
     assert (plain.hash != changed.hash) == (plain.path != changed.path) == read
 
 
 def test_every_method_field_is_tried_above():
-    assert {name for fields in METHOD_FIELDS.values() for name in fields} == set(OTHER)
+    assert {name for fields in FIELDS.values() for name in fields} == set(OTHER)
 
 
 @pytest.mark.parametrize("side", ["inherit", "explore"])
@@ -264,10 +267,10 @@ def test_the_printed_command_is_the_run():
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-@pytest.mark.parametrize("method", METHOD_FIELDS)
+@pytest.mark.parametrize("method", FIELDS)
 @pytest.mark.parametrize("dataset", NATIVE_SIZE)
 def test_the_printed_command_names_what_differs_from_the_preset(preset, method, dataset):
-    read = {name: OTHER[name] for name in METHOD_FIELDS[method]}
+    read = {name: OTHER[name] for name in FIELDS[method]}
     config = RunConfig.create(
         preset,
         method=method,

@@ -12,8 +12,9 @@ from tiny import tiny
 from torch import nn
 
 from iekd import data, networks
-from iekd.baselines import ab, fitnet, registry, tf_kd
+from iekd.baselines import ab, fitnet, tf_kd
 from iekd.config import RunConfig
+from iekd.config import methods as methods_of
 from iekd.errors import TrainingError
 from iekd.method import attention_transfer, factor_transfer, features, measures, overhaul
 from iekd.method.features import Batch, Pair, PairError
@@ -619,7 +620,7 @@ def names(
     config = RunConfig.create(
         "paper", dataset=dataset, method=method, student=student, teacher=teacher
     )
-    return [(pair.student, pair.teacher) for pair in registry.compared(config)]
+    return [(pair.student, pair.teacher) for pair in methods_of.compared(config)]
 
 
 def test_stages_are_compared_by_size():
@@ -649,7 +650,7 @@ def test_stages_are_compared_by_size():
 
 def test_channels_of_a_pair():
     config = RunConfig.create("paper", method="at", student="resnet20", teacher="wrn40_2")
-    assert [pair[2:] for pair in registry.compared(config)] == [(16, 32), (32, 64), (64, 128)]
+    assert [pair[2:] for pair in methods_of.compared(config)] == [(16, 32), (32, 64), (64, 128)]
 
 
 def test_networks_without_a_common_size_are_refused():

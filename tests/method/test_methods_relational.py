@@ -13,7 +13,7 @@ from tiny import tiny
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from iekd.baselines import crd, registry, vid
+from iekd.baselines import cc, crd, vid
 from iekd.baselines.cc import CC
 from iekd.baselines.crd import CRD
 from iekd.baselines.nst import NST
@@ -370,7 +370,7 @@ def test_bounds(name, bound):
 def test_the_taylor_series_of_cc_is_close_to_its_kernel(student):
     x = unit(numpy(student.features["pooled"]))
     kernel = np.exp(-0.4 * np.linalg.norm(x[:, None] - x[None], axis=2) ** 2)
-    found = numpy(registry.cc.correlation(student.features["pooled"]))
+    found = numpy(cc.correlation(student.features["pooled"]))
     assert (
         0
         < np.abs(found - kernel).max()

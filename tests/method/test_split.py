@@ -10,8 +10,8 @@ from tiny import tiny
 from torch import nn
 
 from iekd import networks
-from iekd.baselines import registry
 from iekd.baselines.kd import KD
+from iekd.config import methods as methods_of
 from iekd.method import measures
 from iekd.method.factor import SLOPE, Encoder, FactorAE, FactorAutoEncoder
 from iekd.method.factor_transfer import FT, IEFT
@@ -321,7 +321,7 @@ def test_every_method_builds_and_gives_finite_terms(method, terms):
         taught = large(images)
         if method in ("ft", "ie-ft"):
             taught.features["factor"] = autoencoder.encoder(taught.feature)
-    built = registry.build(config, small, large, autoencoder)
+    built = methods_of.build(config, small, large, autoencoder)
     found = built(Batch(labels, labels), small(images), taught)
     assert list(found) == terms and all(
         term.isfinite() and term.dim() == 0 for term in found.values()

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
 from iekd.benchmark import bench
-from iekd.config.run import METHOD_FIELDS
+from iekd.method.registry import methods
 from iekd.report import catalogue
+
+FIELDS = {name: row.fields for name, row in methods().items()}
 
 ROWS = {row["method"]: row for row in catalogue.rows()}
 
 
 def test_no_method_is_missing():
-    assert set(ROWS) == set(METHOD_FIELDS) - {"supervised", "factor-ae"}
+    assert set(ROWS) == set(FIELDS) - {"supervised", "factor-ae"}
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -24,7 +27,7 @@ def test_every_method_says_what_it_does_where_it_is_from_and_what_it_weighs(name
     assert (
         len(row["loss"]) > 30
         and row["weights"]
-        and (catalogue.module_of(name).__file__).endswith(row["file"].removeprefix("iekd/"))
+        and Path(row["file"]).is_file()
     )
     assert name.startswith("ie-") or re.search(r"(19|20)\d\d|arXiv", row["idea"]), (
         "no year of a source"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import pytest
 import torch
 from tiny import tiny
@@ -11,14 +9,14 @@ from torch import Tensor
 
 from iekd.benchmark import bench
 from iekd.config import RunConfig
-from iekd.config.run import MethodName
+from iekd.method.registry import methods
 from iekd.speed import precision
 from iekd.training import engine
 from iekd.training.teacher import Teacher
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FIRST_STAGE = {"fitnet": {"init_epochs": 1}, "ab": {"init_epochs": 1}}
-STEPS = [(method, 0) for method in get_args(MethodName)] + [
+STEPS = [(method, 0) for method in methods()] + [
     (method, 2) for method in FIRST_STAGE
 ]  # (method, epoch): in each stage one
 IMAGES = 64

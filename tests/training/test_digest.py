@@ -11,9 +11,10 @@ import pytest
 from tiny import tiny
 
 from iekd import records
-from iekd.baselines import registry
 from iekd.config import RunConfig
 from iekd.method import measures
+from iekd.method.factor import FactorAE
+from iekd.method.registry import methods
 from iekd.training import digest, runner
 
 CODE = '''
@@ -129,8 +130,8 @@ def test_a_class_of_a_notebook_is_read_from_its_functions(monkeypatch):
 
 
 def test_every_method_has_a_digest_of_its_own():
-    found = {digest.digest(loss) for loss in registry.CLASSES.values()}
-    assert len(found) == len(registry.CLASSES) and None not in found
+    found = {digest.digest(loss) for loss in [row.kind for row in methods().values()]}
+    assert len(found) == len(methods()) and None not in found
 
 
 def test_the_measures_of_a_run_count():
@@ -143,10 +144,9 @@ def test_the_measures_of_a_run_count():
 
 
 def test_classes_are_what_is_built():
-    assert set(registry.CLASSES) == set(RunConfig.model_fields["method"].annotation.__args__)
     for method in ("supervised", "ft", "ie-ft", "at", "ie-od", "dml", "factor-ae"):
         run = runner.make_run(tiny(method))
-        assert type(run.learner["method"]) is registry.CLASSES[method]
+        assert type(run.learner["method"]) is methods()[method].kind
 
 
 # ---------------------------------------------------------------------- what `train` does with it
@@ -182,7 +182,7 @@ def test_an_edited_auto_encoder_reaches_its_students(edit, monkeypatch):
     config = tiny("ft")
     before = train(config)
     edit("factor-ae")
-    monkeypatch.setattr(registry.FactorAE, "__init__", _narrow(registry.FactorAE.__init__))
+    monkeypatch.setattr(FactorAE, "__init__", _narrow(FactorAE.__init__))
     after = train(config)
     assert after.parents["autoencoder"] != before.parents["autoencoder"]
     assert after.weights != before.weights

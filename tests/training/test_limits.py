@@ -19,13 +19,15 @@ from hypothesis import strategies as st
 from tiny import content, tiny
 
 from iekd import records
-from iekd.baselines import registry
 from iekd.config import RunConfig
-from iekd.config.run import METHOD_FIELDS
+from iekd.config import methods as methods_of
 from iekd.errors import ConfigError, TrainingError
 from iekd.method.factor import FactorAutoEncoder
+from iekd.method.registry import methods
 from iekd.training import engine, peers, runner
 from iekd.training.engine import build_network
+
+FIELDS = {name: row.fields for name, row in methods().items()}
 
 FEW = dict(train_images=20, validation_images=10, batch_size=10, teacher_epochs=1, ae_epochs=1)
 
@@ -44,7 +46,7 @@ def untrained(config: RunConfig) -> dict[str, torch.nn.Module]:
 
 # ---------------------------------------------------------------------- few epochs
 
-ARMS = [(method, {}) for method in METHOD_FIELDS] + [
+ARMS = [(method, {}) for method in FIELDS] + [
     ("ie-dml", {"turns": "epoch"}),
     ("ie-dml", {"turns": "epoch", "place": "second"}),
 ]
@@ -57,7 +59,7 @@ ARMS = [(method, {}) for method in METHOD_FIELDS] + [
 )
 def test_a_run_of_few_epochs_ends_with_its_record(method, fields):
     stages = [
-        {"init_epochs": epochs} if "init_epochs" in METHOD_FIELDS[method] else {}
+        {"init_epochs": epochs} if "init_epochs" in FIELDS[method] else {}
         for epochs in range(5)
     ]
     configs = [
@@ -98,7 +100,7 @@ def test_a_curve_that_one_of_two_networks_has_becomes_the_others(only):
 
 
 @pytest.mark.parametrize(
-    "method", [method for method, fields in METHOD_FIELDS.items() if "split_ratio" in fields]
+    "method", [method for method, fields in FIELDS.items() if "split_ratio" in fields]
 )
 def test_every_split_ratio_can_be_built(method):
     """That it is the part which inherits is tested with each method."""
@@ -110,7 +112,7 @@ def test_every_split_ratio_can_be_built(method):
     )
     for percent in range(101):
         one = config.replace(split_ratio=percent / 100)
-        built = registry.build(
+        built = methods_of.build(
             one, student, parents.get("teacher", peer), parents.get("autoencoder")
         )
         assert all(value.isfinite().all() for value in built.state_dict().values())
@@ -118,7 +120,7 @@ def test_every_split_ratio_can_be_built(method):
 
 @pytest.mark.parametrize("ratio", [0, 0.01, 0.5, 0.99, 1])
 @pytest.mark.parametrize(
-    "method", [method for method, fields in METHOD_FIELDS.items() if "split_ratio" in fields]
+    "method", [method for method, fields in FIELDS.items() if "split_ratio" in fields]
 )
 def test_the_borders_of_the_split_ratio_can_be_trained(method, ratio):
     config = tiny(method, split_ratio=ratio, **FEW)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import pytest
 import torch
 from tiny import content, tiny
 
 from iekd import records
-from iekd.config.run import MethodName
 from iekd.errors import ConfigError, TrainingError
+from iekd.method.registry import methods
 from iekd.records import store
 from iekd.sweeps import sweep
 from iekd.training import engine, locks, runner
 
 FIRST_STAGE = {"fitnet": {"init_epochs": 1}, "ab": {"init_epochs": 1}}
-METHODS = [name for name in get_args(MethodName) if name != "factor-ae"]
+METHODS = [name for name in methods() if name != "factor-ae"]
 
 
 def configs_of(seeds=(0,), methods=METHODS):

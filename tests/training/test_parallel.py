@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterable
 from contextlib import redirect_stderr
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +23,8 @@ from torch import nn
 from iekd import records
 from iekd.cli import main
 from iekd.config import RunConfig
-from iekd.config.run import MethodName
 from iekd.method.factor import FactorAutoEncoder
+from iekd.method.registry import methods
 from iekd.records import store
 from iekd.training import checkpoint, engine, locks, parallel, runner
 from iekd.training.signals import Stopped
@@ -169,7 +169,7 @@ def all_configs() -> list[RunConfig]:
     staged = dict(init_epochs=1, epochs=2)
     every = [
         tiny(name, **UNEVEN | (staged if name in ("fitnet", "ab") else {}))
-        for name in get_args(MethodName)
+        for name in methods()
     ]
     return [
         *every,

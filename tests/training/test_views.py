@@ -7,16 +7,18 @@ import torch
 from test_training import train
 from tiny import content, start, tiny
 
-from iekd.baselines import registry
-from iekd.config.run import METHOD_FIELDS
+from iekd.config import methods as methods_of
 from iekd.data import augment
 from iekd.errors import ConfigError
+from iekd.method.registry import methods
 from iekd.networks import Output
 from iekd.records import store
 from iekd.training import engine, runner, views
 
+FIELDS = {name: row.fields for name, row in methods().items()}
+
 V = 3
-TAUGHT = [method for method, fields in METHOD_FIELDS.items() if "teacher_epochs" in fields]
+TAUGHT = [method for method, fields in FIELDS.items() if "teacher_epochs" in fields]
 
 
 def finite(method="kd", **fields):
@@ -105,12 +107,12 @@ def test_a_method_reads_what_it_says_and_all_of_it(method):
 
     def teacher(images):
         logits, features = training_teacher(images)
-        return Output(logits, Noting({name: features[name] for name in registry.needs(config)}))
+        return Output(logits, Noting({name: features[name] for name in methods_of.needs(config)}))
 
     training_teacher = run.teacher
     for epoch in range(config.epochs):
         engine.train_epoch(config, run._replace(teacher=teacher), epoch)
-    assert read <= {*registry.needs(config)} and (
+    assert read <= {*methods_of.needs(config)} and (
         read or method in ("kd", "sp", "factor-ae")
     )  # these ask for `Output.feature`
 
