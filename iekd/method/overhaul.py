@@ -135,9 +135,7 @@ class IEOD(nn.Module):
                 [partial_squares(*half(student, teacher)) for half in self.inherit]
             )
         if self.explore:
-            away = [
-                EXPLORE["partial-l2"](*half(student, teacher)) for half in self.explore
-            ]
+            away = [EXPLORE["partial-l2"](*half(student, teacher)) for half in self.explore]
             terms["explore"] = self.explore_weight * halved_backwards(away)
         return terms
 

@@ -103,8 +103,7 @@ def test_a_field_that_changes_nothing_is_refused_when_somebody_names_it(method, 
         refuse_unread(["seed", name], [config])
     readers = str(error.value).rpartition(": ")[2].split(", ")
     assert (
-        readers
-        == [m for m in FIELDS if name not in RunConfig.create("smoke", method=m).unread()]
+        readers == [m for m in FIELDS if name not in RunConfig.create("smoke", method=m).unread()]
         and method not in readers
     )
 

@@ -24,11 +24,7 @@ def test_no_method_is_missing():
 @pytest.mark.parametrize("name", ROWS)
 def test_every_method_says_what_it_does_where_it_is_from_and_what_it_weighs(name):
     row = ROWS[name]
-    assert (
-        len(row["loss"]) > 30
-        and row["weights"]
-        and Path(row["file"]).is_file()
-    )
+    assert len(row["loss"]) > 30 and row["weights"] and Path(row["file"]).is_file()
     assert name.startswith("ie-") or re.search(r"(19|20)\d\d|arXiv", row["idea"]), (
         "no year of a source"
     )

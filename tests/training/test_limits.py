@@ -59,8 +59,7 @@ ARMS = [(method, {}) for method in FIELDS] + [
 )
 def test_a_run_of_few_epochs_ends_with_its_record(method, fields):
     stages = [
-        {"init_epochs": epochs} if "init_epochs" in FIELDS[method] else {}
-        for epochs in range(5)
+        {"init_epochs": epochs} if "init_epochs" in FIELDS[method] else {} for epochs in range(5)
     ]
     configs = [
         tiny(method, **{**FEW, **fields, **stage, "epochs": epochs})

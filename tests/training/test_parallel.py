@@ -168,8 +168,7 @@ def after_an_epoch(config: RunConfig) -> dict[str, torch.Tensor]:
 def all_configs() -> list[RunConfig]:
     staged = dict(init_epochs=1, epochs=2)
     every = [
-        tiny(name, **UNEVEN | (staged if name in ("fitnet", "ab") else {}))
-        for name in methods()
+        tiny(name, **UNEVEN | (staged if name in ("fitnet", "ab") else {})) for name in methods()
     ]
     return [
         *every,
