@@ -26,7 +26,7 @@ from iekd.method.registry import MEASURES
 from iekd.method.split import channel_split
 from iekd.records import Analysis, store
 from iekd.training import runner
-from iekd.training.engine import Run
+from iekd.training.run import Run
 from iekd.training.teacher import Teacher
 
 METRICS = {

@@ -28,6 +28,7 @@ def correlation(embedding: Tensor) -> Tensor:
 
 @method(
     "cc",
+    whole_batch=True,
     taught="teacher",
     fields=("cc_weight",),
     reads="pooled",

@@ -42,6 +42,7 @@ class Head(nn.Linear):
 
 @method(
     "crd",
+    whole_batch=True,
     taught="teacher",
     fields=("crd_weight",),
     reads="pooled",

@@ -33,6 +33,7 @@ def off_diagonal(matrix: Tensor) -> Tensor:
 
 @method(
     "pkt",
+    whole_batch=True,
     taught="teacher",
     fields=("pkt_weight",),
     reads="pooled",

@@ -39,6 +39,7 @@ def angles(difference: Tensor) -> Tensor:
 
 @method(
     "rkd",
+    whole_batch=True,
     taught="teacher",
     fields=("rkd_weight",),
     reads="pooled",

@@ -22,6 +22,7 @@ def similarity(feature: Tensor) -> Tensor:
 
 @method(
     "sp",
+    whole_batch=True,
     taught="teacher",
     fields=("sp_weight",),
     reads="last",

@@ -78,7 +78,7 @@ def outputs(network: str, config: RunConfig) -> int:
 
 def arithmetic(how: str, device: torch.device) -> float:
     """GFLOP/s in a precision of `RunConfig`, which this process computes in from now on."""
-    precision.settle(how)
+    precision.set_tf32(how)
     dtype = torch.bfloat16 if how == "bf16" else torch.float32
     size, channels, side = (8192, 256, 64) if device.type == "cuda" else (1024, 64, 16)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))

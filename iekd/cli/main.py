@@ -65,10 +65,10 @@ def _command(arguments: list[str] | None) -> int:
 def _do(options: argparse.Namespace) -> int:
     from iekd.errors import Busy, DataError, TrainingError
     from iekd.records import store
-    from iekd.training import parallel
+    from iekd.training import ddp
 
     try:
-        if options.do is not _run and parallel.launched() > 1:
+        if options.do is not _run and ddp.launched() > 1:
             raise ConfigError(
                 "torchrun is for iekd run, one run on several processes; start this command without it"
             )
@@ -153,16 +153,16 @@ def _run_options(commands: Any) -> None:
 def _run(options: argparse.Namespace) -> None:
     config = configuration(options)
     from iekd import records
-    from iekd.training import parallel
 
     if options.dry_run:
         read = config.model_dump_json(indent=1, exclude=config.unread())
         print(read, f"hash {config.hash}", f"record {records.record_path(config)}", sep="\n")
         return
-    from iekd.training.runner import train
+    from iekd.training import ddp
+    from iekd.training.runner import follow, train
 
-    with parallel.joined() as first:
-        record = train(config, wait=not options.no_wait)
+    with ddp.joined() as first:
+        record = train(config, wait=not options.no_wait) if first else follow()
     if not first:
         return
     if options.analyse:

@@ -96,7 +96,7 @@ def l1(student: Tensor, teacher: Tensor) -> Tensor:
     return (x - y).abs().mean()
 
 
-@measure("l2", label="L2")
+@measure("l2", label="L2", whole_batch=True)
 def l2(student: Tensor, teacher: Tensor) -> Tensor:
     """sqrt(mean (x^ - y^)^2) over batch and dimensions; 0 .. 2/sqrt(N). Gradient 0 at x^ = y^ (authors': NaN)."""
     x, y = _units(student, teacher)
@@ -120,7 +120,7 @@ def _cosines(student: Tensor, teacher: Tensor) -> Tensor:
     return (x * y).sum(1)
 
 
-@measure("partial-l2", label="partial L2")
+@measure("partial-l2", label="partial L2", whole_batch=True)
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
     """`l2` that forgives where x^ <= y^ <= 0; 0 .. 2/sqrt(N).
 
@@ -132,7 +132,7 @@ def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
     return _root(torch.where(forgiven, 0, (x - y).square()).mean())
 
 
-@measure("centred-l1", label="centred L1", sides=("explore",))
+@measure("centred-l1", label="centred L1", sides=("explore",), whole_batch=True)
 def centred_l1(student: Tensor, teacher: Tensor) -> Tensor:
     """mean |x^ - y^| over batch and dimensions, of factors centred over the batch; 0 .. 2/sqrt(N). Our choice.
 
@@ -158,7 +158,7 @@ def _centred_unit(x: Tensor) -> Tensor:
     return deviation * torch.where(dead, 0, torch.where(dead, 1, squares).rsqrt())
 
 
-@measure("cka", label="CKA", unit="one", similarity=True)
+@measure("cka", label="CKA", unit="one", similarity=True, whole_batch=True)
 def cka(student: Tensor, teacher: Tensor) -> Tensor:
     """Debiased linear CKA of the spatially average-pooled factors (B, C); 1 for equal, about 0 for independent factors.
 

@@ -83,6 +83,7 @@ class OD(nn.Module):
 
 @method(
     "ie-od",
+    whole_batch=True,
     taught="teacher",
     fields=("od_weight", *SPLIT),
     compares=features.stages,

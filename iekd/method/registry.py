@@ -67,6 +67,7 @@ class Method:
     reads: str
     build: Callable[[Any, Networks], nn.Module]
     options: Mapping[str, inspect.Parameter] = field(default_factory=dict)
+    whole_batch: bool = False
 
     def needs(self, pairs: list[Pair], teacher: Shapes) -> list[str]:
         """The teacher's features that the method reads, beside the logits."""
@@ -117,6 +118,7 @@ def method(
     fields: tuple[str, ...] = (),
     compares: Callable[[Shapes, Shapes], list[Pair]] | None = None,
     reads: str = "",
+    whole_batch: bool = False,
     build: Callable[[Any, Networks], nn.Module] | None = None,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Register a class as the method of this name. It has `forward(batch, student, teacher) -> {term: loss}`.
@@ -129,6 +131,8 @@ def method(
         fields: further fields of a run that it reads.
         compares: which stages of student and teacher must have equal height and width, for example `features.last`.
         reads: the teacher's features that it reads: 'factor', 'pooled', 'last', 'stages', 'stages_pre', or ''.
+        whole_batch: whether its loss is no mean over the images of a batch (it relates them to one another, or keeps a
+            memory): several processes, each with a shard of the batch, cannot train it then.
         build: makes it for a run's configuration and `Networks`. Default: `cls(networks, **options)`, where the options
             are the keyword parameters of its constructor, each with a type (int, float, str) and a default.
 
@@ -150,6 +154,7 @@ def method(
             reads,
             build or (lambda run, networks: kind(networks, **run.options)),
             options,
+            whole_batch or taught == "peer",
         )
         METHODS[name] = row
         return kind
@@ -184,6 +189,7 @@ class MeasureRow(NamedTuple):
 
     function: Measure
     label: str
+    whole_batch: bool = False
 
 
 MEASURES: dict[str, MeasureRow] = {}
@@ -198,6 +204,7 @@ def measure(
     unit: Literal["l1", "one"] = "l1",
     similarity: bool = False,
     sides: tuple[str, ...] = ("inherit", "explore"),
+    whole_batch: bool = False,
 ) -> Callable[[Measure], Measure]:
     """Register a function of two factors (B, C, H, W) as the measure of this name. It returns a scalar.
 
@@ -211,11 +218,12 @@ def measure(
             1/sqrt(N); 'one' for a value that does not depend on N: its loss is then multiplied by `l1_unit`.
         similarity: whether it is large for factors that are alike.
         sides: the halves that may use it.
+        whole_batch: whether it is no mean over the images of a batch; see `method`.
     """
 
     def register(function: Measure) -> Measure:
         _check_name(name, MEASURES.get(name), function)
-        MEASURES[name] = MeasureRow(function, label or name)
+        MEASURES[name] = MeasureRow(function, label or name, whole_batch)
         if "inherit" in sides and not similarity:
             INHERIT[name] = _loss(function, +1, unit == "one")
         if "explore" in sides:

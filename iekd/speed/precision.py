@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from iekd.networks import Output
 
 
-def settle(precision: str) -> None:
+def set_tf32(precision: str) -> None:
     """From now on this process computes float32 in TF32 on a GPU, or strictly not. PyTorch's own choice is TF32 for convolutions only.
 
     It holds for the whole process: make a run, then train it, before one of another precision is made (packs have one precision).

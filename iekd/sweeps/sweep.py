@@ -26,7 +26,7 @@ from iekd.errors import ConfigError
 from iekd.records import store
 from iekd.speed import memory
 from iekd.training import checkpoint, locks, runner, signals
-from iekd.training.engine import in_step
+from iekd.training.pack import in_step
 
 POLL_SECONDS = 0.1
 SHOW_SECONDS = {True: 1.0, False: 60.0}  # until the bar is drawn again, on a terminal and in a file
@@ -57,7 +57,7 @@ def sweep(
     """Finish all runs and their parents, `jobs` processes at a time with an equal share of the cores, up to `pack` runs in each.
 
     The runs of a grid have precedence over those of the next, which fill what would else stand idle. Runs are packed if they can go in
-    lock step (`engine.in_step`) and can start at that moment. A failed run is reported and does not stop the others; those that need it
+    lock step (`pack.in_step`) and can start at that moment. A failed run is reported and does not stop the others; those that need it
     are reported as failed too, and so is one whose record is damaged. Parents of finished runs whose record is gone are made again. A
     run that another process trains is left to it. After `time_limit` seconds, or when a signal asks to stop (`signals.asked`), running
     runs write a checkpoint and leave, which takes `signals.GRACE` seconds at most. With `analyse` the runs of the grids are

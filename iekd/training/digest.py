@@ -18,6 +18,7 @@ from typing import Any
 
 from iekd.config import RunConfig
 from iekd.method import registry
+from iekd.records import Record
 
 PLAIN = (bool, int, float, str)  # constants whose value is code
 
@@ -26,9 +27,21 @@ def of(config: RunConfig) -> str | None:
     """Twelve hexadecimal digits for the loss of a run; None where the source of its code cannot be read."""
     losses: list[Callable] = [registry.methods()[config.method].kind]
     if config.method == "ie-ft":
-        losses += [registry.INHERIT[config.inherit]] if config.inherit != "none" else []
-        losses += [registry.EXPLORE[config.explore]] if config.explore != "none" else []
+        if config.inherit != "none":
+            losses.append(registry.INHERIT[config.inherit])
+        if config.explore != "none":
+            losses.append(registry.EXPLORE[config.explore])
     return digest(*losses)
+
+
+def is_edited(record: Record) -> bool:
+    """Whether the loss of a finished run was edited since."""
+    return record.loss_digest is not None and of(record.config) not in (record.loss_digest, None)
+
+
+def is_void(record: Record) -> bool:
+    """Whether its record counts no more, because its loss was edited: at `smoke` scale, where a run takes seconds."""
+    return record.config.preset == "smoke" and is_edited(record)
 
 
 def digest(*things: Callable) -> str | None:

@@ -20,7 +20,8 @@ from iekd.method import measures
 from iekd.method.features import Part, rolled
 from iekd.networks import Output
 from iekd.networks.common import finish
-from iekd.training.engine import SUFFIX, Run
+from iekd.training.loop import SUFFIX
+from iekd.training.run import Run
 
 IMAGES = 512
 

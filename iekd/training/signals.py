@@ -8,12 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Windows has the first two; the alarm is our own.
-SIGNALS = [
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGALRM")
-    if hasattr(signal, name)
-]
-LATER = 75  # exit status, EX_TEMPFAIL of sysexits.h: not finished though nothing is wrong, the same command goes on
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGALRM")
+SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+# Exit status, EX_TEMPFAIL of sysexits.h: not finished though nothing is wrong, the same command goes on.
+LATER = 75
 GRACE = 20.0  # seconds that an epoch gets to finish; SLURM kills 30 s after SIGTERM
 
 # Signals belong to the process, so their state does too.
@@ -37,8 +35,9 @@ def on_signals() -> Iterator[None]:
     """
     global _first
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in (n for n in SIGNALS if before[n] is not signal.SIG_IGN):
-        signal.signal(number, _on_signal)
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
     try:
         yield
     finally:
@@ -56,18 +55,12 @@ def deferred(seconds: float = GRACE) -> Iterator[None]:
         yield
     finally:
         _patience = None
-        if asked():
-            _alarm_after(0)
+        _alarm_after(0)
 
 
 def asked() -> bool:
     """Whether a signal has come."""
     return _first is not None
-
-
-def number() -> int:
-    """The signal that has come, 0 if none has."""
-    return _first or 0
 
 
 def check() -> None:
@@ -77,22 +70,20 @@ def check() -> None:
 
 
 def _on_signal(number: int, frame: object) -> None:
-    """A scheduler signals a whole process group and a sweep passes its signal on: only a person means more by a second one."""
+    """A scheduler signals the whole group and a sweep forwards its signal: only a second Ctrl-C asks for more."""
     global _first
-    again, _first = _first is not None, _first or number
-    if again and number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+    repeated, _first = _first is not None, _first or number
+    if repeated and number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
         return
-    if again or _patience is None:
+    if repeated or _patience is None:
         raise Stopped(_first)
     _alarm_after(_patience)
     # not print, which this may interrupt
-    os.write(
-        2,
-        f"\n{signal.Signals(number).name}: stopping, in {_patience:.0f} s at the latest\n".encode(),
-    )
+    name = signal.Signals(number).name
+    os.write(2, f"\n{name}: stopping, in {_patience:.0f} s at the latest\n".encode())
 
 
 def _alarm_after(seconds: float) -> None:
     """Raise SIGALRM then; 0 = never."""
-    if hasattr(signal, "setitimer"):
+    if asked() and hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -119,7 +119,7 @@ def test_float32_is_no_tf32():
     matrix = torch.randn(1024, 1024, device=GPU)
     error = {}
     for name in ("fp32", "tf32"):
-        precision.settle(name)
+        precision.set_tf32(name)
         for work, arguments in ((torch.conv2d, (images, weight)), (torch.matmul, (matrix, matrix))):
             exact = work(*(argument.double() for argument in arguments))
             error[name, work.__name__] = ((work(*arguments) - exact).norm() / exact.norm()).item()
