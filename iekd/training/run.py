@@ -33,7 +33,7 @@ class Run(NamedTuple):
     std: Tensor
 
 
-def make_run(
+def build_run(
     config: RunConfig,
     parents: Mapping[str, nn.Module],
     device: torch.device,

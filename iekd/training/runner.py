@@ -20,10 +20,10 @@ from iekd.config import RunConfig
 from iekd.errors import ConfigError, TrainingError
 from iekd.method.factor import FactorAutoEncoder
 from iekd.records import Record, store
-from iekd.training import ddp, digest, pack, run, session, views
+from iekd.training import ddp, digest, pack, session, views
 from iekd.training.checks import check_pair, check_shards
 from iekd.training.locks import claim
-from iekd.training.run import Run, build_network
+from iekd.training.run import Run, build_network, build_run
 
 
 def train(
@@ -191,7 +191,7 @@ def make_run(
 ) -> Run:
     """The moving parts of a run at their initial values, its parents loaded (or trained first)."""
     parents = {role: load_network(parent) for role, parent in config.parents().items()}
-    return run.make_run(config, parents, torch.device(device), dataset)
+    return build_run(config, parents, torch.device(device), dataset)
 
 
 def make_training_run(

@@ -370,7 +370,7 @@ def test_a_damaged_analysis_is_named(runs):
 
 def test_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path))
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained"))
     config = tiny("kd")
     with pytest.raises(store.StoreError, match="not finished"):
         analyse(config)

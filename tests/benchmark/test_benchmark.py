@@ -15,7 +15,8 @@ from iekd.benchmark import bench
 from iekd.config import RunConfig
 from iekd.data import augment
 from iekd.method.features import Batch
-from iekd.training import engine
+from iekd.training import loop
+from iekd.training.run import build_run
 
 CPU = torch.device("cpu")
 
@@ -59,7 +60,7 @@ def test_plain_loop_and_engine_make_the_same_update(method):
     config = RunConfig.create("class", method=method, batch_size=64, lr=0.05)
     dataset, parents = bench.random_images("class", 64), bench._parents(config)
     run, plain = (
-        engine.make_run(config, parents, CPU, dataset),
+        build_run(config, parents, CPU, dataset),
         bench.PlainRun(config, copy.deepcopy(parents), CPU, dataset),
     )
     before = {name: tensor.clone() for name, tensor in run.learner["student"].state_dict().items()}
@@ -68,7 +69,7 @@ def test_plain_loop_and_engine_make_the_same_update(method):
     plain.loader.dataset.transform.transforms[:2] = []  # neither crop nor flip
     run.optimiser.param_groups[0]["lr"] = 0.05
     index = torch.arange(64)
-    engine.step(
+    loop.step(
         run,
         augment.normalise(dataset.train.images, run.mean, run.std),
         Batch(dataset.train.labels, index),

@@ -188,7 +188,7 @@ def test_a_corrupt_record_exits_with_1_and_names_the_file(iekd):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_gives_a_status_of_its_own_and_a_last_line(iekd, monkeypatch, number, status):
-    monkeypatch.setattr("iekd.training.runner._fit", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr("iekd.training.runner.fit", lambda *_: signal.raise_signal(number))
     found, _, err = iekd(*words_of(tiny()))
     assert found == status
     assert (

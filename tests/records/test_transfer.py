@@ -20,7 +20,7 @@ from iekd import records
 from iekd.analysis import metrics
 from iekd.errors import ConfigError, StoreError
 from iekd.records import store, transfer
-from iekd.training import checkpoint, engine, runner
+from iekd.training import checkpoint, loop, runner
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -46,15 +46,8 @@ def away(tmp_path, monkeypatch):
 def begin(config, epochs: int) -> None:
     """Leave the checkpoint of a run after some epochs."""
     run = runner.make_run(config)
-    history = [engine.train_epoch(config, run, epoch) for epoch in range(epochs)]
-    checkpoint.save(
-        store.cache_folder() / f"{config.path}.checkpoint.safetensors",
-        config,
-        {},
-        run,
-        history,
-        1.0,
-    )
+    history = [loop.train_epoch(config, run, epoch) for epoch in range(epochs)]
+    checkpoint.save(config, {}, run, history, 1.0)
 
 
 def test_what_comes_home_is_what_was_sent_and_the_second_time_nothing_changes(runs, away, tmp_path):

@@ -11,7 +11,9 @@ from iekd.benchmark import bench
 from iekd.config import RunConfig
 from iekd.method.registry import methods
 from iekd.speed import precision
-from iekd.training import engine
+from iekd.training import loop
+from iekd.training.pack import Pack
+from iekd.training.run import build_run, Run
 from iekd.training.teacher import Teacher
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -32,11 +34,11 @@ def needs_gpu(test):
     )
 
 
-def run_of(config: RunConfig, device: torch.device, double: bool = False) -> engine.Run:
+def run_of(config: RunConfig, device: torch.device, double: bool = False) -> Run:
     """A run from parents that were never trained."""
     torch.manual_seed(9)
     parents = bench._parents(config)
-    run = engine.make_run(config, parents, device)
+    run = build_run(config, parents, device)
     if not double:
         return run
     run.learner.double()
@@ -52,10 +54,10 @@ def step_of(
 ) -> dict[str, Tensor]:
     """What a step makes: its loss terms, the update of all parameters in one vector, the running statistics in another."""
     run = run_of(config, device, double)
-    engine.begin(run, epoch)
+    loop.begin(run, epoch)
     before = [p.detach().clone() for p in run.learner.parameters()]
-    plan = engine.draw_epoch(config, run.dataset, epoch)[:, :IMAGES]
-    names, row = engine.lock_step([(config, run)], plan[None].to(device), epoch)
+    plan = loop.draw_epoch(config, run.dataset, epoch)[:, :IMAGES]
+    names, row = Pack([(config, run)]).step(plan[None].to(device), epoch)
     update = torch.cat(
         [(p.detach() - b).flatten() for p, b in zip(run.learner.parameters(), before, strict=True)]
     )
