@@ -506,7 +506,7 @@ def _unread_by(method: str) -> set[str]:
     if method not in registry.methods():  # they stood at their defaults when its record was written
         return set()
     own = fields_of(method)
-    unread = _some_read() - set(own)
+    unread = set(_some_read() - set(own))
     unread |= (
         set() if "teacher_epochs" in own or "place" in own else {"teacher"}
     )  # trained before, or a peer

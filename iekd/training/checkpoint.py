@@ -1,4 +1,6 @@
-"""Checkpoints: all that moves during training, written whole at the end of an epoch, so a killed run goes on bit for bit."""
+"""Checkpoints: all that moves during training, written whole at the end of an epoch, so a killed
+run goes on bit for bit.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,7 @@ def path_of(config: RunConfig) -> Path:
 
 
 def state(run: Run) -> dict[str, Tensor]:
-    """All that moves during training: weights, running statistics, and the optimiser's momentum by parameter name."""
+    """All that moves during training: weights, statistics, and momentum by parameter name."""
     tensors = dict(run.learner.state_dict())
     for name, parameter in run.learner.named_parameters():
         buffer = run.optimiser.state.get(parameter, {}).get("momentum_buffer")
@@ -31,7 +33,10 @@ def state(run: Run) -> dict[str, Tensor]:
 
 
 def restore(run: Run, tensors: dict[str, Tensor]) -> None:
-    """Put a run back to a `state` of it. Raises `StoreError`, and touches nothing, if the tensors are not the run's."""
+    """Put a run back to a `state` of it.
+
+    Raises `StoreError`, and touches nothing, if the tensors are not the run's.
+    """
     own = run.learner.state_dict()
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MOMENTUM)}
     if _shapes(weights) != _shapes(own):
@@ -60,8 +65,8 @@ def save(
 def resume(config: RunConfig, parents: dict[str, str], run: Run) -> tuple[list[dict], float]:
     """Put a run back to its checkpoint, if there is one; returns its history and the seconds spent.
 
-    A checkpoint that is damaged, or of another run or other parents, is set aside with a message: all is checked
-    before anything of the run is touched.
+    A checkpoint that is damaged, or of another run or other parents, is set aside with a message:
+    all is checked before anything of the run is touched.
     """
     path = path_of(config)
     if not store.exists(path):

@@ -14,15 +14,16 @@ from iekd.training import views
 def check_pair(config: RunConfig) -> None:
     """Refuse a pair whose features the method cannot compare, before its teacher is trained.
 
-    Raises `TrainingError`, and `ConfigError` for a last batch that cannot be normalised, or finite views whose teacher
-    outputs would take too much space.
+    Raises `TrainingError`, and `ConfigError` for a last batch that cannot be normalised, or finite
+    views whose teacher outputs would take too much space.
     """
     _check_last_batch(config)
     try:
         methods.compared(config)
     except PairError as error:
         raise TrainingError(
-            f"{config.path}: {config.method} cannot compare {config.student} with {config.teacher}: {error}. "
+            f"{config.path}: {config.method} cannot compare {config.student} with "
+            f"{config.teacher}: {error}. "
             "Choose a pair with the same down-sampling."
         ) from None
     if config.views and config.has_teacher:
@@ -30,25 +31,33 @@ def check_pair(config: RunConfig) -> None:
 
 
 def check_shards(config: RunConfig, processes: int) -> None:
-    """Refuse a run whose loss is not the mean of the losses of a batch's shards. Raises `ConfigError`."""
+    """Refuse a run whose loss is not the mean of the losses of a batch's shards.
+
+    Raises `ConfigError`.
+    """
     row, named = registered(config.method), (config.inherit, config.explore)
     measures = [registry.MEASURES[name] for name in named if name != "none"]
     shuffled = config.explore_target == "shuffled"
     if row.whole_batch or shuffled or any(measure.whole_batch for measure in measures):
         raise ConfigError(
-            f"{config.path}: several processes cannot train this, because its loss needs all images of a batch at "
+            f"{config.path}: several processes cannot train this, because its loss needs all "
+            "images of a batch at "
             "once, or several updates of it; start it without torchrun"
         )
     smallest = (data.image_count(config) % config.batch_size or config.batch_size) // processes
     if smallest < 2:
         raise ConfigError(
-            f"batch_size: {config.batch_size} leaves a process {smallest} images of the last batch, and 2 is the "
+            f"batch_size: {config.batch_size} leaves a process {smallest} images of the last "
+            "batch, and 2 is the "
             "least; choose another batch_size, or fewer processes"
         )
 
 
 def _check_last_batch(config: RunConfig) -> None:
-    """Refuse a last batch of one image where a trained network has come down to one pixel: that has no variance."""
+    """Refuse a last batch of one image where a trained network comes down to one pixel.
+
+    That is one value a channel, which has no variance.
+    """
     images, size = data.image_count(config), config.batch_size
     if images < 1 or (images - 1) % size:
         return
@@ -57,14 +66,15 @@ def _check_last_batch(config: RunConfig) -> None:
     if not small:
         return
     raise ConfigError(
-        f"{config.path}: the last batch of an epoch has 1 image ({images} images, batch_size {size}), of which "
+        f"{config.path}: the last batch of an epoch has 1 image ({images} images, batch_size "
+        f"{size}), of which "
         f"{small[0]} makes 1 value a channel, and that cannot be normalised. Choose, for example, "
         f"{_other_batches(images, size)}."
     )
 
 
 def _trained(config: RunConfig) -> list[str]:
-    """The networks that see the batches in training mode; a factor auto-encoder has the teacher's last size."""
+    """The networks that train on the batches; an auto-encoder has the teacher's last size."""
     if config.is_mutual:
         return [config.student, config.teacher]
     return [config.teacher if config.method == "factor-ae" else config.student]

@@ -1,8 +1,9 @@
 """One run on several processes: `torchrun --standalone --nproc-per-node 2 -m iekd run ...`.
 
-torch's DistributedDataParallel with its usual meaning: each process computes a shard of every batch, with batch
-statistics of its own, and gradients are averaged. The first process does all that a run alone does (store,
-checkpoints, evaluation) and tells the others, who `follow`, which run and which epoch to train.
+torch's DistributedDataParallel with its usual meaning: each process computes a shard of every
+batch, with batch statistics of its own, and gradients are averaged. The first process does all that
+a run alone does (store, checkpoints, evaluation) and tells the others, who `follow`, which run and
+which epoch to train.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def count() -> int:
 
 @contextmanager
 def joined() -> Iterator[bool]:
-    """Inside, the processes of torchrun are one group. Yields whether this is the first, or only, process."""
+    """Inside, the processes of torchrun are one group; yields whether this is the first of them.
+
+    Without torchrun it is. Raises `ConfigError` if there are fewer GPUs than processes.
+    """
     if launched() == 1:
         yield True
         return
@@ -58,7 +62,7 @@ def joined() -> Iterator[bool]:
 
 
 def follow(make: Callable[[RunConfig], Run]) -> None:
-    """What every process but the first does: its shard of what the first one trains, until that is done."""
+    """The other processes' part: their shards of what the first one trains, until it is done."""
     with signals.deferred():
         while (order := _share(None)) is not None:
             if isinstance(order, RunConfig):
@@ -70,7 +74,7 @@ def follow(make: Callable[[RunConfig], Run]) -> None:
 
 
 class Trainer:
-    """This process's part in the training of one run; that of the first process is what the others follow."""
+    """This process's part in the training of one run; the first process's sets the pace."""
 
     def __init__(self, config: RunConfig, run: Run):
         self.config, self.run = config, run
@@ -79,7 +83,9 @@ class Trainer:
             _share(config)
         # weights and momentum of the first process
         checkpoint.restore(run, _share(checkpoint.state(run)))
-        self.losses = DistributedDataParallel(Losses(run), find_unused_parameters=True)
+        # a stage of a method uses a part of the parameters
+        staged = hasattr(run.learner["method"], "phase")
+        self.losses = DistributedDataParallel(Losses(run), find_unused_parameters=staged)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
         """`loop.train_epoch`, of each batch this process's shard."""
@@ -100,7 +106,8 @@ class Trainer:
         processes, rank = distributed.get_world_size(), distributed.get_rank()
         shard = part.tensor_split(processes, dim=1)[rank]
         images, batch = loop.take(self.config, self.run, shard, epoch)
-        # shards may differ by an image: gradients are averaged over processes, and images count alike
+        # shards may differ by an image: gradients are averaged over processes, and images count
+        # alike
         weight = processes * shard.shape[1] / part.shape[1]
         self.run.optimiser.zero_grad()
         terms = self.losses(images, batch)
@@ -112,7 +119,7 @@ class Trainer:
 
 
 class Losses(nn.Module):
-    """A run's forward pass up to its loss terms, as the one module that DistributedDataParallel wraps."""
+    """A run's forward pass up to its loss terms: what DistributedDataParallel wraps."""
 
     def __init__(self, run: Run):
         super().__init__()

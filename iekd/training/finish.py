@@ -25,8 +25,8 @@ def finish(
 ) -> Record:
     """Store the weights, then the record: a record therefore always has its weights.
 
-    Of two networks trained together, the record of the first comes last. Raises `TrainingError` for weights that the
-    last update made infinite, which no later loss would show.
+    Of two networks trained together, the record of the first comes last. Raises `TrainingError` for
+    weights that the last update made infinite, which no later loss would show.
     """
     state = run.learner.state_dict()
     if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
@@ -62,10 +62,11 @@ def _curves(history: list[dict]) -> Curves:
 
 
 def _save(record: Record) -> Record:
-    """Save a record; one of a run that was trained again, and ended in the same weights, stays as it was.
+    """Save a record; one of a run that was trained again, and ended in the same weights, stays as
+    it was.
 
-    Raises `TrainingError` if it ended in other weights and finished runs learned from the old ones, also when its
-    record was lost.
+    Raises `TrainingError` if it ended in other weights and finished runs learned from the old ones,
+    also when its record was lost.
     """
     before = records.find(record.config)
     # the runs that learned from the weights of an edited loss are trained anew, too
@@ -78,12 +79,15 @@ def _save(record: Record) -> Record:
 
 
 def _refuse_orphans(record: Record) -> None:
-    """Of finished runs that learned from other weights: they would name a parent that is nowhere."""
+    """Refuse to leave runs behind that learned from other weights, which would be nowhere."""
     if orphans := records.orphans(record):
         raise TrainingError(
-            f"{record.config.path}: trained again, it came out different (another machine or version?), and "
-            f"{len(orphans)} finished runs learned from its lost weights ({orphans[0]}, ...). Bring these weights "
-            f"to {records.weights_paths(record.config)[1]}, set IEKD_RUNS to another folder, or delete its record "
+            f"{record.config.path}: trained again, it came out different (another machine or "
+            "version?), and "
+            f"{len(orphans)} finished runs learned from its lost weights ({orphans[0]}, ...). "
+            "Bring these weights "
+            f"to {records.weights_paths(record.config)[1]}, set IEKD_RUNS to another folder, or "
+            "delete its record "
             "and those of the runs that learned from it."
         )
 
@@ -108,7 +112,10 @@ def _record(
 
 
 def _metrics(curves: Curves) -> dict[str, Metric | None]:
-    """The three selection rules: last epoch; lowest validation error; lowest test error (biased, for comparison only)."""
+    """The three selection rules: last epoch, lowest validation error, lowest test error.
+
+    The last one is biased, for comparison only.
+    """
     return {
         "last": _metric(curves, len(curves["lr"]) - 1),
         "val_selected": _best(curves, "validation_error"),

@@ -1,8 +1,9 @@
-"""Whole-step CUDA graphs: the step of all runs of a pack is captured once and replayed, so the host has little to do.
+"""Whole-step CUDA graphs: the step of all runs of a pack is captured once and replayed, so the host
+has little to do.
 
-Every run is a branch on a stream of its own: small networks do not fill a card, and the branches run side by side. A
-capture that fails costs speed and nothing else: the steps are computed one by one, as on a CPU. IEKD_GRAPHS=off
-leaves graphs out.
+Every run is a branch on a stream of its own: small networks do not fill a card, and the branches
+run side by side. A capture that fails costs speed and nothing else: the steps are computed one by
+one, as on a CPU. IEKD_GRAPHS=off leaves graphs out.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ WARM_UP = 3
 
 
 def graphs_wanted() -> bool:
-    """Whether $IEKD_GRAPHS leaves them on, as they are without it. Raises `ConfigError` for another word than on and off."""
+    """Whether $IEKD_GRAPHS leaves them on, as they are without it.
+
+    Raises `ConfigError` for another word than on and off.
+    """
     word = os.environ.get("IEKD_GRAPHS", "on").strip().lower()
     if word not in ("on", "off"):
         raise ConfigError(f"IEKD_GRAPHS: {word!r} is not usable; choose on or off")
@@ -38,7 +42,8 @@ class CaptureError(RuntimeError):
 
 
 class GraphedPack(Pack):
-    """A pack, or one run, from CUDA graphs: one for each size of a batch in each phase of the methods.
+    """A pack, or one run, from CUDA graphs: one for each size of a batch in each phase of the
+    methods.
 
     The last batch of an epoch is smaller; phases are those of `method.phase(epoch)`.
     """
@@ -72,7 +77,7 @@ class GraphedPack(Pack):
 
 
 class _Graph:
-    """The graph of one kind of step: the first are computed step by step, then one is captured and from then on replayed."""
+    """The graph of one kind of step: a few steps are computed, one is captured, then replayed."""
 
     def __init__(self, streams: Streams):
         self.streams, self.eager, self.graph = streams, WARM_UP, None
@@ -104,7 +109,7 @@ def _phase(method: Any, epoch: int) -> Any:
 
 
 class Streams:
-    """A stream for whole steps, and one for each run, forked from it and joined to it again: the branches of a graph."""
+    """A stream for whole steps, and one for each run, forked from it and joined to it again."""
 
     def __init__(self, count: int):
         self.main, *self.streams = (torch.cuda.Stream() for _ in range(1 + count))
@@ -128,7 +133,7 @@ class Streams:
         torch.cuda.current_stream().wait_stream(self.main)
 
     def capture(self, step: Callable[[], Steps]) -> tuple[torch.cuda.CUDAGraph, Steps]:
-        """Record a step without computing it: the graph, and what the step returns, filled by every replay."""
+        """Record a step without computing it: the graph, and the result that every replay fills."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.main):
             return graph, step()

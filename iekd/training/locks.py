@@ -22,8 +22,8 @@ BUSY = "another process trains this run"
 def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
     """Held by one process at a time while it trains this run.
 
-    Raises `Busy` if another process holds it and this one is not to wait, and `StoreError`, now rather than after the
-    training, if the record could not be written.
+    Raises `Busy` if another process holds it and this one is not to wait, and `StoreError`, now
+    rather than after the training, if the record could not be written.
     """
     store.check_writable(records.record_path(config))
     path = store.cache_folder() / f"{config.path}.lock"

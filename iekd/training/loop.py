@@ -1,8 +1,9 @@
 """The loop of one run: one epoch, one update, one evaluation.
 
-Order and augmentation of an epoch are functions of (seed, epoch) alone, drawn on the CPU, so a resumed run and a run
-on another device see the same batches. Within an epoch nothing waits for the device: losses stay there and are read
-at its end. `iekd.training.pack` makes the same steps for several runs at once.
+Order and augmentation of an epoch are functions of (seed, epoch) alone, drawn on the CPU, so a
+resumed run and a run on another device see the same batches. Within an epoch nothing waits for the
+device: losses stay there and are read at its end. `iekd.training.pack` makes the same steps for
+several runs at once.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ SUFFIX = {"student": "", "peer": "_peer"}  # of what is measured on a network, i
 def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
     """One pass over the training images, from epoch 0; returns the epoch's row of the history.
 
-    That is the learning rate, the mean loss and its terms, and the error in percent on the augmented batches. Raises
-    `TrainingError` if a loss is no longer finite.
+    That is the learning rate, the mean loss and its terms, and the error in percent on the
+    augmented batches. Raises `TrainingError` if a loss is no longer finite.
     """
     begin(run, epoch)
     plan = draw_epoch(config, run.dataset, epoch).to(run.mean.device)
@@ -64,7 +65,7 @@ def draw_epoch(config: RunConfig, dataset: data.DataSet, epoch: int) -> Tensor:
 
 
 def draw_order(config: RunConfig, count: int, epoch: int) -> tuple[Tensor, Tensor, torch.Generator]:
-    """The images in the order of the steps, the row of each in `draw_views`, and what draws next; (N,) twice."""
+    """The images in the order of the steps, their rows in `draw_views`, and what draws next."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     order = torch.randperm(count, generator=generator)
     if not config.views:
@@ -74,14 +75,17 @@ def draw_order(config: RunConfig, count: int, epoch: int) -> tuple[Tensor, Tenso
 
 
 def draw_views(config: RunConfig, dataset: data.DataSet) -> augment.Draws:
-    """Crop and flip of all finite views, the same for all runs; view v of training image i is in row v * N + i."""
+    """Crop and flip of all finite views, the same for all runs.
+
+    View v of training image i is in row v * N + i.
+    """
     generator = torch.Generator().manual_seed(VIEW_SEED)
     count = config.views * len(dataset.train.labels)
     return augment.draw(count, dataset.pad, dataset.flip, generator)
 
 
 def take(config: RunConfig, run: Run, part: Tensor, epoch: int) -> tuple[Tensor, Batch]:
-    """The normalised images (B, C, H, W) that a part (4, B) of an epoch's plan names, and what a method knows of them."""
+    """The images (B, C, H, W), normalised, of a part (4, B) of an epoch's plan, as a batch."""
     index, dy, dx, flip = part
     pixels = run.dataset.train.images[index]
     if config.augment == "standard":
@@ -93,7 +97,8 @@ def take(config: RunConfig, run: Run, part: Tensor, epoch: int) -> tuple[Tensor,
 def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
     """The update, or updates, of a normalised batch (B, C, H, W).
 
-    Returns detached loss terms and `train_error` (wrong answers / B), on the device; a peer's names end in '_peer'.
+    Returns detached loss terms and `train_error` (wrong answers / B), on the device; a peer's names
+    end in '_peer'.
     """
     log = {}
     for role, output, terms in updates(run, images, batch):
@@ -116,7 +121,7 @@ def mistakes(output: Output, batch: Batch) -> dict[str, Tensor]:
 def updates(
     run: Run, images: Tensor, batch: Batch
 ) -> Iterator[tuple[str, Output | None, dict[str, Tensor]]]:
-    """Role, output and loss terms of each update of a batch; what comes after a `yield` sees it done."""
+    """Role, output and loss terms of each update of a batch; code after a `yield` sees it done."""
     method = run.learner["method"]
     if "peer" in run.learner:
         yield from method.updates(batch, images, run.learner["student"], run.learner["peer"])
@@ -164,7 +169,8 @@ def means_of(
     if not values.isfinite().all():
         at, term = (~values.isfinite()).nonzero()[0].tolist()
         raise TrainingError(
-            f"{config.path}: the loss term '{names[term]}' became {values[at, term].item()} in step "
+            f"{config.path}: the loss term '{names[term]}' became {values[at, term].item()} in "
+            "step "
             f"{at + 1} of epoch {epoch + 1}. Nothing was recorded; the last checkpoint is kept. "
             "Lower lr or the weight of that term (that is another run)."
         )
@@ -182,7 +188,8 @@ def means_of(
 
 @torch.no_grad()
 def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
-    """Error in percent on a split: 'error', and 'error_exact' without recompressed images; a peer's end in '_peer'.
+    """Error in percent on a split: 'error', and 'error_exact' without recompressed images; a peer's
+    end in '_peer'.
 
     For an auto-encoder, which has no student, its mean 'loss'. Empty for an empty split.
     """
@@ -206,7 +213,7 @@ def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
 
 
 def _scores(run: Run, pixels: Tensor, answers: Tensor) -> dict[str, Tensor]:
-    """By name, a value for each image: whether a network is wrong, or the loss of an auto-encoder."""
+    """By name a value for each image: whether a network is wrong, or an auto-encoder's loss."""
     images = augment.normalise(pixels, run.mean, run.std)
     if "student" not in run.learner:
         terms = run.learner["method"](Batch(answers, answers), None, run.teacher(images))

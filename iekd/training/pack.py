@@ -1,7 +1,8 @@
-"""Several runs in lock step, one step of each after the other; every one ends exactly as it would alone.
+"""Several runs in lock step, one step of each after the other; every one ends exactly as it would
+alone.
 
-Runs with the same batches share their images, and with the same teacher its forward pass. A test holds each method in
-a pack to `loop.train_epoch`.
+Runs with the same batches share their images, and with the same teacher its forward pass. A test
+holds each method in a pack to `loop.train_epoch`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,12 @@ from iekd.training import loop
 from iekd.training.run import Run
 from iekd.training.teacher import Teacher
 
-Steps = tuple[list[list[str]], Tensor]  # the names of each run's values, and the values of all runs in one row
+# the names of each run's values, and the values of all runs in one row
+Steps = tuple[list[list[str]], Tensor]
 
 
 def in_step(config: RunConfig) -> tuple:
-    """What runs must have in common to go in lock step: as many steps an epoch, and batches of one shape."""
+    """What runs must agree in to go in lock step: the steps of an epoch, and a batch's shape."""
     return (
         config.dataset,
         config.train_images,
@@ -42,25 +44,27 @@ def batches(config: RunConfig) -> tuple:
 
 
 class Pack:
-    """Runs that agree in `in_step`, trained together: `train_epoch` is `loop.train_epoch` of each of them."""
+    """Runs that agree in `in_step`: its `train_epoch` is `loop.train_epoch` of each of them."""
 
     def __init__(self, runs: Sequence[tuple[RunConfig, Run]]):
         self.runs = list(runs)
 
-        # `plan[k]` is the kind of batches that run k sees; the first run that sees a kind draws it for the others
+        # `plan[k]` is the kind of batches that run k sees; the first run that sees a kind draws it
+        # for the others
         kinds = [batches(config) for config, _ in runs]
         different = list(dict.fromkeys(kinds))
         self.plan = [different.index(kind) for kind in kinds]
         self.first = [runs[kinds.index(kind)] for kind in different]
 
-        # by run, for those that share it: the batches that its teacher sees, which network it is, which encoder
+        # by run, for those that share it: the batches that its teacher sees, which network it is,
+        # which encoder
         codes = {k: _codes(run.teacher) for k, (_, run) in enumerate(runs)}
         keys = {k: (self.plan[k], *code) for k, code in codes.items() if code}
         users = Counter((plan, network) for plan, network, _ in keys.values())
         self.shared = {k: key for k, key in keys.items() if users[key[:2]] > 1}
 
     def train_epoch(self, epoch: int) -> list[dict[str, float] | TrainingError]:
-        """A row of the history for each run; the error instead for a run whose loss is no longer finite."""
+        """A row of the history for each run; the error instead for one whose loss is not finite."""
         for _, run in self.runs:
             loop.begin(run, epoch)
         config, run = self.runs[0]
@@ -105,7 +109,7 @@ class Pack:
         """Comes after the steps of all runs."""
 
     def _ask_shared_teachers(self, images: Sequence[Tensor]) -> dict[int, Output]:
-        """By run, the answer of its teacher; a network looks at a batch once, an encoder at what it saw."""
+        """The teachers' answers by run; a network sees a batch once, an encoder a feature once."""
         seen, factors, answers = {}, {}, {}
         for k, key in self.shared.items():
             plan, network, _ = key

@@ -1,7 +1,9 @@
-"""Two networks of one training, seen from the other side: the peer becomes the student, and the reverse.
+"""Two networks of one training, seen from the other side: the peer becomes the student, and the
+reverse.
 
-A mutual training keeps its second network as 'peer'. The second's own record and weights are those of the first with
-the two roles exchanged, in the names of tensors ('peer.conv.weight') and of curves ('test_error_peer').
+A mutual training keeps its second network as 'peer'. The second's own record and weights are those
+of the first with the two roles exchanged, in the names of tensors ('peer.conv.weight') and of
+curves ('test_error_peer').
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ def swap_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def swap_curves(curves: dict[str, list]) -> dict[str, list]:
-    """A history with the two networks exchanged, also what only one of them has; what is of both (`SHARED`) stays."""
+    """A history with the two networks exchanged; what is of both (`SHARED`) stays."""
     return {_other(name): curve for name, curve in curves.items()}
 
 

@@ -21,8 +21,9 @@ from iekd.training.teacher import Teacher
 class Run(NamedTuple):
     """The moving parts of a run.
 
-    `learner` holds all that is trained: 'student' (if any), 'peer' (mutual learning) and 'method'. `teacher` is a
-    `Teacher` or has the same call, (images, batch) -> output. `mean` and `std` (1, C, 1, 1) normalise images.
+    `learner` holds all that is trained: 'student' (if any), 'peer' (mutual learning) and 'method'.
+    `teacher` is a `Teacher` or has the same call, (images, batch) -> output. `mean` and `std`
+    (1, C, 1, 1) normalise images.
     """
 
     learner: nn.ModuleDict
@@ -41,9 +42,9 @@ def build_run(
 ) -> Run:
     """The parts of a run on a device. Every method starts from the same student weights.
 
-    From now on this process computes in the run's precision. `parents` are the trained networks by role: 'teacher',
-    'autoencoder'. `dataset` stands for the one that the configuration names. Raises `TrainingError` outside the main
-    thread.
+    From now on this process computes in the run's precision. `parents` are the trained networks by
+    role: 'teacher', 'autoencoder'. `dataset` stands for the one that the configuration names.
+    Raises `TrainingError` outside the main thread.
     """
     _refuse_threads(config)
     precision.set_tf32(config.precision)
@@ -79,8 +80,10 @@ def _refuse_threads(config: RunConfig) -> None:
     """torch has one generator for all threads."""
     if threading.current_thread() is not threading.main_thread():
         raise TrainingError(
-            f"{config.path}: runs in threads would draw their initial weights from one another's seeds. "
-            "Train several at once with iekd.training.runner.train_pack, or in processes: iekd sweep --jobs, "
+            f"{config.path}: runs in threads would draw their initial weights from one another's "
+            "seeds. "
+            "Train several at once with iekd.training.runner.train_pack, or in processes: iekd "
+            "sweep --jobs, "
             "or multiprocessing"
         )
 
@@ -97,11 +100,10 @@ def _build_learner(
         if config.is_mutual:
             learner["peer"] = build_network(config.teacher, config)
 
-        student = learner["student"] if "student" in learner else None
-        teacher = learner["peer"] if "peer" in learner else parents.get("teacher")
-        learner["method"] = methods.build(
-            config, student, teacher, parents.get("autoencoder"), labels
-        )
+        # in mutual learning the peer is the method's teacher
+        known = {**parents, "teacher": learner["peer"]} if config.is_mutual else parents
+        networks = [dict(learner).get("student"), known.get("teacher"), known.get("autoencoder")]
+        learner["method"] = methods.build(config, *networks, labels)
     return learner
 
 
@@ -120,7 +122,8 @@ def _build_optimiser(
         fused=True,
     )
 
-    # Momentum is zero from the start: fused SGD cannot mix parameters that have it with those that get it now.
+    # Momentum is zero from the start: fused SGD cannot mix parameters that have it with those that
+    # get it now.
     if config.momentum:
         for parameter in learner.parameters():
             optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
@@ -137,7 +140,7 @@ def _move(dataset: data.DataSet, device: torch.device) -> data.DataSet:
 
 
 def _use_one_thread() -> None:
-    """A forked process has none of the threads that its parent computed with, and would wait for them for ever."""
+    """A forked process has none of its parent's threads, and would wait for them for ever."""
     torch.set_num_threads(1)
     # it names the number of threads
     records.provenance.cache_clear()

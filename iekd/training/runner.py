@@ -1,7 +1,9 @@
-"""`train(config)`: load the finished record, or resume the checkpoint, or train. The one primitive of the book.
+"""`train(config)`: load the finished record, or resume the checkpoint, or train. The one primitive
+of the book.
 
-`train` finds out what is left to do, `iekd.training.session` does it: epochs, each by `loop.train_epoch`, checkpoints,
-and the record at the end. `train_pack` does the same for several runs at once, each of which ends as it would alone.
+`train` finds out what is left to do, `iekd.training.session` does it: epochs, each by
+`loop.train_epoch`, checkpoints, and the record at the end. `train_pack` does the same for several
+runs at once, each of which ends as it would alone.
 """
 
 from __future__ import annotations
@@ -29,16 +31,17 @@ from iekd.training.run import Run, build_network, build_run
 def train(
     config: RunConfig, *, progress: bool = True, again: bool = False, wait: bool = True
 ) -> Record:
-    """The record of a run: from its file if it is finished, else trained, from its last checkpoint if there is one.
+    """The record of a run: from its file if it is finished, else trained, or resumed.
 
-    Parents (teacher, factor auto-encoder) are trained first, by the same call. `again` trains anew even if a record
-    exists. Two processes that ask for the same run share it: the second waits and then loads the record; without
-    `wait` it raises `Busy`. Raises `DataError`, `StoreError` or `TrainingError` with the cause and the way out; a
-    killed run loses one epoch, or some seconds.
+    Parents (teacher, factor auto-encoder) are trained first, by the same call. `again` trains anew
+    even if a record exists. Two processes that ask for the same run share it: the second waits and
+    then loads the record; without `wait` it raises `Busy`. Raises `DataError`, `StoreError` or
+    `TrainingError` with the cause and the way out; a killed run loses one epoch, or some seconds.
     """
     if not isinstance(config, RunConfig):
         raise ConfigError(
-            f"train takes a configuration, for example RunConfig.create(method='kd'), not {config!r}"
+            "train takes a configuration, for example RunConfig.create(method='kd'), not "
+            f"{config!r}"
         )
     before = records.find(config)
     if before and not again and not _is_outdated(before):
@@ -66,11 +69,11 @@ def train(
 def train_pack(
     configs: Sequence[RunConfig], *, progress: bool = True
 ) -> list[Record | TrainingError]:
-    """`train` for several runs at once, in lock step: runs with one seed share their images, and with one teacher its work.
+    """`train` for several runs at once, in lock step: they share images and teachers.
 
-    All runs must share the settings that `pack.in_step` returns. Missing parents are trained first, one at a time.
-    Each entry of the result is a record, `Busy` if another process is training that run, or a `TrainingError` if it
-    failed; a failure does not stop the others.
+    All runs must share the settings that `pack.in_step` returns. Missing parents are trained first,
+    one at a time. Each entry of the result is a record, `Busy` if another process is training that
+    run, or a `TrainingError` if it failed; a failure does not stop the others.
     """
     outcomes: dict[str, Record | TrainingError] = {}
     with ExitStack() as claims:
@@ -85,7 +88,8 @@ def train_pack(
         todo = [config for config in configs if config.path not in outcomes]
         if len({pack.in_step(config) for config in todo}) > 1:
             raise ConfigError(
-                "these runs cannot be packed: they differ in data set, number of images, their size, batch size "
+                "these runs cannot be packed: they differ in data set, number of images, their "
+                "size, batch size "
                 "or precision"
             )
         if todo:
@@ -95,7 +99,7 @@ def train_pack(
 
 
 def _ready(config: RunConfig, claims: ExitStack, progress: bool) -> Record | None:
-    """Claim a run of a pack, its parents trained; the record of one that need not be trained here."""
+    """Claim a run of a pack, its parents trained; its record if it need not be trained here."""
     if "first" in config.parents():
         return train(config, progress=progress, wait=False)
     _check(config)
@@ -111,7 +115,7 @@ def fit(configs: Sequence[RunConfig], progress: bool) -> list[Record | TrainingE
 
 
 def follow() -> None:
-    """What all processes of torchrun but the first do, while that one trains a run: see `iekd.training.ddp`."""
+    """What the other processes of torchrun do while the first one trains a run."""
     ddp.follow(lambda config: make_training_run(config, session.this_device()))
 
 
@@ -125,25 +129,34 @@ def _check(config: RunConfig) -> None:
 
 
 def finished(config: RunConfig) -> Record | None:
-    """The record of a run that need not be trained. At `smoke` scale one whose loss, or a parent's, was edited is none."""
+    """The record of a run that need not be trained.
+
+    At `smoke` scale one whose loss, or a parent's, was edited is none.
+    """
     record = records.find(config)
     return None if record is None or _is_outdated(record) else record
 
 
 def _is_outdated(record: Record) -> bool:
-    """Whether a run must be trained anew because code was edited: at `smoke` scale. At others a line says that it was."""
+    """Whether a run must be trained anew because code was edited: at `smoke` scale.
+
+    At others a line says that it was edited.
+    """
     config = record.config
     if config.preset != "smoke":
         if digest.is_edited(record):
             _say_once(
-                f"{config.path}: its loss was edited since it was trained; train(config, again=True) trains anew"
+                f"{config.path}: its loss was edited since it was trained; train(config, "
+                "again=True) trains anew"
             )
         return False
     if digest.is_void(record):
         return True
     for role, parent in config.parents().items():
         found = _find(parent)
-        if found and (record.parents.get(role, found.weights) != found.weights or _is_outdated(found)):
+        if found is None:
+            continue
+        if record.parents.get(role, found.weights) != found.weights or _is_outdated(found):
             return True
     return False
 
@@ -165,7 +178,10 @@ def _say_once(message: str) -> None:
 
 
 def load_network(config: RunConfig) -> nn.Module:
-    """The trained network of a finished run, in eval mode without gradient; for a factor auto-encoder, the auto-encoder."""
+    """The trained network of a finished run, in eval mode without gradient.
+
+    For a factor auto-encoder, the auto-encoder.
+    """
     tensors, _ = store.load_tensors(_weights(config))
     prefix = "method.autoencoder." if config.method == "factor-ae" else "student."
     # no values, so no random numbers: loaded or trained, the caller's stay the same
@@ -178,7 +194,7 @@ def load_network(config: RunConfig) -> nn.Module:
 
 
 def load_run(config: RunConfig) -> Run:
-    """All moving parts of a finished run at their trained values, in eval mode on the CPU: the student with the method's own encoders."""
+    """All moving parts of a finished run at their trained values, in eval mode on the CPU."""
     tensors, _ = store.load_tensors(_weights(config, progress=False))
     loaded = make_run(config)
     loaded.learner.load_state_dict(tensors)
@@ -218,7 +234,8 @@ def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Pat
     if path := records.weights_at_hand(config):
         return path
     tqdm.write(
-        f"{config.path}: its weights are not at hand; training it again; if they come out different, its record is "
+        f"{config.path}: its weights are not at hand; training it again; if they come out "
+        "different, its record is "
         "replaced, unless others learned from it"
     )
     train(config, progress=progress, again=True, wait=wait)

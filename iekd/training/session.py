@@ -23,12 +23,13 @@ from iekd.training.pack import Pack
 from iekd.training.probe import probe
 from iekd.training.run import Run
 
-CHECKPOINT_SECONDS = 2.0  # least time between two checkpoints, which are written at the end of an epoch
-CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into them
+# Checkpoints are written at the end of an epoch, so far apart, with at most so much of the time.
+CHECKPOINT_SECONDS = 2.0
+CHECKPOINT_SHARE = 0.05
 
 Row = dict[str, float]
 Trainer = Callable[[int], list[Row | TrainingError]]  # trains an epoch of some runs
-Make = Callable[..., Run]  # a run from its configuration, a device, and a data set that is there already
+Make = Callable[..., Run]  # from a configuration, a device, and a data set that is there
 
 
 @dataclass(eq=False)
@@ -60,7 +61,10 @@ class Member:
         return found
 
     def save_if_due(self, runs: int) -> None:
-        """Write a checkpoint if it is time. Each of these runs waits while the others write: many write less often."""
+        """Write a checkpoint if it is time.
+
+        Each of these runs waits while the others write theirs: many write less often.
+        """
         began = time.monotonic()
         wait = max(CHECKPOINT_SECONDS, runs * self.saving / CHECKPOINT_SHARE)
         if signals.asked() or began - self.saved > wait:
@@ -176,7 +180,7 @@ def this_device() -> torch.device:
 
 
 def train_epochs_of(runs: Sequence[tuple[RunConfig, Run]]) -> Trainer:
-    """What trains an epoch of these runs: on a GPU CUDA graphs, elsewhere the pack; for one run the plain loop."""
+    """What trains an epoch of these runs: on a GPU CUDA graphs, elsewhere pack or plain loop."""
     if runs[0][1].mean.device.type == "cuda":
         return (GraphedPack if graphs_wanted() else Pack)(runs).train_epoch
     if len(runs) > 1:

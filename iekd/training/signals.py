@@ -1,4 +1,6 @@
-"""Leaving in good order when a signal says so: SIGTERM (a scheduler, a sweep), SIGINT (Ctrl-C), SIGHUP (a closed terminal)."""
+"""Leaving in good order when a signal says so: SIGTERM (a scheduler, a sweep), SIGINT (Ctrl-C),
+SIGHUP (a closed terminal).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from contextlib import contextmanager
 # Windows has the first two; the alarm is our own.
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGALRM")
 SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-# Exit status, EX_TEMPFAIL of sysexits.h: not finished though nothing is wrong, the same command goes on.
+# Exit status, EX_TEMPFAIL of sysexits.h: not finished though nothing is wrong, the same command
+# goes on.
 LATER = 75
 GRACE = 20.0  # seconds that an epoch gets to finish; SLURM kills 30 s after SIGTERM
 
@@ -20,7 +23,10 @@ _patience: float | None = None  # seconds that it may wait for `check`; None = n
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to stop. `status` is the shell's 128 + number: 143 for SIGTERM, 130 for Ctrl-C."""
+    """A signal asked this process to stop.
+
+    `status` is the shell's 128 + number: 143 for SIGTERM, 130 for Ctrl-C.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -29,7 +35,8 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def on_signals() -> Iterator[None]:
-    """Inside, the signals raise `Stopped` in the main thread: at once, or within `deferred` at the next `check`.
+    """Inside, the signals raise `Stopped` in the main thread: at once, or within `deferred` at the
+    next `check`.
 
     A signal that the parent process had switched off (nohup) stays so.
     """
@@ -70,7 +77,7 @@ def check() -> None:
 
 
 def _on_signal(number: int, frame: object) -> None:
-    """A scheduler signals the whole group and a sweep forwards its signal: only a second Ctrl-C asks for more."""
+    """Schedulers signal a whole group, sweeps forward: only a second Ctrl-C asks for more."""
     global _first
     repeated, _first = _first is not None, _first or number
     if repeated and number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):

@@ -15,10 +15,11 @@ from iekd.speed.fuse import fuse
 
 
 class Teacher(nn.Module):
-    """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval mode, no gradient.
+    """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval
+    mode, no gradient.
 
-    Copies with their batch normalisation folded: the same features by the same names, up to float32 rounding, or
-    bfloat16.
+    Copies with their batch normalisation folded: the same features by the same names, up to float32
+    rounding, or bfloat16.
     """
 
     def __init__(self, network: nn.Module, encoder: nn.Module | None, bf16: bool = False):
@@ -38,11 +39,12 @@ class Teacher(nn.Module):
         return self
 
     def forward(self, images: Tensor, batch: Batch | None = None) -> Output:
-        """Output for normalised images (B, C, H, W). `batch` is for teachers that know its images already."""
+        """Output for normalised images (B, C, H, W); `batch` is for teachers that know them."""
         seen = self.look(images)
         return self.answer(seen, self.encode(seen))
 
-    # The three parts of the answer: runs that share a network, or an encoder, share the first, or the second.
+    # The three parts of the answer: runs that share a network, or an encoder, share the first, or
+    # the second.
 
     @torch.no_grad()
     def look(self, images: Tensor) -> Output:

@@ -1,9 +1,11 @@
-"""A finite set of augmented views, and what the teacher says of each: computed once, reused by every seed and method.
+"""A finite set of augmented views, and what the teacher says of each: computed once, reused by
+every seed and method.
 
-With `RunConfig.views` = V > 0 every training image has V random crops and flips, drawn once with a seed of their own;
-each epoch shows one of them, which one is drawn with the run's seed (`loop.draw_order`). The teacher's outputs for all
-V x N views then fit in a file. It lies in `runs/cache/views`, in float16 (a relative rounding of 0.05 %), one file per
-feature, at most `LIMIT` bytes a teacher.
+With `RunConfig.views` = V > 0 every training image has V random crops and flips, drawn once with a
+seed of their own; each epoch shows one of them, which one is drawn with the run's seed
+(`loop.draw_order`). The teacher's outputs for all V x N views then fit in a file. It lies in
+`runs/cache/views`, in float16 (a relative rounding of 0.05 %), one file per feature, at most
+`LIMIT` bytes a teacher.
 """
 
 from __future__ import annotations
@@ -33,9 +35,10 @@ BATCH = 500  # images a teacher sees at a time
 
 
 class StoredTeacher:
-    """A teacher that was asked about all views before: for the batch of a step it looks its answer up.
+    """A teacher that was asked about all views before: for a step's batch it looks its answer up.
 
-    `tensors` holds 'logits' and features by name, float16 (V * N, ...). About other images the teacher is asked.
+    `tensors` holds 'logits' and features by name, float16 (V * N, ...). About other images the
+    teacher is asked.
     """
 
     def __init__(self, config: RunConfig, teacher: Teacher, tensors: dict[str, Tensor]):
@@ -57,10 +60,11 @@ class StoredTeacher:
 
 
 def with_stored_teacher(config: RunConfig, run: Run) -> Run:
-    """The run with its teacher's outputs from their files, or computed now and kept. A damaged file is made again.
+    """The run with its teacher's outputs from their files, or computed now and kept. A damaged file
+    is made again.
 
-    Two processes that ask for the same file make it once. Raises `ConfigError` for values beyond float16, `StoreError`
-    for a full disk.
+    Two processes that ask for the same file make it once. Raises `ConfigError` for values beyond
+    float16, `StoreError` for a full disk.
     """
     kept = shapes(config, len(run.dataset.train.labels))
     folder = _folder(config, run)
@@ -77,7 +81,8 @@ def with_stored_teacher(config: RunConfig, run: Run) -> Run:
 
 
 def shapes(config: RunConfig, images: int) -> dict[str, tuple[int, ...]]:
-    """What is kept for all views of so many images, by name: the logits, and the features that the method needs.
+    """What is kept for all views of so many images, by name: the logits, and the features that the
+    method needs.
 
     Raises `ConfigError` for more than `LIMIT` bytes in all; nothing is computed before.
     """
@@ -91,17 +96,17 @@ def shapes(config: RunConfig, images: int) -> dict[str, tuple[int, ...]]:
     total = sum(2 * math.prod(shape) for shape in kept.values())
     if total > LIMIT:
         raise ConfigError(
-            f"views: {config.views} is not usable; what {config.method} needs of the teacher ({', '.join(kept)}) "
-            f"would take {total / 2**30:.1f} GiB, at most {LIMIT / 2**30:.0f} are kept; choose fewer views, or 0: "
+            f"views: {config.views} is not usable; what {config.method} needs of the teacher "
+            f"({', '.join(kept)}) "
+            f"would take {total / 2**30:.1f} GiB, at most {LIMIT / 2**30:.0f} are kept; choose "
+            "fewer views, or 0: "
             "the teacher computes in every step"
         )
     return kept
 
 
 @torch.no_grad()
-def compute(
-    config: RunConfig, run: Run, missing: dict[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
+def compute(config: RunConfig, run: Run, missing: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     """The teacher's outputs for all views, by name, float16; `missing` are their shapes.
 
     Raises `ConfigError` for values beyond float16.
@@ -119,13 +124,14 @@ def compute(
     broken = [name for name, tensor in made.items() if not tensor.isfinite().all()]
     if broken:
         raise ConfigError(
-            f"views: the teacher's {broken[0]} goes beyond float16 (65504); choose 0: the teacher computes in every step"
+            f"views: the teacher's {broken[0]} goes beyond float16 (65504); choose 0: the teacher "
+            "computes in every step"
         )
     return made
 
 
 def _folder(config: RunConfig, run: Run) -> Path:
-    """One folder for one teacher (with its encoder) on one set of views, named after all that can change an output."""
+    """The folder of one teacher on one set of views, named after all that can change an output."""
     fields = ("dataset", "teacher", "train_images", "validation_images")
     fields += ("image_size", "augment", "views", "precision")
     facts = {name: getattr(config, name) for name in fields}

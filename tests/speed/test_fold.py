@@ -13,7 +13,8 @@ from iekd.method.factor import Encoder
 from iekd.speed.fold import fold
 from iekd.training import loop, runner
 
-# BN layers that must stay: those after a sum, or after a stem whose output is also summed (wrn16_2 projects it instead).
+# BN layers that must stay: those after a sum, or after a stem whose output is also summed (wrn16_2
+# projects it instead).
 LEFT = {"resnet20": 0, "resnet8x0.5": 0, "vgg13": 0, "wrn10_1": 4, "wrn16_2": 6}
 
 

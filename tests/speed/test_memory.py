@@ -14,7 +14,9 @@ EPOCHS = 4  # of four steps each
 
 @pytest.mark.parametrize("method", ["supervised", "ie-ft", "od", "crd", "ie-dml"])
 def test_steps_keep_no_memory(method):
-    """Apart from the gradients of the last one: those of the step before the count began may have been others."""
+    """Apart from the gradients of the last one: those of the step before the count began may have
+    been others.
+    """
     config = tiny(method, augment="standard")
     run = runner.make_run(config)
     loop.train_epoch(config, run, 0)  # there is momentum now

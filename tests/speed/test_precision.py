@@ -1,4 +1,6 @@
-"""TF32 is a GPU's and never by accident; in bfloat16 the networks compute, everything else stays in float32."""
+"""TF32 is a GPU's and never by accident; in bfloat16 the networks compute, everything else stays in
+float32.
+"""
 
 from __future__ import annotations
 

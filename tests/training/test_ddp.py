@@ -1,4 +1,6 @@
-"""One run on several processes: with frozen batch statistics it is the run on one, and whatever happens, one record."""
+"""One run on several processes: with frozen batch statistics it is the run on one, and whatever
+happens, one record.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ SHARDED = [name for name in methods() if name not in WHOLE]
 
 
 def together(task, runs: Path, *arguments, processes: int = 2) -> list[int]:
-    """The exit statuses of `task(*arguments)` in processes as torchrun would start them. None survives this call."""
+    """The exit statuses of `task(*arguments)` in processes as torchrun would start them. None
+    survives this call.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -142,7 +146,13 @@ def test_with_frozen_statistics_two_processes_are_one_up_to_rounding(runs, tmp_p
             rows = [loop.train_epoch(config, run, epoch) for epoch in range(config.epochs)]
             found = load(tmp_path / f"{number}-0")
             for name, expected in after(config, run, rows).items():
-                assert torch.allclose(found[name], expected, rtol=1e-8, atol=1e-10), (config, name)
+                scale = max(expected.abs().max().item(), 1e-3)
+                gap = (found[name] - expected).abs().max().item()
+                # errors are counted in float32
+                allowed = 1e-6 if name.startswith("train_error") else 1e-8
+                assert gap <= allowed * scale, (
+                    f"{config.method}: {name} differs by {gap:g} of {scale:g}"
+                )
     finally:
         torch.set_default_dtype(torch.float32)
 
@@ -279,7 +289,9 @@ def test_other_commands_are_refused(monkeypatch, capsys, words):
 
 
 def test_torchrun(runs):
-    """As people run it; the result is that of one process up to the batch statistics: within ten points here."""
+    """As people run it; the result is that of one process up to the batch statistics: within ten
+    points here.
+    """
     config = tiny("ft", epochs=4)
     torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 -m iekd"
     process = subprocess.run(

@@ -1,4 +1,6 @@
-"""The logic of whole-step graphs on a CPU: a recorder stands for the capture, and replays the step on what the graph would read."""
+"""The logic of whole-step graphs on a CPU: a recorder stands for the capture, and replays the step
+on what the graph would read.
+"""
 
 from __future__ import annotations
 
@@ -97,7 +99,9 @@ def rows_of(configs, kind, runs):
 
 @pytest.mark.parametrize("method", CASES)
 def test_replayed_steps_are_those_of_the_plain_loop(method, recorder):
-    """Also where a method changes with the epoch: what the graph has captured must never be used in another phase."""
+    """Also where a method changes with the epoch: what the graph has captured must never be used in
+    another phase.
+    """
     config = tiny(
         method, batch_size=24, epochs=EPOCHS, teachers=1, **CASES[method]
     )  # 200 images: the last batch is smaller
@@ -105,7 +109,8 @@ def test_replayed_steps_are_those_of_the_plain_loop(method, recorder):
     runs = [runner.make_run(config)]
     recorder(runs)
     assert rows_of([config], GraphedPack, runs) == plain
-    # Of the full batches one in each phase; the smaller ones come once an epoch, and only those of the phases that last are captured.
+    # Of the full batches one in each phase; the smaller ones come once an epoch, and only those of
+    # the phases that last are captured.
     phases, lasting = {"fitnet": (2, 0), "ab": (2, 0), "ie-dml": (4, 0)}.get(method, (1, 1))
     assert Recorder.captures == phases + lasting
 

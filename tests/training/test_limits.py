@@ -1,5 +1,6 @@
-"""At the borders of what a configuration may say, and of where `train` may be called: a run ends with a record, or is refused before
-anything is trained, with what to choose instead."""
+"""At the borders of what a configuration may say, and of where `train` may be called: a run ends
+with a record, or is refused before anything is trained, with what to choose instead.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +26,7 @@ from iekd.errors import ConfigError, TrainingError
 from iekd.method.factor import FactorAutoEncoder
 from iekd.method.registry import methods
 from iekd.training import loop, peers, runner
-from iekd.training.run import build_run
-from iekd.training.run import build_network
+from iekd.training.run import build_network, build_run
 
 FIELDS = {name: row.fields for name, row in methods().items()}
 
@@ -124,9 +124,7 @@ def test_every_split_ratio_can_be_built(method):
 )
 def test_the_borders_of_the_split_ratio_can_be_trained(method, ratio):
     config = tiny(method, split_ratio=ratio, **FEW)
-    row = loop.train_epoch(
-        config, build_run(config, untrained(config), torch.device("cpu")), 0
-    )
+    row = loop.train_epoch(config, build_run(config, untrained(config), torch.device("cpu")), 0)
     assert row["loss"] > -1e9
 
 
@@ -140,9 +138,7 @@ def test_the_borders_of_the_split_ratio_can_be_trained(method, ratio):
 def test_a_last_batch_of_one_image_is_refused_exactly_where_it_cannot_be_trained(method, network):
     config = tiny(method, student=network, teacher=network, train_images=1, batch_size=64)
     try:
-        loop.train_epoch(
-            config, build_run(config, untrained(config), torch.device("cpu")), 0
-        )
+        loop.train_epoch(config, build_run(config, untrained(config), torch.device("cpu")), 0)
         runner.check_pair(config)
     except ValueError as error:
         with pytest.raises(

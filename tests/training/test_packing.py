@@ -51,7 +51,9 @@ def test_every_method_ends_in_a_pack_as_it_does_alone(elsewhere):
 
 @pytest.mark.parametrize("method", [*METHODS, "factor-ae"])
 def test_an_epoch_of_a_pack_is_that_of_the_loop(method):
-    """Also for a pack of one, and for one whose runs share nothing; `train` takes the loop, so the rows say it all."""
+    """Also for a pack of one, and for one whose runs share nothing; `train` takes the loop, so the
+    rows say it all.
+    """
     config = tiny(method, augment="standard", **FIRST_STAGE.get(method, {}))
     other = tiny("supervised", augment="standard", seed=7)
     alone = runner.make_run(config)
@@ -194,8 +196,7 @@ def test_a_pack_in_one_cuda_graph_computes_what_its_runs_compute_alone():
     ]
     runs = [runner.make_run(config, "cuda") for config in configs]
     alone = [
-        loop.train_epoch(config, run, 0)["loss"]
-        for config, run in zip(configs, runs, strict=True)
+        loop.train_epoch(config, run, 0)["loss"] for config, run in zip(configs, runs, strict=True)
     ]
     runs = [runner.make_run(config, "cuda") for config in configs]
     rows = GraphedPack(list(zip(configs, runs, strict=True))).train_epoch(0)

@@ -1,4 +1,6 @@
-"""The one primitive: the same run gives the same record, whatever interrupts it; and every method does what its name says."""
+"""The one primitive: the same run gives the same record, whatever interrupts it; and every method
+does what its name says.
+"""
 
 from __future__ import annotations
 

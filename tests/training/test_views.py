@@ -1,4 +1,6 @@
-"""Finite views: the same images for every run, and a teacher that was asked once says what it says when it is asked each time."""
+"""Finite views: the same images for every run, and a teacher that was asked once says what it says
+when it is asked each time.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,7 @@ def test_every_epoch_shows_each_image_once_in_one_of_its_views():
 
 def test_the_views_are_those_of_all_seeds_and_methods_and_the_choice_among_them_is_the_seeds():
     one, same, other = (
-        build_run(finite("supervised", seed=s), {}, torch.device("cpu")).dataset
-        for s in (0, 0, 1)
+        build_run(finite("supervised", seed=s), {}, torch.device("cpu")).dataset for s in (0, 0, 1)
     )
     drawn = [loop.draw_views(finite("supervised", seed=s), d) for s, d in ((0, one), (1, other))]
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
