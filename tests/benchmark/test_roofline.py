@@ -1,4 +1,4 @@
-"""The floor of a step: work counted by hand, rates that are positive, limits that follow from both."""
+"""The floor of a step: work counted by hand, positive rates, limits that follow from both."""
 
 from __future__ import annotations
 

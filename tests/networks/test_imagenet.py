@@ -189,7 +189,8 @@ name, batch, *sides = sys.argv[1:]
 network = networks.build(name, 10).to(memory_format=torch.channels_last)
 for side in map(int, sides):
     for _ in range(3):
-        images = torch.randn(int(batch), 3, side, side).contiguous(memory_format=torch.channels_last)
+        images = torch.randn(int(batch), 3, side, side)
+        images = images.contiguous(memory_format=torch.channels_last)
         network(images).logits.sum().backward()
 """
 

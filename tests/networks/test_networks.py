@@ -74,7 +74,8 @@ def resnet_formula(depth: int, a: int, classes: int = 10) -> int:
     n, total = (depth - 2) // 6, 27 * a + 2 * a
     for stage, c in enumerate((a, 2 * a, 4 * a)):
         total += 2 * n * (9 * c * c + 2 * c)
-        if stage:  # the first convolution reads half the channels; the projection has c/2 * c weights and a BN
+        # the first convolution reads half the channels; the projection has c/2 * c weights and a BN
+        if stage:
             total += -9 * c * c // 2 + c * c // 2 + 2 * c
     return total + (4 * a + 1) * classes
 

@@ -143,7 +143,8 @@ def test_a_last_batch_of_one_image_is_refused_exactly_where_it_cannot_be_trained
     except ValueError as error:
         with pytest.raises(
             ConfigError,
-            match=f"{config.path}: the last batch of an epoch has 1 image .*{network} makes 1 value a channel",
+            match=f"{config.path}: the last batch of an epoch has 1 image "
+            f".*{network} makes 1 value a channel",
         ):
             runner.check_pair(config)
         assert "Expected more than 1 value per channel" in str(error)

@@ -154,7 +154,8 @@ def test_too_much_is_refused_before_anything_trains(monkeypatch):
     monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained"))
     with pytest.raises(
         ConfigError,
-        match=r"views: 3 is not usable; what ft needs of the teacher \(logits, factor\) would take .* fewer views",
+        match=r"views: 3 is not usable; what ft needs of the teacher \(logits, factor\) "
+        "would take .* fewer views",
     ):
         train(finite("ft"))
 
