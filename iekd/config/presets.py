@@ -76,9 +76,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 # What a data set changes by default. KD: the settings of the authors' code for each data set; CIFAR-100's are RunConfig's defaults, and
 # Imagenette, which that code does not have, takes these too.
-DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
-    "cifar10": dict(kd_alpha=0.95, kd_temperature=20.0),
-}
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"cifar10": dict(kd_alpha=0.95, kd_temperature=20.0)}
 
 # What a data set changes at one scale only. Imagenette: all images and pixels, and a pair for one core. ResNet-34 and 18 at these widths
 # take twice the time of 18 and 10; with as few epochs, the narrow ResNet-18 also learned less than the narrow ResNet-10.
@@ -89,7 +87,7 @@ SCALE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
         train_images=0,
         validation_images=1000,
         image_size=0,
-    ),
+    )
 }
 
 

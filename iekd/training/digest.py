@@ -28,10 +28,11 @@ def of(config: RunConfig) -> str | None:
     """Twelve hexadecimal digits for the loss of a run; None where its source cannot be read."""
     losses: list[Callable] = [registry.methods()[config.method].kind]
     if config.method == "ie-ft":
-        if config.inherit != "none":
-            losses.append(registry.INHERIT[config.inherit])
-        if config.explore != "none":
-            losses.append(registry.EXPLORE[config.explore])
+        tables = {"inherit": registry.INHERIT, "explore": registry.EXPLORE}
+        for side, table in tables.items():
+            name = getattr(config, side)
+            if name != "none":
+                losses += [table[name], registry.MEASURES[name].function]
     return digest(*losses)
 
 
