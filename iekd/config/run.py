@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
+from iekd import data
 from iekd.config.fields import RETIRED, Fields, choices
 from iekd.config.hints import did_you_mean
 from iekd.config.presets import PRESETS, usual
@@ -23,8 +24,6 @@ from iekd.method import registry
 
 # Characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path.
 LONGEST = 140
-# Side of the images in pixels.
-NATIVE_SIZE = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32, "imagenette": 64}
 # The fields that every path names by itself.
 NAMED = {"preset", "dataset", "teacher", "student", "method", "seed"}
 
@@ -51,6 +50,13 @@ class RunConfig(Fields):
         known = choices(str(info.field_name))
         if value not in known and not _is_finished(info):
             raise ValueError(f"choose one of {', '.join(known)}")
+        return value
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_data_set(cls, value: str) -> str:
+        if value not in data.NAMES and not data.is_own(value):
+            raise ValueError("choose one of those known, or my-NAME for images of your own")
         return value
 
     @model_validator(mode="after")
@@ -100,7 +106,7 @@ class RunConfig(Fields):
         own = self.__dict__  # the model is frozen
         for name in self.unread():
             own[name] = Fields.model_fields[name].default
-        if self.image_size == NATIVE_SIZE[self.dataset]:
+        if self.dataset in data.NAMES and self.image_size == data.FACTS[self.dataset].side:
             own["image_size"] = 0
         if self.augment == "none":  # all views of an image are the image
             own["views"] = min(self.views, 1)
