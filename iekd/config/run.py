@@ -167,6 +167,9 @@ class RunConfig(Fields):
 
     # ------------------------------------------------------------------ identity
 
+    def __hash__(self) -> int:
+        return hash((self.preset, self.hash))
+
     @property
     def hash(self) -> str:
         """Twelve hexadecimal digits: SHA-256 of the fields that differ from the defaults.
@@ -308,7 +311,7 @@ def _unread_by(method: str) -> set[str]:
     if method not in registry.methods():  # they stood at their defaults when it was recorded
         return set()
     own = fields_of(method)
-    unread = _some_read() - set(own)
+    unread = set(_some_read() - set(own))
     if not {"teacher_epochs", "place"} & set(own):  # neither a teacher nor a peer
         unread |= {"teacher"}
     return unread | ({"student"} if method == "factor-ae" else set())

@@ -19,9 +19,9 @@ class MeasureError(AssertionError):
 def check_measure(measure: Measure) -> None:
     """Try a measure of two factors (B, C, H, W) as training would use it.
 
-    It must return a scalar; value and gradient must be finite for zero, constant, equal and huge factors; its gradient
-    must be that of its value (finite differences in float64); and it must not read a value from the device, as `.item()`
-    or `if tensor:` do, for which every step would wait.
+    It must return a scalar; value and gradient must be finite for zero, constant, equal and huge
+    factors; its gradient must be that of its value (finite differences in float64); and it must not
+    read a value from the device, as `.item()` or `if tensor:` do, for which every step would wait.
 
     Raises:
         MeasureError: says which of these fails, with which input.
@@ -49,15 +49,22 @@ def _check_finite(measure: Measure, what: str, student: Tensor, teacher: Tensor)
     student = student.clone().requires_grad_()
     value = measure(student, teacher)
     if not isinstance(value, Tensor) or value.dim() > 0:
-        raise MeasureError(f"it returns {_described(value)}; a measure returns one number, a scalar tensor")
+        raise MeasureError(
+            f"it returns {_described(value)}; a measure returns one number, a scalar tensor"
+        )
     if not value.isfinite():
         hint = "; normalise them first (iekd.unit)" if "huge" in what else ""
         raise MeasureError(f"its value is {value.item()} for {what}{hint}")
     if not value.requires_grad:
-        raise MeasureError(f"its value does not depend on the student, for {what}: nothing could be learned from it")
+        raise MeasureError(
+            f"its value does not depend on the student, for {what}: nothing could be learned from "
+            "it"
+        )
     (gradient,) = torch.autograd.grad(value, student)
     if not gradient.isfinite().all():
-        raise MeasureError(f"its gradient is not finite for {what}; look for sqrt, division or norm at 0")
+        raise MeasureError(
+            f"its gradient is not finite for {what}; look for sqrt, division or norm at 0"
+        )
 
 
 def _check_gradient(measure: Measure, student: Tensor, teacher: Tensor) -> None:
@@ -70,7 +77,10 @@ def _check_gradient(measure: Measure, student: Tensor, teacher: Tensor) -> None:
         ahead, behind = (measure(student + s * LEAST_STEP * direction, teacher) for s in (1, -1))
     difference = ((ahead - behind) / (2 * LEAST_STEP)).item()
     if abs(slope - difference) > 1e-4 * max(1e-3, abs(slope), abs(difference)):
-        raise MeasureError(f"its gradient is {slope:.6g} where its value rises by {difference:.6g}; look for detach()")
+        raise MeasureError(
+            f"its gradient is {slope:.6g} where its value rises by {difference:.6g}; look for "
+            "detach()"
+        )
 
 
 def _check_waits(measure: Measure) -> None:
@@ -80,8 +90,14 @@ def _check_waits(measure: Measure) -> None:
         try:
             measure(student, torch.empty(SHAPE)).backward()
         except Exception as error:
-            raise MeasureError(f"it reads a value while it computes, and every step would wait for it ({error})") from None
+            raise MeasureError(
+                f"it reads a value while it computes, and every step would wait for it ({error})"
+            ) from None
 
 
 def _described(value: object) -> str:
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+    return (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )

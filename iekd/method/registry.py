@@ -1,4 +1,5 @@
-"""Methods and measures by name: one row each, written beside its code, in this library or in a reader's own file or cell.
+"""Methods and measures by name: one row each, written beside its code, in this library or in a
+reader's own file or cell.
 
     @iekd.measure("huber", unit="l1")
     def huber(student, teacher): ...
@@ -7,8 +8,9 @@
     class Gap(nn.Module):
         def __init__(self, networks, *, gap_weight: float = 1.0): ...
 
-From then on configuration, training, tables, figures and analysis know the name. Files named in $IEKD_IMPORT (separated
-as in $PATH) are imported first, so that the processes of a sweep know what they register.
+From then on configuration, training, tables, figures and analysis know the name. Files named in
+$IEKD_IMPORT (separated as in $PATH) are imported first, so that the processes of a sweep know what
+they register.
 """
 
 from __future__ import annotations
@@ -24,12 +26,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_type_hints
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from iekd.errors import ConfigError
-from iekd.method.features import Pair, Shapes
+
+if TYPE_CHECKING:  # a configuration is checked in a moment; torch takes seconds
+    from torch import Tensor, nn
+
+    from iekd.method.features import Pair, Shapes
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # it stands in paths
 OPTION_TYPES = (int, float, str)
@@ -41,9 +45,11 @@ TAUGHT = {"": (), "teacher": TEACHER, "factor": (*TEACHER, *FACTOR), "peer": ("p
 
 
 class Networks(NamedTuple):
-    """What a method is built for: the networks at their initial values, and the pairs of stages that it compares.
+    """What a method is built for: the networks at their initial values, and the pairs of stages
+    that it compares.
 
-    `teacher` is the peer in mutual learning. `labels`: the classes of all training images, for a method with a memory.
+    `teacher` is the peer in mutual learning. `labels`: the classes of all training images, for a
+    method with a memory.
     """
 
     student: nn.Module | None
@@ -82,7 +88,9 @@ class Method:
         return [self.reads]
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options with their values. Raises `ValueError` for one that is not declared, or of another type."""
+        """All options with their values. Raises `ValueError` for one that is not declared, or of
+        another type.
+        """
         if unknown := [name for name in given if name not in self.options]:
             declared = ", ".join(self.options) or "none"
             raise ValueError(
@@ -119,25 +127,29 @@ def method(
     reads: str = "",
     build: Callable[[Any, Networks], nn.Module] | None = None,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Register a class as the method of this name. It has `forward(batch, student, teacher) -> {term: loss}`.
+    """Register a class as the method of this name. It has `forward(batch, student, teacher) ->
+    {term: loss}`.
 
     Args:
-        name: small letters, digits and hyphens; it stands in the paths of records.
-        label: what tables and figures call it; default: the name in capitals.
-        source: what it does and where it comes from, one sentence.
-        taught: by nobody, a trained 'teacher', its 'factor' as well, or a 'peer' (mutual learning).
-        fields: further fields of a run that it reads.
-        compares: which stages of student and teacher must have equal height and width, for example `features.last`.
-        reads: the teacher's features that it reads: 'factor', 'pooled', 'last', 'stages', 'stages_pre', or ''.
-        build: makes it for a run's configuration and `Networks`. Default: `cls(networks, **options)`, where the options
-            are the keyword parameters of its constructor, each with a type (int, float, str) and a default.
+    name: small letters, digits and hyphens; it stands in the paths of records.
+    label: what tables and figures call it; default: the name in capitals.
+    source: what it does and where it comes from, one sentence.
+    taught: by nobody, a trained 'teacher', its 'factor' as well, or a 'peer' (mutual learning).
+    fields: further fields of a run that it reads.
+    compares: which stages of student and teacher must have equal height and width, for example
+    `features.last`.
+    reads: the teacher's features that it reads: 'factor', 'pooled', 'last', 'stages', 'stages_pre',
+    or ''.
+    build: makes it for a run's configuration and `Networks`. Default: `cls(networks, **options)`,
+    where the options are the keyword parameters of its constructor, each with a type (int, float,
+    str) and a default.
 
     Raises:
         ConfigError: the name cannot be used, or a parameter cannot be an option.
     """
 
     def register(kind: type[nn.Module]) -> type[nn.Module]:
-        _check_name(name, METHODS.get(name), kind)
+        _check_name(name, METHODS, kind)
         options = {} if build else _options(kind)
         row = Method(
             name,
@@ -166,7 +178,8 @@ def _options(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
             continue
         if hints.get(parameter.name) not in OPTION_TYPES or parameter.default is parameter.empty:
             raise ConfigError(
-                f"{kind.__name__}: {parameter.name} is a parameter of runs, so it needs a type (int, float or str) "
+                f"{kind.__name__}: {parameter.name} is a parameter of runs, so it needs a type "
+                "(int, float or str) "
                 f"and a default, for example `{parameter.name}: float = 1.0`"
             )
         found[parameter.name] = parameter.replace(annotation=hints[parameter.name])
@@ -176,7 +189,7 @@ def _options(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
 # ---------------------------------------------------------------------- measures
 
 
-Measure = Callable[[Tensor, Tensor], Tensor]
+Measure = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 class MeasureRow(NamedTuple):
@@ -199,22 +212,24 @@ def measure(
     similarity: bool = False,
     sides: tuple[str, ...] = ("inherit", "explore"),
 ) -> Callable[[Measure], Measure]:
-    """Register a function of two factors (B, C, H, W) as the measure of this name. It returns a scalar.
+    """Register a function of two factors (B, C, H, W) as the measure of this name. It returns a
+    scalar.
 
-    Inheritance minimises a distance, exploration its negative. What is small for factors that differ is a `similarity`:
-    exploration minimises it, and inheritance cannot use it.
+    Inheritance minimises a distance, exploration its negative. What is small for factors that
+    differ is a `similarity`: exploration minimises it, and inheritance cannot use it.
 
     Args:
-        name: small letters, digits and hyphens; it stands in the paths of records.
-        label: what tables and figures call it; default: the name.
-        unit: 'l1' for a value of the order of the mean L1 between unit factors, which falls with their size N like
-            1/sqrt(N); 'one' for a value that does not depend on N: its loss is then multiplied by `l1_unit`.
-        similarity: whether it is large for factors that are alike.
-        sides: the halves that may use it.
+    name: small letters, digits and hyphens; it stands in the paths of records.
+    label: what tables and figures call it; default: the name.
+    unit: 'l1' for a value of the order of the mean L1 between unit factors, which falls with their
+    size N like 1/sqrt(N); 'one' for a value that does not depend on N: its loss is then multiplied
+    by `l1_unit`.
+    similarity: whether it is large for factors that are alike.
+    sides: the halves that may use it.
     """
 
     def register(function: Measure) -> Measure:
-        _check_name(name, MEASURES.get(name), function)
+        _check_name(name, MEASURES, function)
         MEASURES[name] = MeasureRow(function, label or name)
         if "inherit" in sides and not similarity:
             INHERIT[name] = _loss(function, +1, unit == "one")
@@ -244,12 +259,17 @@ def _loss(measure: Measure, sign: int, dimensionless: bool = False) -> Measure:
 # ---------------------------------------------------------------------- loading
 
 
-def _check_name(name: str, row: Any, thing: Callable) -> None:
-    """Refuse a name that paths cannot hold, and one of this library's; a cell that is run again replaces its own."""
+def _check_name(name: str, table: Mapping[str, Any], thing: Callable) -> None:
+    """Refuse a name that paths cannot hold, and one of this library's; a cell that is run again
+    replaces its own.
+    """
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} cannot name this: use small letters, digits and hyphens, as in 'my-loss'"
         )
+    if not is_ours(thing):
+        _load_ours()
+    row = table.get(name)
     before = getattr(row, "kind", None) or getattr(row, "function", None)
     if name == "none" or (before is not None and is_ours(before) and not is_ours(thing)):
         raise ConfigError(
@@ -279,9 +299,17 @@ def choices(field: Literal["method", "inherit", "explore"]) -> tuple[str, ...]:
 
 
 @functools.cache
+def _load_ours() -> None:
+    """Import what this library registers, and list it in the order of the story."""
+    story = [module.__name__ for module in importlib.import_module("iekd.baselines").STORY]
+    for row in sorted(METHODS.values(), key=lambda row: story.index(row.kind.__module__)):
+        METHODS[row.name] = METHODS.pop(row.name)
+
+
+@functools.cache
 def load() -> None:
     """Import every file that registers something: the library's, then those of $IEKD_IMPORT."""
-    importlib.import_module("iekd.baselines")
+    _load_ours()
     for name in filter(None, os.environ.get("IEKD_IMPORT", "").split(os.pathsep)):
         import_file(name)
 

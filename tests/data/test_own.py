@@ -67,7 +67,9 @@ def test_pixels_labels_and_statistics(mine):
 
 def test_validation_images_are_balanced(mine):
     found = data.load(run(validation_images=6))
-    assert found.validation.labels.bincount().tolist() == [2, 2, 2] and len(found.train.labels) == 12
+    assert (
+        found.validation.labels.bincount().tolist() == [2, 2, 2] and len(found.train.labels) == 12
+    )
 
 
 def test_jpegs_of_any_size_need_a_side_and_grey_ones_have_one_channel(tmp_path, monkeypatch):

@@ -66,11 +66,7 @@ def test_the_file_is_small_plain_json_with_the_schema_first(saved):
     }
     assert set(data) == wanted | {"data", "loss_digest", "history", "metrics"} and set(
         data["metrics"]
-    ) == {
-        "last",
-        "val_selected",
-        "best_on_test",
-    }
+    ) == {"last", "val_selected", "best_on_test"}
     assert set(data["config"]) == set(RunConfig.model_fields)
     text = records.record_path(record.config).read_text()
     assert json.loads(text)["hash"] == record.hash and len(text) < 5000

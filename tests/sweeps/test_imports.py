@@ -97,7 +97,10 @@ def test_a_grid_imports_the_file_beside_it_and_says_so_to_its_processes(file):
 
 @pytest.mark.parametrize(
     ("value", "message"),
-    [("nowhere.py", "grid.yaml, import: .*nowhere.py: there is no such"), (3, "import: .*3: there")],
+    [
+        ("nowhere.py", "grid.yaml, import: .*nowhere.py: there is no such"),
+        (3, "import: .*3: there"),
+    ],
 )
 def test_a_file_that_cannot_be_imported_is_refused_with_the_grid(file, value, message):
     path = file.parent / "grid.yaml"
@@ -119,7 +122,9 @@ def test_a_command_of_a_run_makes_it_again(file):
     done = iekd(*words, "--dry-run")
     assert done.returncode == 2 and "gap_weight: no such parameter" in done.stderr
     done = iekd(*words[:-2], "--gap-weight", "much", "--import", file)
-    assert done.returncode == 1 and "gap_weight: 'much' is not usable; it is a number" in done.stderr
+    assert (
+        done.returncode == 1 and "gap_weight: 'much' is not usable; it is a number" in done.stderr
+    )
 
 
 def test_a_sweep_of_ones_own_losses_is_killed_and_resumed_and_its_table_needs_no_file(file, runs):
