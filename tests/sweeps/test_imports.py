@@ -43,8 +43,9 @@ class MeanGap(nn.Module):
         self.weight = gap_weight
 
     def forward(self, batch, student, teacher):
-        task = F.cross_entropy(student["logits"], batch.labels)
-        gap = (student["pooled"].mean(1) - teacher["pooled"].mean(1)).abs().mean()
+        logits, features = student
+        task = F.cross_entropy(logits, batch.labels)
+        gap = (features["pooled"].mean(1) - teacher[1]["pooled"].mean(1)).abs().mean()
         return {"task": task, "gap": self.weight * gap}
 '''
 OWN = [{"method": "mean-gap", "gap_weight": [1, 3]}, {"method": "ie-ft", "explore": "huber-like"}]
@@ -129,7 +130,7 @@ def test_a_command_of_a_run_makes_it_again(file):
 
 def test_a_sweep_of_ones_own_losses_is_killed_and_resumed_and_its_table_needs_no_file(file, runs):
     """With --jobs 2 and --pack 2: every process imports the file."""
-    path = write(file, epochs=400)
+    path = write(file, epochs=150)
     words = [sys.executable, "-m", "iekd", "sweep", str(path), "--jobs", "2", "--pack", "2"]
     first = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     deadline = time.monotonic() + 120
