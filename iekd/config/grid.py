@@ -125,7 +125,7 @@ def holding(paths: Iterable[str]) -> list[str]:
     Each by its path from the checkout. Runs that no grid names are left out: those of live cells,
     teachers and auto-encoders.
     """
-    left, chosen = set(paths), []
+    left, chosen = set(paths), list[str]()
     while True:
         held = {name: left & runs for name, runs in _grids().items()}
         most = max(held, key=lambda name: len(held[name]), default=None)
