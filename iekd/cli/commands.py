@@ -56,10 +56,8 @@ def command(words: str, help: str, *options: tuple) -> Callable:
 
 def parser() -> argparse.ArgumentParser:
     """All commands and their options."""
-    parser = argparse.ArgumentParser(
-        prog="iekd",
-        description="Knowledge distillation by inheritance and exploration: runs, grids and tables.",
-    )
+    about = "Knowledge distillation by inheritance and exploration: runs, grids and tables."
+    parser = argparse.ArgumentParser(prog="iekd", description=about)
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--import", metavar="FILE", help=IMPORT)
 
@@ -104,7 +102,7 @@ def _spell(name: str) -> str:
 
 
 def configuration(options: Options) -> RunConfig:
-    """The run that the options of `iekd run` describe; one that its method does not read is refused."""
+    """The run that the options describe. One that its method does not read is refused."""
     given = {name: getattr(options, name) for name in [*FIELDS, *_own_options()]}
     fields = {name: value for name, value in given.items() if value is not None}
     config = RunConfig.create(**fields)

@@ -51,7 +51,7 @@ def _with_hyphens(word: str) -> str:
 
 
 def refuse(command: argparse.ArgumentParser, words: list[str]) -> None:
-    """Exit with status 2 for words that a command does not know, and say what may have been meant."""
+    """Exit with status 2 for unknown words, and say what may have been meant."""
     known = re.findall(r"--[\w-]+", command.format_help())
     options = [word.partition("=")[0] for word in words if word.startswith("-")]
     # What else is not known may be values of these.

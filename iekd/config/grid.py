@@ -29,7 +29,7 @@ NEEDED = "it needs a list `runs:` of mappings"
 
 
 def read(path: Path) -> list[RunConfig]:
-    """The runs of a grid file, each once, seed by seed: a sweep cut short leaves complete comparisons.
+    """The runs of a grid file, each once, by seed: a sweep cut short leaves whole comparisons.
 
     Imports the files that it names. Raises `ConfigError` that names the file and the entry.
     """
@@ -91,7 +91,7 @@ def _configs(entry: dict[str, Any]) -> list[RunConfig]:
 
 
 def find(name: str) -> Path:
-    """A grid by its path, or by the name of a file in `runs/` of the checkout (wherever $IEKD_RUNS keeps the records)."""
+    """A grid by its path, or by the name of a file in `runs/` of the checkout."""
     path = Path(name).expanduser()
     return path if path.exists() else ROOT / "runs" / name
 
@@ -120,7 +120,7 @@ def for_page(name: str, need: str, wanted: Callable[[RunConfig], bool]) -> list[
 
 
 def holding(paths: Iterable[str]) -> list[str]:
-    """Few grids of the checkout that together hold these runs: always the one with most of the rest.
+    """Few grids of the checkout that together hold these runs, greedily chosen.
 
     Each by its path from the checkout. Runs that no grid names are left out: those of live cells,
     teachers and auto-encoders.

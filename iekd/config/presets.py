@@ -23,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         augment="none",
         init_epochs=2,
     ),
-    # A 2-core laptop: real images, about a minute a run (the book's appendix justifies the choices).
+    # A 2-core laptop: real images, about a minute a run (justified in the book's appendix).
     "class": dict(
         dataset="cifar10",
         teacher="resnet20",

@@ -199,10 +199,13 @@ class RunConfig(Fields):
         """The fields in which this run differs from its preset, and the options of its method."""
         fields = self.model_dump(exclude={*NAMED, "options"})
         row = registry.methods().get(self.method)
-        preset = _usual_run(self.preset, self.dataset, row)
+        if row:
+            preset = _usual_run(self.preset, self.dataset, row)
+        else:
+            defaults = {name: field.default for name, field in Fields.model_fields.items()}
+            preset = defaults | usual(self.preset, self.dataset)
         changed = {name: value for name, value in fields.items() if value != preset[name]}
-        if row is None:  # a record whose method is not known here: what it did not read is default
-            defaults = {name: Fields.model_fields[name].default for name in changed}
+        if not row:  # a record whose method is not known here: what it did not read is default
             changed = {name: v for name, v in changed.items() if v != defaults[name]}
         return {**changed, **self.options}
 
@@ -341,10 +344,9 @@ def _why_unread(name: str, methods: list[str]) -> str:
 
 
 @functools.cache
-def _usual_run(preset: str, dataset: str, row: registry.Method | None) -> dict[str, Any]:
+def _usual_run(preset: str, dataset: str, row: registry.Method) -> dict[str, Any]:
     """All fields of a run that names nothing but these."""
-    method = {"method": row.name} if row else {}
-    return RunConfig(**{**usual(preset, dataset), **method}).model_dump()
+    return RunConfig(**{**usual(preset, dataset), "method": row.name}).model_dump()
 
 
 def _folder(variant: str) -> str:

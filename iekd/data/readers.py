@@ -1,4 +1,4 @@
-"""What data sets look like on a disk, one reader for each form: pixels and labels, whole and undivided.
+"""Readers, one for each form that a data set has on a disk: pixels and labels, undivided.
 
 `imagenette` is Imagenette v2 squashed to 64 x 64 pixels: from torchvision's download of its
 160-pixel version (`imagenette2-160`), averaged over areas, or from a pack that was squashed and
@@ -61,17 +61,17 @@ def raw(
     arrays = [np.ascontiguousarray(array, np.uint8) for array in given]
     digest = hashlib.sha256()
     for array in arrays:
-        digest.update(array)
+        digest.update(array.data)
     a, b, c, d = (torch.from_numpy(array) for array in arrays)
     mask = None if exact is None else torch.from_numpy(exact)
     return Raw(a, b.long(), c, d.long(), mask, digest.hexdigest()[:16])
 
 
 def balanced_order(labels: Tensor) -> Tensor:
-    """A fixed order of the images, int64 (N,), every beginning of which has the classes equally often.
+    """A fixed order of the images, int64 (N,), that depends on the labels alone.
 
-    To within one image. It depends on the labels alone. (In an unbalanced set, small classes are
-    missing from the end.)
+    Every beginning has the classes equally often, to within one image. (In an unbalanced set,
+    small classes are missing from the end.)
     """
     values = labels.numpy()
     # RandomState: the one generator of NumPy whose stream is frozen.
@@ -105,12 +105,13 @@ def pack(name: str, folder: Path) -> Raw:
         names = " and no ".join(missing)
         raise DataError(f"{folder / 'labels.npz'}: has no {names}; is this pack {name}?")
     exact = arrays.get("test_lossless")
-    given = [arrays[k] for k in wanted]
-    return raw(*given, exact=None if exact is None or exact.all() else exact)
+    mask = None if exact is None or exact.all() else exact
+    train, train_labels, test, test_labels = (arrays[k] for k in wanted)
+    return raw(train, train_labels, test, test_labels, mask)
 
 
 def cifar(name: str, folder: Path) -> Raw:
-    """torchvision's own loader: it unpickles the official batches, after checking their MD5 sums."""
+    """torchvision's own loader: it unpickles the official batches, once their MD5 sums fit."""
     kind = torchvision_class(name)
     with _deletable(folder / CIFAR[name]):
         train, test = kind(folder, train=True), kind(folder, train=False)
@@ -146,7 +147,7 @@ def fashion(name: str, folder: Path) -> Raw:
 
 
 def torchvision_class(name: str) -> Any:
-    """torchvision's class for a data set. Imported here: it costs a second that packs do not need."""
+    """torchvision's class for a data set, imported here: packs do not need that second."""
     from torchvision import datasets
 
     kinds = {

@@ -82,7 +82,7 @@ def write_pack(folder: Path, name: str, **arrays: np.ndarray) -> dict[str, Any]:
 
 
 def pack_name(folder: Path) -> str | None:
-    """The data set that a pack says it holds; None where there is no pack, or one that is silent."""
+    """The data set that a pack says it holds; None if it is silent, or there is no pack."""
     try:
         return json.loads((folder / "manifest.json").read_bytes()).get("name")
     except (OSError, ValueError, AttributeError):
@@ -149,7 +149,7 @@ def _read_split(folder: Path, manifest: dict[str, Any], split: str) -> np.ndarra
 
     # The number of images; a pack that does not say it fills every sheet.
     pixels = pixels[: manifest.get(stem, len(pixels))]
-    if not lossy and _sha256(pixels) != manifest[f"{split}_pixels_sha256"]:
+    if not lossy and _sha256(pixels.data) != manifest[f"{split}_pixels_sha256"]:
         raise DataError(
             f"{folder}: the decoded {split} pixels differ from the manifest's SHA-256. {AGAIN}"
         )
@@ -206,12 +206,12 @@ def _manifest(folder: Path, name: str, images: dict[str, np.ndarray]) -> dict[st
     }
     for split, pixels in images.items():
         manifest[split] = len(pixels)
-        manifest[f"{split}_pixels_sha256"] = _sha256(pixels)
+        manifest[f"{split}_pixels_sha256"] = _sha256(pixels.data)
     for path in sorted(folder.iterdir()):
         content = path.read_bytes()
         manifest["files"][path.name] = {"bytes": len(content), "sha256": _sha256(content)}
     return manifest
 
 
-def _sha256(content: bytes | np.ndarray) -> str:
+def _sha256(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()

@@ -85,7 +85,7 @@ def history(frame: pd.DataFrame, folder: Path | None = None) -> pd.DataFrame:
 
 
 def _row(path: Path, folder: Path) -> dict[str, Any]:
-    """A row with its analysis. Raises `StoreError` for a record that lies elsewhere than it says."""
+    """A row with its analysis. Raises `StoreError` for a record that lies at another's place."""
     record = read(path)
     if path != (place := folder / f"{record.config.path}.json"):
         raise StoreError(f"{path} is the record of {place}. Remove the copy, or move it back.")
