@@ -18,8 +18,8 @@ from torch import nn
 from iekd import data, networks
 from iekd.benchmark.timing import now
 from iekd.config import RunConfig
-from iekd.config.grid import flops
 from iekd.speed import precision
+from iekd.sweeps.cost import flops
 
 FLOAT = 4  # bytes
 # How often a convolution's output passes through memory at least: written, and read by what
