@@ -423,7 +423,7 @@ def _table_options(commands: Any) -> None:
 def _table(options: argparse.Namespace) -> None:
     from iekd import records
     from iekd.records import store
-    from iekd.report import results, tables
+    from iekd.report import comparison, readme
 
     frame = records.load(preset=options.preset)
     if frame.empty:
@@ -431,13 +431,13 @@ def _table(options: argparse.Namespace) -> None:
             f"there are no records of preset {options.preset!r} in {store.records_folder()}"
         )
     if options.readme:
-        print(f"written: {results.update_readme(frame, options.preset)}")
+        print(f"written: {readme.update_readme(frame, options.preset)}")
         return
-    arms = tables.arms(frame, metric=options.rule)
+    arms = comparison.arms(frame, metric=options.rule)
     arms["label"] = arms["label"].str.replace(
         "Student alone", "Trained alone"
     )  # in a whole store it may be a teacher
-    print(tables.markdown(arms) if options.format == "markdown" else arms.to_csv(index=False))
+    print(readme.markdown(arms) if options.format == "markdown" else arms.to_csv(index=False))
 
 
 def _bench_options(commands: Any) -> None:

@@ -51,7 +51,7 @@ def size_note(configs: Sequence[RunConfig]) -> str:
     counts: dict[float, list[str]] = {}
     for name in dict.fromkeys(name for config in configs for name in weights(config)):
         if name in SIZE_LAW and ours != theirs:
-            counts.setdefault((ours / theirs) ** (2 * SIZE_LAW[name]), []).append(_short(name))
+            counts.setdefault((ours / theirs) ** (2 * SIZE_LAW[name]), []).append(short(name))
     if not counts:
         return ""
     listed = "; ".join(
@@ -98,8 +98,9 @@ def chosen(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> dict[str, RunCo
 
 def _text(config: RunConfig) -> str:
     """'inherit 50, explore 50'."""
-    return ", ".join(f"{_short(name)} {value:g}" for name, value in weights(config).items())
+    return ", ".join(f"{short(name)} {value:g}" for name, value in weights(config).items())
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A weight's name in a list of them."""
     return name.removesuffix("_weight").removeprefix("kd_")

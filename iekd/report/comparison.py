@@ -1,0 +1,111 @@
+"""Arms and their differences as frames: one row an arm. Errors are test errors in percent, differences in percentage points."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+
+from iekd.report.arms import ARM, by_variant
+from iekd.report.claims import SMALLEST
+from iekd.report.labels import config_of, label, method_name
+from iekd.report.statistics import Summary, holm, outcome, paired, summary
+
+METRICS = {
+    "last": "Test error after the last epoch",
+    "val_selected": "Test error at the epoch selected on validation images",
+    "best_on_test": "Best test error over all epochs (biased: selected on the test images)",
+    "last_exact": "Test error after the last epoch, on test images that were not recompressed",
+    "cka_halves": "CKA between the two halves of the student's feature",
+    "rise_train": "Rise of the training loss under weight noise",
+}
+# Those with a smallest difference of interest.
+ERRORS = ("last", "val_selected", "best_on_test", "last_exact")
+# Changes that leave the recipe what it is, so that the paper's value may stand beside ours.
+SAME_RECIPE = {"teachers", "evaluate_every"}
+
+
+def arms(frame: pd.DataFrame, metric: str = "last") -> pd.DataFrame:
+    """One row an arm: n, mean, sd and the 95 % interval (low, high) of the metric, in the order of appearance."""
+    context = [c for c in ("role", "scope") if c in frame]
+    rows = []
+    for _, runs in frame.groupby([*context, *ARM], sort=False):
+        first = runs.iloc[0].to_dict()
+        named = {name: first[name] for name in [*ARM, "method", *context]}
+        rows.append({**named, "label": label(first), **summary(runs[metric])._asdict()})
+    return pd.DataFrame(rows)
+
+
+def summary_of(row: Mapping[str, Any]) -> Summary:
+    """The summary that a row of `arms` holds."""
+    return Summary(*(row[name] for name in Summary._fields))
+
+
+def comparison(
+    frame: pd.DataFrame, baseline: str = "supervised", metric: str = "last"
+) -> pd.DataFrame:
+    """`arms` of one scope, with the difference of each arm to the arm of variant `baseline`, paired by seed.
+
+    Adds pairs, difference, difference_low, difference_high, p, p_holm (corrected over the arms of this table), outcome
+    (`statistics.outcome` by p_holm) and baseline (is this arm the baseline?).
+    Raises `KeyError` if the baseline has no runs.
+    """
+    errors = by_variant(frame, metric)
+    if baseline not in errors:
+        there = ", ".join(errors) or "none at all"
+        raise KeyError(f"baseline {baseline!r} has no runs; there are {there}")
+    table = arms(frame, metric)
+    student = table["role"] == "student"
+    table["baseline"] = student & (table["variant"] == baseline)
+
+    # the teacher and the baseline itself are not compared
+    compared = table["variant"].where(student & ~table["baseline"])
+    nothing = pd.Series(dtype=float)
+    results = [paired(errors.get(variant, nothing), errors[baseline]) for variant in compared]
+    found = pd.DataFrame(results, index=table.index).drop(columns="sd")
+    names = {"n": "pairs", "low": "difference_low", "high": "difference_high"}
+    table = table.join(found.rename(columns=names))
+
+    # one rule decides, by the corrected p
+    table["p_holm"] = holm(table["p"])
+    bounds = [smallest(preset, metric) for preset in table["preset"]]
+    table["outcome"] = list(map(outcome, results, table["p_holm"], bounds))
+    return table
+
+
+def smallest(preset: str, metric: str = "last") -> float:
+    """The smallest difference of interest; 0 for a metric that is no error, so that nothing is equivalent: none was fixed."""
+    return SMALLEST[preset] if metric in ERRORS else 0.0
+
+
+# ---------------------------------------------------------------------- the paper's numbers
+
+
+@functools.cache
+def paper_table() -> pd.DataFrame:
+    """Table 1 of the paper's supplement: CIFAR-10 test error in percent, methods down, (teacher, student) across."""
+    with (files("iekd.report") / "paper_table1.csv").open(encoding="utf-8") as source:
+        return pd.read_csv(source, header=[0, 1], index_col=0).rename_axis("method")
+
+
+def paper_value(row: Mapping[str, Any]) -> float:
+    """The paper's error for a run of a scope; NaN unless preset, data, pair and method are the paper's."""
+    config, paper = config_of(row), paper_table()
+    by_pair = {"-".join(pair): values for pair, values in paper.items()}
+    same = set(config.changed()) <= SAME_RECIPE
+    if (
+        (config.preset, config.dataset) != ("paper", "cifar10")
+        or row["scope"] not in by_pair
+        or not same
+    ):
+        return float("nan")
+    return float(by_pair[row["scope"]].get(paper_name(row), float("nan")))
+
+
+def paper_name(row: Mapping[str, Any]) -> str:
+    """What the paper's table calls the method of a run of a scope."""
+    own = "teacher" if row["role"] == "teacher" else "student"
+    return own if row["method"] == "supervised" else method_name(row["method"])
