@@ -23,6 +23,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 
 from iekd import cells
 from iekd.config import RunConfig, refuse_unread
+from iekd.config.fields import choices
 from iekd.config.hints import did_you_mean
 from iekd.errors import ConfigError
 
@@ -46,6 +47,20 @@ def _folder(name: str) -> str:
     return str(path) if name else ""
 
 
+def _registered(name: str, value: str) -> str:
+    """A name that this library or the reader has registered."""
+    if value not in (known := choices(name)):
+        raise ValueError(f"choose one of {', '.join(known)}")
+    return value
+
+
+def _options(text: str) -> str:
+    """Parameters of a reader's own method, 'gap_weight=3, rank=8'."""
+    if any(not re.fullmatch(r"\w+=[^\s=]+", word) for word in listed(text)):
+        raise ValueError("write name=value, several with commas")
+    return text
+
+
 # Parameters of pages that are no fields of a run: their types and ranges, the same for all chapters.
 OWN = {
     "seeds": Annotated[int, Field(ge=1)],
@@ -54,6 +69,7 @@ OWN = {
     "power": Annotated[float, Field(gt=0, lt=1)],
     "folder": Annotated[str, AfterValidator(_folder)],
     "exercises": bool,
+    "options": Annotated[str, AfterValidator(_options)],
     **dict.fromkeys(("measures_tried", "methods_tried", "grid", "search", "metric"), str),
 }
 
@@ -107,7 +123,10 @@ def given(*names: str) -> dict[str, Any]:
     fields = {
         name: value for name, value in parameters(*names).items() if name in RunConfig.model_fields
     }
-    return {name: value for name, value in fields.items() if value not in ("", -1)}
+    found = {name: value for name, value in fields.items() if value not in ("", -1)}
+    if "options" in found:
+        found["options"] = dict(word.split("=") for word in listed(found["options"]))
+    return found
 
 
 def run_config(*names: str, **fields: Any) -> RunConfig:
@@ -209,7 +228,9 @@ def _declaration(word: str) -> Parameter:
             f"{word!r} declares no parameter; write its name, for example 'seeds' or 'share: float' or 'seeds >= 2'"
         )
     name, kind, least = found.groups()
-    if name in RunConfig.model_fields:
+    if name in ("method", "inherit", "explore"):
+        allowed: Any = Annotated[str, AfterValidator(functools.partial(_registered, name))]
+    elif name in RunConfig.model_fields and name not in OWN:
         field = RunConfig.model_fields[name]
         allowed = (
             Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation

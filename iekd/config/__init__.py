@@ -1,6 +1,9 @@
 """One run as data: its fields, the presets that fill them in, and grids of many runs."""
 
+import iekd
 from iekd.config.run import RunConfig, refuse_unread, unknown_field
 from iekd.errors import ConfigError
 
 __all__ = ["ConfigError", "RunConfig", "refuse_unread", "unknown_field"]
+
+iekd._open(__name__)

@@ -5,9 +5,20 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from iekd import data, networks
-from iekd.config.run import RunConfig, registered
+from iekd.config.run import RunConfig
+from iekd.errors import ConfigError
 from iekd.method.features import Pair
-from iekd.method.registry import Networks
+from iekd.method.registry import Method, Networks, methods
+
+
+def registered(config: RunConfig) -> Method:
+    """The row of a run's method. Raises `ConfigError` for one that is not known here."""
+    if config.method not in (known := methods()):
+        raise ConfigError(
+            f"{config.path}: its method is not known here; import the file that registers it "
+            "(IEKD_IMPORT=FILE)"
+        )
+    return known[config.method]
 
 
 def compared(config: RunConfig) -> list[Pair]:
@@ -15,7 +26,7 @@ def compared(config: RunConfig) -> list[Pair]:
 
     Raises `PairError` if the networks do not fit.
     """
-    row = registered(config.method)
+    row = registered(config)
     if row.compares is None:
         return []
     image = data.image_shape(config)
@@ -28,7 +39,7 @@ def compared(config: RunConfig) -> list[Pair]:
 def needs(config: RunConfig) -> list[str]:
     """The teacher's features that the run's method reads, beside the logits."""
     shapes = networks.feature_shapes(config.teacher, data.image_shape(config))
-    return registered(config.method).needs(compared(config), shapes)
+    return registered(config).needs(compared(config), shapes)
 
 
 def build(
@@ -43,4 +54,4 @@ def build(
     `labels`: the classes of all training images, for a method with a memory. In mutual learning `teacher` is the peer.
     """
     given = Networks(student, teacher, autoencoder, labels, compared(config))
-    return registered(config.method).build(config, given)
+    return registered(config).build(config, given)

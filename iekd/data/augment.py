@@ -30,7 +30,9 @@ class Draws(NamedTuple):
 def draw(n: int, pad: int, flip: bool, generator: torch.Generator) -> Draws:
     """Decide crop and flip for n images: every offset and both sides equally likely; `flip` False mirrors nothing."""
     dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
-    mirrored = torch.randint(0, 2, (n,), generator=generator).bool()  # drawn in any case: the next epoch's draws stay
+    mirrored = torch.randint(
+        0, 2, (n,), generator=generator
+    ).bool()  # drawn in any case: the next epoch's draws stay
     return Draws(dy, dx, mirrored & flip)
 
 

@@ -15,9 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from iekd.config import RunConfig
-from iekd.errors import ConfigError
 from iekd.data.sources import Row, balanced_order, describe, load_raw, pack
-from iekd.errors import DataError
+from iekd.errors import ConfigError, DataError
 
 __all__ = ["DataError", "DataSet", "Row", "Split", "describe", "load", "load_raw", "pack"]
 
@@ -27,7 +26,9 @@ class Split(NamedTuple):
 
     images: Tensor  # uint8 (N, C, H, W)
     labels: Tensor  # int64 (N,)
-    exact: Tensor | None = None  # bool (N,), False where an image is a recompressed copy; None = all are exact
+    exact: Tensor | None = (
+        None  # bool (N,), False where an image is a recompressed copy; None = all are exact
+    )
 
 
 class DataSet(NamedTuple):
@@ -60,9 +61,27 @@ FACTS = {
     "digits": Facts(10, 1, (0.3056,), (0.3765,), 8, 1200, flip=False),
     "fashion-mnist": Facts(10, 1, (0.2860,), (0.3530,), 28, 60_000, flip=True),
     # The authors' constants (FACTS.md: networks and recipe, C), in 0..255 there.
-    "cifar10": Facts(10, 3, (125.3 / 255, 123.0 / 255, 113.9 / 255), (63.0 / 255, 62.1 / 255, 66.7 / 255), 32, 50_000, flip=True),
-    "cifar100": Facts(100, 3, (129.3 / 255, 124.1 / 255, 112.4 / 255), (68.2 / 255, 65.4 / 255, 70.4 / 255), 32, 50_000, flip=True),
-    "imagenette": Facts(10, 3, (0.4623, 0.4579, 0.4302), (0.2727, 0.2707, 0.2922), 64, 9469, flip=True),
+    "cifar10": Facts(
+        10,
+        3,
+        (125.3 / 255, 123.0 / 255, 113.9 / 255),
+        (63.0 / 255, 62.1 / 255, 66.7 / 255),
+        32,
+        50_000,
+        flip=True,
+    ),
+    "cifar100": Facts(
+        100,
+        3,
+        (129.3 / 255, 124.1 / 255, 112.4 / 255),
+        (68.2 / 255, 65.4 / 255, 70.4 / 255),
+        32,
+        50_000,
+        flip=True,
+    ),
+    "imagenette": Facts(
+        10, 3, (0.4623, 0.4579, 0.4302), (0.2727, 0.2707, 0.2922), 64, 9469, flip=True
+    ),
 }
 
 
@@ -85,8 +104,16 @@ def load(config: RunConfig, root: Path | None = None) -> DataSet:
     test = Split(_scale(raw.test_images, config.image_size), raw.test_labels, raw.exact)
     pad = max(1, test.images.shape[-1] // 8)  # the 4 of 32 pixels that the paper's recipe uses
     return DataSet(
-        config.dataset, facts.num_classes, part(order[held:end]), part(order[:held]), test,
-        raw.checksum, facts.mean, facts.std, facts.flip, pad,
+        config.dataset,
+        facts.num_classes,
+        part(order[held:end]),
+        part(order[:held]),
+        test,
+        raw.checksum,
+        facts.mean,
+        facts.std,
+        facts.flip,
+        pad,
     )
 
 
@@ -104,16 +131,25 @@ def image_count(config: RunConfig) -> int:
 
 def _check(config: RunConfig, available: int, side: int) -> None:
     """Refuse more images or pixels than the data set has."""
-    name, held, used, size = config.dataset, config.validation_images, config.train_images, config.image_size
+    name, held, used, size = (
+        config.dataset,
+        config.validation_images,
+        config.train_images,
+        config.image_size,
+    )
     if held >= available:
-        raise ConfigError(f"validation_images: {held} is not usable; {name} has {available} training images, choose 0 to {available - 1}")
+        raise ConfigError(
+            f"validation_images: {held} is not usable; {name} has {available} training images, choose 0 to {available - 1}"
+        )
     if held + used > available:
         raise ConfigError(
             f"train_images: {used} is not usable; {name} has {available} training images, validation_images holds "
             f"out {held}; choose 1 to {available - held}, or 0 for all of these"
         )
     if size > side:
-        raise ConfigError(f"image_size: {size} is not usable; {name} has {side} pixels, choose 0 to {side}")
+        raise ConfigError(
+            f"image_size: {size} is not usable; {name} has {side} pixels, choose 0 to {side}"
+        )
 
 
 def _scale(images: Tensor, size: int) -> Tensor:
@@ -121,4 +157,6 @@ def _scale(images: Tensor, size: int) -> Tensor:
     if size in (0, images.shape[-1]):
         return images
     chunks = images.split(5000)  # the float copy of a whole split would take 600 MB
-    return torch.cat([F.interpolate(c.float(), size=(size, size), mode="area").round().byte() for c in chunks])
+    return torch.cat(
+        [F.interpolate(c.float(), size=(size, size), mode="area").round().byte() for c in chunks]
+    )

@@ -29,11 +29,10 @@ from PIL import Image
 from torch import Tensor
 
 from iekd.checkout import ROOT
-from iekd.records import store
-from iekd.config.run import Dataset
-from iekd.errors import ConfigError
+from iekd.config.fields import Dataset
 from iekd.data.sprites import pack_name, read_pack, write_pack
-from iekd.errors import DataError
+from iekd.errors import ConfigError, DataError
+from iekd.records import store
 
 NAMES: tuple[str, ...] = get_args(Dataset)
 DEBIAN = Path("/usr/share/datasets")
@@ -47,8 +46,12 @@ IDX = {
 }
 IMAGENETTE, IMAGENETTE_SIDE = "imagenette2-160", 64
 IMAGENETTE_COUNTS = {"train": 9469, "val": 3925}
-OTHER_FOLDERS = {"imagenette": ("imagenette64",)}  # what a pack's folder may be called, beside the data set's name
-FASHION_CHECKSUM = "ca3ab2a37f845e1b"  # MNIST's files have the same names, and plain IDX files carry no hash
+OTHER_FOLDERS = {
+    "imagenette": ("imagenette64",)
+}  # what a pack's folder may be called, beside the data set's name
+FASHION_CHECKSUM = (
+    "ca3ab2a37f845e1b"  # MNIST's files have the same names, and plain IDX files carry no hash
+)
 
 
 class Raw(NamedTuple):
@@ -108,7 +111,9 @@ def pack(name: str, dest: Path, root: Path | None = None) -> Path:
     try:
         write_pack(folder, name, **arrays)
     except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror}). Name another folder.") from None
+        raise DataError(
+            f"{folder}: cannot be written ({error.strerror}). Name another folder."
+        ) from None
     return folder
 
 
@@ -133,7 +138,11 @@ def _describe(name: str, root: Path | None) -> Row:
 def default_folder() -> Path:
     """`data/` beside pyproject.toml in a checkout, ~/.cache/iekd for an installed package."""
     repository = ROOT
-    return repository / "data" if (repository / "pyproject.toml").exists() else Path.home() / ".cache" / "iekd"
+    return (
+        repository / "data"
+        if (repository / "pyproject.toml").exists()
+        else Path.home() / ".cache" / "iekd"
+    )
 
 
 def find(name: str, root: Path | None) -> Found | None:
@@ -153,7 +162,9 @@ def _named_root(root: Path | None) -> Path | None:
     folder = Path(named).expanduser().resolve()
     if not folder.is_dir():
         origin = "the data root" if root else "IEKD_DATA"
-        raise DataError(f"{folder}: {origin} is not a folder. Name the folder that holds the data, or none.")
+        raise DataError(
+            f"{folder}: {origin} is not a folder. Name the folder that holds the data, or none."
+        )
     return folder
 
 
@@ -167,7 +178,10 @@ def _folder_names(name: str) -> tuple[str, ...]:
 
 def _look_into(folder: Path, name: str) -> Found | None:
     # A damaged pack counts as found: the reader then says what is wrong with it, instead of a download nobody expects.
-    traces = any((folder / file).exists() for file in ("manifest.json", "labels.npz", "train-00.webp", "train-00.jpg"))
+    traces = any(
+        (folder / file).exists()
+        for file in ("manifest.json", "labels.npz", "train-00.webp", "train-00.jpg")
+    )
     if traces and (folder.name in _folder_names(name) or pack_name(folder) == name):
         return Found(folder, _read_pack)
     if name in CIFAR and (folder / CIFAR[name]).is_dir():
@@ -191,11 +205,15 @@ def _download(name: str, root: Path | None) -> Found:
     folder = default_folder()
     print(f"iekd: downloading {name} with torchvision into {folder}", file=sys.stderr, flush=True)
     try:
-        with store.locked(folder / ".download.lock"):  # runs started side by side: one downloads, the others wait
+        with store.locked(
+            folder / ".download.lock"
+        ):  # runs started side by side: one downloads, the others wait
             _torchvision(name)(folder, download=True)
     except Exception as error:  # whatever fails in a download, the ways out are the same
         searched = ", ".join(map(str, _roots(root)))
-        raise DataError(f"{name}: not in {searched}; the download failed ({error}). {_ways_out(name)}") from error
+        raise DataError(
+            f"{name}: not in {searched}; the download failed ({error}). {_ways_out(name)}"
+        ) from error
     found = find(name, None)
     assert found, f"torchvision left nothing in {folder}"
     return found
@@ -213,7 +231,11 @@ def _ways_out(name: str) -> str:
 def _torchvision(name: str) -> Any:
     from torchvision import datasets  # here, because it costs a second that a pack does not need
 
-    kinds = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100, "fashion-mnist": datasets.FashionMNIST}
+    kinds = {
+        "cifar10": datasets.CIFAR10,
+        "cifar100": datasets.CIFAR100,
+        "fashion-mnist": datasets.FashionMNIST,
+    }
     return kinds[name] if name in kinds else partial(datasets.Imagenette, size="160px")
 
 
@@ -226,7 +248,9 @@ def balanced_order(labels: Tensor) -> Tensor:
     It depends on the labels alone. (In an unbalanced set, small classes are missing from the end.)
     """
     values = labels.numpy()
-    shuffled = np.random.RandomState(0).permutation(len(values))  # the one generator of NumPy whose stream is frozen
+    shuffled = np.random.RandomState(0).permutation(
+        len(values)
+    )  # the one generator of NumPy whose stream is frozen
     rank = np.empty(len(values), np.int64)  # how many images of its class come earlier
     for label in np.unique(values):
         members = shuffled[values[shuffled] == label]
@@ -234,9 +258,14 @@ def balanced_order(labels: Tensor) -> Tensor:
     return torch.from_numpy(shuffled[np.argsort(rank[shuffled], kind="stable")])
 
 
-def _raw(train_images: Any, train_labels: Any, test_images: Any, test_labels: Any, exact: Any = None) -> Raw:
+def _raw(
+    train_images: Any, train_labels: Any, test_images: Any, test_labels: Any, exact: Any = None
+) -> Raw:
     """Arrays to tensors, with the checksum."""
-    arrays = [np.ascontiguousarray(a, np.uint8) for a in (train_images, train_labels, test_images, test_labels)]
+    arrays = [
+        np.ascontiguousarray(a, np.uint8)
+        for a in (train_images, train_labels, test_images, test_labels)
+    ]
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(array)
@@ -261,7 +290,9 @@ def _read_pack(name: str, folder: Path) -> Raw:
     arrays, key = read_pack(folder), LABELS.get(name, "labels")
     wanted = ("train_images", f"train_{key}", "test_images", f"test_{key}")
     if missing := [k for k in wanted if k not in arrays]:
-        raise DataError(f"{folder / 'labels.npz'}: has no {' and no '.join(missing)}; is this pack {name}?")
+        raise DataError(
+            f"{folder / 'labels.npz'}: has no {' and no '.join(missing)}; is this pack {name}?"
+        )
     exact = arrays.get("test_lossless")
     return _raw(*(arrays[k] for k in wanted), exact=None if exact is None or exact.all() else exact)
 
@@ -273,8 +304,15 @@ def _read_cifar(name: str, folder: Path) -> Raw:
         train, test = kind(folder, train=True), kind(folder, train=False)
     except RuntimeError as error:
         path = folder / CIFAR[name]
-        raise DataError(f"{path}: {error}. Delete the folder; it is then looked for elsewhere or downloaded.") from None
-    return _raw(train.data.transpose(0, 3, 1, 2), train.targets, test.data.transpose(0, 3, 1, 2), test.targets)
+        raise DataError(
+            f"{path}: {error}. Delete the folder; it is then looked for elsewhere or downloaded."
+        ) from None
+    return _raw(
+        train.data.transpose(0, 3, 1, 2),
+        train.targets,
+        test.data.transpose(0, 3, 1, 2),
+        test.targets,
+    )
 
 
 def _read_imagenette(name: str, folder: Path) -> Raw:
@@ -288,7 +326,9 @@ def _read_imagenette(name: str, folder: Path) -> Raw:
             images, labels = zip(*files, strict=True)
             parts += [np.stack(images).transpose(0, 3, 1, 2), labels]
     except (OSError, RuntimeError) as error:
-        raise DataError(f"{path}: {error}. Delete the folder; it is then looked for elsewhere or downloaded.") from None
+        raise DataError(
+            f"{path}: {error}. Delete the folder; it is then looked for elsewhere or downloaded."
+        ) from None
     return _raw(*parts)
 
 
@@ -301,7 +341,9 @@ def _read_fashion(name: str, folder: Path) -> Raw:
     arrays = {key: _read_idx(_idx_file(folder, stem)) for key, stem in IDX.items()}
     raw = _raw(**{key: a[:, None] if a.ndim == 3 else a for key, a in arrays.items()})
     if raw.checksum != FASHION_CHECKSUM:
-        raise DataError(f"{folder}: not Fashion-MNIST, or damaged (checksum {raw.checksum}). Delete or replace it.")
+        raise DataError(
+            f"{folder}: not Fashion-MNIST, or damaged (checksum {raw.checksum}). Delete or replace it."
+        )
     return raw
 
 
@@ -318,6 +360,8 @@ def _read_idx(path: Path) -> np.ndarray:
             content = file.read()
         ndim = content[3]
         shape = np.frombuffer(content, ">u4", ndim, offset=4).astype(int)
-        return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()  # writable, for torch
+        return (
+            np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()
+        )  # writable, for torch
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise DataError(f"{path}: cannot be decoded ({error}). Delete or replace it.") from None

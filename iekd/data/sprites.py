@@ -11,8 +11,6 @@ no hash of the pixels, because decoders of JPEG differ in rounding.
 
 from __future__ import annotations
 
-from iekd.errors import DataError
-
 import hashlib
 import io
 import json
@@ -26,13 +24,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from iekd.errors import DataError
+
 COLUMNS, ROWS = 40, 25
 SHEET = COLUMNS * ROWS
 LOSSY_GRID = 16, 16  # columns, rows
 SPLITS = ("train", "test")
 AGAIN = "Copy the folder again from where it came from, or make it anew with `iekd data pack`."
-
-
 
 
 def read_pack(folder: Path) -> dict[str, np.ndarray]:
@@ -46,11 +44,15 @@ def read_pack(folder: Path) -> dict[str, np.ndarray]:
     for key, values in labels.items():
         expected = len(images[f"{key.split('_')[0]}_images"])
         if len(values) != expected:
-            raise DataError(f"{folder / 'labels.npz'}: {len(values)} entries in {key} for {expected} images. {AGAIN}")
+            raise DataError(
+                f"{folder / 'labels.npz'}: {len(values)} entries in {key} for {expected} images. {AGAIN}"
+            )
     return images | labels
 
 
-def write_pack(folder: Path, name: str, train_images: np.ndarray, test_images: np.ndarray, **labels: np.ndarray) -> dict[str, Any]:
+def write_pack(
+    folder: Path, name: str, train_images: np.ndarray, test_images: np.ndarray, **labels: np.ndarray
+) -> dict[str, Any]:
     """Write images, uint8 (N, C, H, W) with C = 1 or 3, and arrays named `train_*` or `test_*`; return the manifest.
 
     The folder appears whole or not at all. Raises `DataError` if it exists, `ValueError` for arrays that make no pack.
@@ -92,9 +94,13 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         _ = [manifest[f"{split}_pixels_sha256"] for split in SPLITS if not _is_lossy(manifest)]
         _ = [(known["bytes"], known["sha256"]) for known in manifest["files"].values()]
     except FileNotFoundError:
-        raise DataError(f"{path}: missing, so nothing in this folder can be checked. {AGAIN}") from None
+        raise DataError(
+            f"{path}: missing, so nothing in this folder can be checked. {AGAIN}"
+        ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: cannot be used as the manifest of a sprite pack ({error!r}). {AGAIN}") from None
+        raise DataError(
+            f"{path}: cannot be used as the manifest of a sprite pack ({error!r}). {AGAIN}"
+        ) from None
     return manifest
 
 
@@ -126,14 +132,20 @@ def _read_split(folder: Path, manifest: dict[str, Any], split: str) -> np.ndarra
     """All images of a split, uint8 (N, C, H, W)."""
     lossy = _is_lossy(manifest)
     stem = "val" if lossy and split == "test" else split
-    names = sorted((n for n in manifest["files"] if n.startswith(f"{stem}-")), key=lambda n: (len(n), n))
+    names = sorted(
+        (n for n in manifest["files"] if n.startswith(f"{stem}-")), key=lambda n: (len(n), n)
+    )
     if not names:
         raise DataError(f"{folder / 'manifest.json'}: names no sheet {stem}-00.webp. {AGAIN}")
     mode = manifest.get("mode", "RGB")
     pixels = np.concatenate([_read_sheet(folder, manifest, name, mode) for name in names])
-    pixels = pixels[: manifest.get(stem, len(pixels))]  # the number of images; a pack without it fills every sheet
+    pixels = pixels[
+        : manifest.get(stem, len(pixels))
+    ]  # the number of images; a pack without it fills every sheet
     if not lossy and _sha256(pixels) != manifest[f"{split}_pixels_sha256"]:
-        raise DataError(f"{folder}: the decoded {split} pixels differ from the manifest's SHA-256. {AGAIN}")
+        raise DataError(
+            f"{folder}: the decoded {split} pixels differ from the manifest's SHA-256. {AGAIN}"
+        )
     return pixels
 
 
@@ -143,7 +155,9 @@ def _read_sheet(folder: Path, manifest: dict[str, Any], name: str, mode: str) ->
     try:
         sheet = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
         grid = LOSSY_GRID if _is_lossy(manifest) else (COLUMNS, ROWS)
-        return _cut(sheet[..., :1] if mode == "L" else sheet, *grid)  # WebP knows no grey: its three channels are equal
+        return _cut(
+            sheet[..., :1] if mode == "L" else sheet, *grid
+        )  # WebP knows no grey: its three channels are equal
     except (OSError, ValueError) as error:
         raise DataError(f"{folder / name}: cannot be decoded ({error}). {AGAIN}") from None
 
@@ -157,8 +171,15 @@ def _is_lossy(manifest: dict[str, Any]) -> bool:
 
 def _check_arrays(images: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> None:
     for split, pixels in images.items():
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3) or len(pixels) == 0:
-            raise ValueError(f"{split}_images: need uint8 (N, 1 or 3, H, W), got {pixels.dtype} {pixels.shape}")
+        if (
+            pixels.dtype != np.uint8
+            or pixels.ndim != 4
+            or pixels.shape[1] not in (1, 3)
+            or len(pixels) == 0
+        ):
+            raise ValueError(
+                f"{split}_images: need uint8 (N, 1 or 3, H, W), got {pixels.dtype} {pixels.shape}"
+            )
     for key, values in labels.items():
         split = key.split("_")[0]
         if split not in images or len(values) != len(images[split]) or values.dtype == object:
@@ -171,7 +192,9 @@ def _write_split(folder: Path, split: str, pixels: np.ndarray) -> None:
         rgb = np.broadcast_to(sheet, (*sheet.shape[:2], 3))
         # method 4 takes 0.3 s a sheet; method 6 with quality 100 saves 1.5 % for 25 times the time
         path = folder / f"{split}-{i:02d}.webp"
-        Image.fromarray(np.ascontiguousarray(rgb)).save(path, "WEBP", lossless=True, quality=50, method=4)
+        Image.fromarray(np.ascontiguousarray(rgb)).save(
+            path, "WEBP", lossless=True, quality=50, method=4
+        )
 
 
 def _manifest(folder: Path, name: str, images: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -185,7 +208,10 @@ def _manifest(folder: Path, name: str, images: dict[str, np.ndarray]) -> dict[st
         **{split: len(pixels) for split, pixels in images.items()},
         **{f"{split}_pixels_sha256": _sha256(pixels) for split, pixels in images.items()},
         "pixels_note": f"sha256 of uint8 C-order array (N,{channels},{height},{width})",
-        "files": {key: {"bytes": len(content), "sha256": _sha256(content)} for key, content in files.items()},
+        "files": {
+            key: {"bytes": len(content), "sha256": _sha256(content)}
+            for key, content in files.items()
+        },
     }
 
 
@@ -209,4 +235,6 @@ def _paste(images: np.ndarray) -> np.ndarray:
 
 
 def _sha256(content: bytes | np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(content) if isinstance(content, np.ndarray) else content).hexdigest()
+    return hashlib.sha256(
+        np.ascontiguousarray(content) if isinstance(content, np.ndarray) else content
+    ).hexdigest()

@@ -109,12 +109,6 @@ def cosine(student: Tensor, teacher: Tensor) -> Tensor:
     return 1 - _cosines(student, teacher).mean()
 
 
-@measure("orthogonal", unit="one", similarity=True)
-def orthogonal(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean over the batch of |cos(x, y)|; 0 .. 1, smallest for orthogonal factors."""
-    return _cosines(student, teacher).abs().mean()
-
-
 def _cosines(student: Tensor, teacher: Tensor) -> Tensor:
     x, y = _units(student, teacher)
     return (x * y).sum(1)
@@ -132,30 +126,10 @@ def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
     return _root(torch.where(forgiven, 0, (x - y).square()).mean())
 
 
-@measure("centred-l1", label="centred L1", sides=("explore",))
-def centred_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean |x^ - y^| over batch and dimensions, of factors centred over the batch; 0 .. 2/sqrt(N). Our choice.
-
-    Exploration by `l1` is satisfied by one factor for all images. Here such a factor counts as zero, for
-    x^ = c / sqrt(||c||^2 + RESIDUE^2 ||x||^2) with c = x - mean over the batch: what is common to all images is taken
-    out first. The second term bounds the gradient by 2 / (RESIDUE ||x||) and keeps noise on a constant from being blown
-    up to full length. What maximises this distance is -sign(y^)/sqrt(N), nearly the *opposite* deviation: a push that
-    must look at the image. A batch of one image has no deviation: value and gradient are 0.
-    """
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"factors differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
-        )
-    return (_centred_unit(student) - _centred_unit(teacher)).abs().mean()
-
-
-def _centred_unit(x: Tensor) -> Tensor:
-    """Deviation from the mean of the batch, (B, ...) -> (B, N), of length below 1; see `centred_l1`."""
-    x = divide_by_largest(_wide(x).flatten(1), dim=(0, 1))
-    deviation = x - x.mean(0)
-    squares = deviation.square().sum(1, keepdim=True) + RESIDUE**2 * x.square().sum(1, keepdim=True)
-    dead = squares == 0
-    return deviation * torch.where(dead, 0, torch.where(dead, 1, squares).rsqrt())
+@measure("orthogonal", unit="one", similarity=True)
+def orthogonal(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean over the batch of |cos(x, y)|; 0 .. 1, smallest for orthogonal factors."""
+    return _cosines(student, teacher).abs().mean()
 
 
 @measure("cka", label="CKA", unit="one", similarity=True)
@@ -187,6 +161,32 @@ def _centred_gram(factor: Tensor) -> Tensor:
     gram = gram * others
     rows = gram.sum(1) / (n - 2)
     return (gram - rows[:, None] - rows[None, :] + rows.sum() / (n - 1)) * others
+
+
+@measure("centred-l1", label="centred L1", sides=("explore",))
+def centred_l1(student: Tensor, teacher: Tensor) -> Tensor:
+    """mean |x^ - y^| over batch and dimensions, of factors centred over the batch; 0 .. 2/sqrt(N). Our choice.
+
+    Exploration by `l1` is satisfied by one factor for all images. Here such a factor counts as zero, for
+    x^ = c / sqrt(||c||^2 + RESIDUE^2 ||x||^2) with c = x - mean over the batch: what is common to all images is taken
+    out first. The second term bounds the gradient by 2 / (RESIDUE ||x||) and keeps noise on a constant from being blown
+    up to full length. What maximises this distance is -sign(y^)/sqrt(N), nearly the *opposite* deviation: a push that
+    must look at the image. A batch of one image has no deviation: value and gradient are 0.
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"factors differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+        )
+    return (_centred_unit(student) - _centred_unit(teacher)).abs().mean()
+
+
+def _centred_unit(x: Tensor) -> Tensor:
+    """Deviation from the mean of the batch, (B, ...) -> (B, N), of length below 1; see `centred_l1`."""
+    x = divide_by_largest(_wide(x).flatten(1), dim=(0, 1))
+    deviation = x - x.mean(0)
+    squares = deviation.square().sum(1, keepdim=True) + RESIDUE**2 * x.square().sum(1, keepdim=True)
+    dead = squares == 0
+    return deviation * torch.where(dead, 0, torch.where(dead, 1, squares).rsqrt())
 
 
 # ---------------------------------------------------------------------- margin ReLU of Overhaul Distillation

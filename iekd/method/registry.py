@@ -24,12 +24,14 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_type_hints
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from iekd.errors import ConfigError
-from iekd.method.features import Pair, Shapes
+
+if TYPE_CHECKING:  # a configuration is checked in a moment; torch takes seconds
+    from torch import Tensor, nn
+
+    from iekd.method.features import Pair, Shapes
 
 NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # it stands in paths
 OPTION_TYPES = (int, float, str)
@@ -137,7 +139,7 @@ def method(
     """
 
     def register(kind: type[nn.Module]) -> type[nn.Module]:
-        _check_name(name, METHODS.get(name), kind)
+        _check_name(name, METHODS, kind)
         options = {} if build else _options(kind)
         row = Method(
             name,
@@ -176,7 +178,7 @@ def _options(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
 # ---------------------------------------------------------------------- measures
 
 
-Measure = Callable[[Tensor, Tensor], Tensor]
+Measure = Callable[["Tensor", "Tensor"], "Tensor"]
 
 
 class MeasureRow(NamedTuple):
@@ -214,7 +216,7 @@ def measure(
     """
 
     def register(function: Measure) -> Measure:
-        _check_name(name, MEASURES.get(name), function)
+        _check_name(name, MEASURES, function)
         MEASURES[name] = MeasureRow(function, label or name)
         if "inherit" in sides and not similarity:
             INHERIT[name] = _loss(function, +1, unit == "one")
@@ -244,12 +246,15 @@ def _loss(measure: Measure, sign: int, dimensionless: bool = False) -> Measure:
 # ---------------------------------------------------------------------- loading
 
 
-def _check_name(name: str, row: Any, thing: Callable) -> None:
+def _check_name(name: str, table: Mapping[str, Any], thing: Callable) -> None:
     """Refuse a name that paths cannot hold, and one of this library's; a cell that is run again replaces its own."""
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} cannot name this: use small letters, digits and hyphens, as in 'my-loss'"
         )
+    if not is_ours(thing):
+        _load_ours()
+    row = table.get(name)
     before = getattr(row, "kind", None) or getattr(row, "function", None)
     if name == "none" or (before is not None and is_ours(before) and not is_ours(thing)):
         raise ConfigError(
@@ -279,9 +284,17 @@ def choices(field: Literal["method", "inherit", "explore"]) -> tuple[str, ...]:
 
 
 @functools.cache
+def _load_ours() -> None:
+    """Import what this library registers, and list it in the order of the story."""
+    story = [module.__name__ for module in importlib.import_module("iekd.baselines").STORY]
+    for row in sorted(METHODS.values(), key=lambda row: story.index(row.kind.__module__)):
+        METHODS[row.name] = METHODS.pop(row.name)
+
+
+@functools.cache
 def load() -> None:
     """Import every file that registers something: the library's, then those of $IEKD_IMPORT."""
-    importlib.import_module("iekd.baselines")
+    _load_ours()
     for name in filter(None, os.environ.get("IEKD_IMPORT", "").split(os.pathsep)):
         import_file(name)
 

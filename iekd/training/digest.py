@@ -25,9 +25,10 @@ PLAIN = (bool, int, float, str)  # constants whose value is code
 def of(config: RunConfig) -> str | None:
     """Twelve hexadecimal digits for the loss of a run; None where the source of its code cannot be read."""
     losses: list[Callable] = [registry.methods()[config.method].kind]
-    if config.method == "ie-ft":
-        losses += [registry.INHERIT[config.inherit]] if config.inherit != "none" else []
-        losses += [registry.EXPLORE[config.explore]] if config.explore != "none" else []
+    tables = {"inherit": registry.INHERIT, "explore": registry.EXPLORE}
+    for side, table in tables.items() if config.method == "ie-ft" else ():
+        if (name := getattr(config, side)) != "none":
+            losses += [table[name], registry.MEASURES[name].function]
     return digest(*losses)
 
 

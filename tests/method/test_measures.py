@@ -11,7 +11,7 @@ from scipy import integrate, stats
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from iekd.config.run import choices_of
+from iekd.config.fields import choices
 from iekd.method.measures import (
     EXPLORE,
     INHERIT,
@@ -317,8 +317,8 @@ def test_cka_refuses_batches_of_different_size() -> None:
 
 
 def test_losses_are_those_the_configuration_names() -> None:
-    assert ["none", *INHERIT] == list(choices_of("inherit"))
-    assert ["none", *EXPLORE] == list(choices_of("explore"))
+    assert ["none", *INHERIT] == list(choices("inherit"))
+    assert ["none", *EXPLORE] == list(choices("explore"))
 
 
 def test_losses_are_the_measures_with_sign_and_unit() -> None:

@@ -1,0 +1,103 @@
+"""What a notebook does with runs: train arms over seeds, put them in a table, draw them.
+
+An arm is a configuration with a name; its runs differ in the seed alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import nn
+
+from iekd import records
+from iekd.config import ConfigError, RunConfig
+from iekd.report import figures, statistics
+from iekd.training import runner
+
+
+def load_student(config: RunConfig) -> nn.Module:
+    """The trained network of a run, in eval mode without gradient; it is trained first if need be.
+
+    Called with normalised images (B, C, H, W) it returns `Output(logits, features)`.
+    """
+    runner.train(config, progress=False)
+    return runner.load_network(config)
+
+
+def compare(arms: Mapping[str, RunConfig], seeds: Iterable[int] = range(3)) -> pd.DataFrame:
+    """Train, or load, every arm with every seed: one row a run, as in `iekd.records.load`.
+
+    Args:
+        arms: configurations by name; their own seeds do not count.
+        seeds: the same for every arm, so that differences can be paired.
+
+    Returns:
+        The runs, with the arm's name in the column `label` and test errors (percent) in `last`.
+
+    >>> import iekd
+    >>> alone = iekd.config("smoke", epochs=1)
+    >>> runs = iekd.compare({"alone": alone, "KD": alone.replace(method="kd")}, seeds=range(2))
+    >>> len(runs)
+    4
+    """
+    jobs = [(label, arms[label].replace(seed=seed)) for seed in seeds for label in arms]
+    rows = []
+    for label, config in jobs:
+        rows.append(records.as_row(runner.train(config, progress=False)) | {"label": label})
+    return pd.DataFrame(rows)
+
+
+def table(runs: pd.DataFrame, baseline: str, metric: str = "last") -> pd.DataFrame:
+    """Every arm with mean, spread and interval, and its difference to the baseline, paired by seed.
+
+    Args:
+        runs: as `compare` returns them.
+        baseline: the label of the arm that the others are compared with.
+        metric: a column of `runs`.
+
+    Returns:
+        One row an arm: n, mean, sd, low, high (95 % interval), difference (arm - baseline) with its
+        interval, p (Holm-corrected over the arms of this table) and outcome: 'lower' or 'higher' if
+        p is below 5 %, else 'inconclusive'.
+
+    Raises:
+        ConfigError: no arm has the baseline's label.
+    """
+    by_arm = {
+        label: arm.set_index("seed")[metric] for label, arm in runs.groupby("label", sort=False)
+    }
+    if baseline not in by_arm:
+        raise ConfigError(
+            f"baseline: there is no arm {baseline!r}; the arms are {', '.join(by_arm)}"
+        )
+    rivals = [label for label in by_arm if label != baseline]
+    results = {label: statistics.paired(by_arm[label], by_arm[baseline]) for label in rivals}
+    corrected = dict(zip(rivals, statistics.holm(r.p for r in results.values()), strict=True))
+    rows = {}
+    for label, values in by_arm.items():
+        rows[label] = statistics.summary(values)._asdict()
+        if label in results:
+            rows[label] |= _difference(results[label], corrected[label])
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
+
+
+def _difference(result: statistics.Paired, p: float) -> dict[str, float | str]:
+    return {
+        "difference": result.difference,
+        "difference low": result.low,
+        "difference high": result.high,
+        "p": p,
+        "outcome": statistics.outcome(result, p),
+    }
+
+
+def plot(runs: pd.DataFrame, baseline: str = "", metric: str = "last") -> Figure:
+    """Every seed a point, every arm a row with its mean and 95 % interval.
+
+    With a `baseline` (a label) the differences to it, seed by seed.
+    """
+    if baseline:
+        return figures.paired_plot(runs, baseline, metric=metric)
+    return figures.seeds_plot(runs, metric=metric)

@@ -1,0 +1,101 @@
+"""What every measure must stand, as a function for whoever writes one."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+
+from iekd.method.registry import Measure
+
+SHAPE = (8, 4, 3, 3)  # images, channels, height, width
+LEAST_STEP = 1e-6
+
+
+class MeasureError(AssertionError):
+    """A measure that would spoil a training run; the message says with which input."""
+
+
+def check_measure(measure: Measure) -> None:
+    """Try a measure of two factors (B, C, H, W) as training would use it.
+
+    It must return a scalar; value and gradient must be finite for zero, constant, equal and huge factors; its gradient
+    must be that of its value (finite differences in float64); and it must not read a value from the device, as `.item()`
+    or `if tensor:` do, for which every step would wait.
+
+    Raises:
+        MeasureError: says which of these fails, with which input.
+
+    >>> check_measure(lambda student, teacher: (student - teacher).abs().mean())
+    """
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(SHAPE, generator=generator) for _ in range(2))
+    zero, constant = torch.zeros(SHAPE), torch.ones(SHAPE)
+    inputs = {
+        "ordinary factors": (student, teacher),
+        "a student of zeros": (zero, teacher),
+        "a teacher of zeros": (student, zero),
+        "a constant student": (constant, teacher),
+        "equal factors": (teacher, teacher),
+        "huge factors": (student * 1e20, teacher * 1e20),
+    }
+    for what, (ours, theirs) in inputs.items():
+        _check_finite(measure, what, ours, theirs)
+    _check_gradient(measure, student.double(), teacher.double())
+    _check_waits(measure)
+
+
+def _check_finite(measure: Measure, what: str, student: Tensor, teacher: Tensor) -> None:
+    student = student.clone().requires_grad_()
+    value = measure(student, teacher)
+    if not isinstance(value, Tensor) or value.dim() > 0:
+        raise MeasureError(
+            f"it returns {_described(value)}; a measure returns one number, a scalar tensor"
+        )
+    if not value.isfinite():
+        hint = "; normalise them first (iekd.unit)" if "huge" in what else ""
+        raise MeasureError(f"its value is {value.item()} for {what}{hint}")
+    if not value.requires_grad:
+        raise MeasureError(
+            f"its value does not depend on the student, for {what}: nothing could be learned from it"
+        )
+    (gradient,) = torch.autograd.grad(value, student)
+    if not gradient.isfinite().all():
+        raise MeasureError(
+            f"its gradient is not finite for {what}; look for sqrt, division or norm at 0"
+        )
+
+
+def _check_gradient(measure: Measure, student: Tensor, teacher: Tensor) -> None:
+    """The gradient along one random direction, beside the difference of the values."""
+    student.requires_grad_()
+    direction = torch.randn(SHAPE, dtype=torch.double, generator=torch.Generator().manual_seed(1))
+    (gradient,) = torch.autograd.grad(measure(student, teacher), student)
+    slope = (gradient * direction).sum().item()
+    with torch.no_grad():
+        ahead, behind = (measure(student + s * LEAST_STEP * direction, teacher) for s in (1, -1))
+    difference = ((ahead - behind) / (2 * LEAST_STEP)).item()
+    if abs(slope - difference) > 1e-4 * max(1e-3, abs(slope), abs(difference)):
+        raise MeasureError(
+            f"its gradient is {slope:.6g} where its value rises by {difference:.6g}; look for detach()"
+        )
+
+
+def _check_waits(measure: Measure) -> None:
+    """Fake tensors have no values: reading one raises."""
+    with FakeTensorMode():
+        student = torch.empty(SHAPE, requires_grad=True)
+        try:
+            measure(student, torch.empty(SHAPE)).backward()
+        except Exception as error:
+            raise MeasureError(
+                f"it reads a value while it computes, and every step would wait for it ({error})"
+            ) from None
+
+
+def _described(value: object) -> str:
+    return (
+        f"a tensor of shape {tuple(value.shape)}"
+        if isinstance(value, Tensor)
+        else f"a {type(value).__name__}"
+    )

@@ -1,0 +1,232 @@
+"""A reader's own measure and method, from a cell or a file, are known from then on to everything that reads names."""
+
+from __future__ import annotations
+
+import json
+import linecache
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from tiny import tiny
+from torch import nn
+from torch.nn import functional as F
+
+import iekd
+from iekd import records
+from iekd.config import ConfigError, RunConfig
+from iekd.config.run import fields_of
+from iekd.method import registry
+from iekd.method.check import MeasureError, check_measure
+from iekd.report import labels
+from iekd.training import digest, runner
+
+FILE = '''
+"""A reader's own losses."""
+import iekd
+from torch import nn
+from torch.nn import functional as F
+
+
+@iekd.measure("huber", label="Huber")
+def huber(student, teacher):
+    return F.smooth_l1_loss(iekd.unit(student), iekd.unit(teacher), beta=0.01)
+
+
+@iekd.method("gap", label="Gap", taught="teacher", reads="pooled", source="pooled features, through one linear map.")
+class Gap(nn.Module):
+    """task = CE, gap = gap_weight * mean squared difference of the pooled features."""
+
+    def __init__(self, networks, *, gap_weight: float = 1.0):
+        super().__init__()
+        self.translate = nn.Linear(networks.student.head.in_features, networks.teacher.head.in_features)
+        self.weight = gap_weight
+
+    def forward(self, batch, student, teacher):
+        ours = self.translate(student.features["pooled"])
+        distance = F.mse_loss(ours, teacher.features["pooled"])
+        return {"task": F.cross_entropy(student.logits, batch.labels), "gap": self.weight * distance}
+'''
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """The file, imported; what it registered is forgotten afterwards."""
+    tables = (registry.METHODS, registry.MEASURES, registry.INHERIT, registry.EXPLORE)
+    before = [dict(table) for table in tables]
+    registry.load()
+    path = tmp_path / "my_losses.py"
+    path.write_text(FILE)
+    registry.import_file(str(path))
+    yield path
+    sys.modules.pop("my_losses")
+    for table, rows in zip(tables, before, strict=True):
+        for name in [*table]:
+            if name not in rows:
+                del table[name]
+
+
+def test_a_measure_is_a_value_of_both_sides(mine):
+    config = tiny("ie-ft", inherit="huber", explore="huber")
+    assert config.variant.endswith("-inherit=huber-explore=huber")
+    assert labels.label_of(
+        config
+    ) == "IE-FT (inherit Huber, explore Huber)" or "Huber" in labels.label_of(config)
+    record = runner.train(config, progress=False)
+    assert record.metrics["last"].test_error > 0 and "loss_explore" in record.history
+
+
+def test_the_parameters_of_a_method_are_typed_and_part_of_path_and_hash(mine):
+    one, three = tiny("gap"), tiny("gap", gap_weight="3")
+    assert one.options == {"gap_weight": 1.0} and three.options == {"gap_weight": 3.0}
+    assert one.hash != three.hash and three.variant.endswith("-gap_weight=3")
+    assert "--gap-weight 3" in three.command()
+    assert three.replace(seed=5).options == {"gap_weight": 3.0}
+    assert three.teacher_run().options == {} and three.replace(method="kd").options == {}
+    with pytest.raises(ConfigError, match="gap_weight: 'much' is not usable; it is a number"):
+        tiny("gap", gap_weight="much")
+    with pytest.raises(ConfigError, match="gap_width: no such parameter"):
+        tiny("gap", gap_width=3)
+    with pytest.raises(ConfigError, match="gap_weight: no such parameter"):
+        tiny("kd", gap_weight=3)
+
+
+def test_a_method_trains_resumes_packs_and_stands_in_the_table(mine):
+    alone = runner.train(tiny("gap"), progress=False)
+    packed = runner.train_pack([tiny("gap", seed=1), tiny("kd", seed=1)], progress=False)
+    frame = records.load()
+    assert alone.metrics["last"] is not None and len(packed) == 2
+    assert set(frame.loc[frame["method"] == "gap", "seed"]) == {0, 1}
+    assert labels.label(frame[frame["method"] == "gap"].iloc[0]).startswith("Gap")
+
+
+def test_a_record_is_read_where_its_method_is_not_known(mine):
+    config = tiny("gap", gap_weight=3, seed=0)
+    record = runner.train(config, progress=False)
+    path = records.record_path(config)
+    code = (
+        "import sys, pathlib; from iekd import records; "
+        "record = records.read(pathlib.Path(sys.argv[1])); "
+        "print(record.config.path); print(records.load()['path'].tolist())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, path], capture_output=True, text=True, check=True
+    )
+    assert (
+        found.stdout.splitlines()[0] == config.path and config.path in found.stdout.splitlines()[1]
+    )
+    assert record.hash == json.loads(path.read_text())["hash"]
+    with pytest.raises(ConfigError, match="choose one of"):
+        RunConfig.create("smoke", method="gip")
+
+
+def test_the_environment_names_files_for_other_processes(mine):
+    code = "from iekd.config import RunConfig; print(RunConfig.create('smoke', method='gap', explore='l1').variant)"
+    found = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "IEKD_IMPORT": str(mine)},
+    )
+    assert found.stdout.strip() == "gap-gap_weight=1", found.stderr
+
+
+def test_an_edited_measure_is_noticed(mine):
+    config = tiny("ie-ft", explore="huber")
+    before = digest.of(config)
+    mine.write_text(FILE.replace("beta=0.01", "beta=0.02"))
+    sys.modules.pop("my_losses")
+    linecache.checkcache()
+    registry.import_file(str(mine))
+    assert digest.of(config) != before and digest.of(tiny("ie-ft")) != digest.of(config)
+
+
+def test_an_edited_method_is_noticed(mine):
+    before = digest.of(tiny("gap"))
+    mine.write_text(FILE.replace("F.mse_loss", "F.l1_loss"))
+    sys.modules.pop("my_losses")
+    linecache.checkcache()
+    registry.import_file(str(mine))
+    assert digest.of(tiny("gap")) != before
+
+
+def test_names_of_the_library_are_taken():
+    registry.load()
+    with pytest.raises(
+        ConfigError, match="'l1' is a name of this library; choose another one, for example 'my-l1'"
+    ):
+        iekd.measure("l1")(lambda x, y: (x - y).mean())
+    with pytest.raises(ConfigError, match="'My Loss' cannot name this"):
+        iekd.measure("My Loss")(lambda x, y: (x - y).mean())
+    with pytest.raises(ConfigError, match="'kd' is a name of this library"):
+        iekd.method("kd")(nn.Module)
+
+
+def test_a_parameter_without_type_or_default_is_refused():
+    class Bad(nn.Module):
+        def __init__(self, networks, *, weight=1.0):
+            super().__init__()
+
+    with pytest.raises(ConfigError, match="Bad: weight is a parameter of runs, so it needs a type"):
+        iekd.method("bad-one")(Bad)
+
+
+def test_a_file_that_cannot_be_imported_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="there is no such Python file"):
+        registry.import_file(str(tmp_path / "none_there.py"))
+    broken = tmp_path / "broken_losses.py"
+    broken.write_text("import nothing_of_the_kind")
+    with pytest.raises(
+        ConfigError, match="broken_losses.py: it cannot be imported .ModuleNotFoundError"
+    ):
+        registry.import_file(str(broken))
+
+
+def test_the_fields_of_every_method_are_those_of_the_library():
+    for name in registry.methods():
+        assert set(fields_of(name)) <= set(RunConfig.model_fields)
+
+
+# ---------------------------------------------------------------------- check_measure
+
+
+@pytest.mark.parametrize("name", [*registry.choices("explore")[1:]])
+def test_every_measure_of_the_library_passes(name):
+    check_measure(registry.MEASURES[name].function)
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (
+            lambda x, y: (x - y).abs(),
+            r"a tensor of shape \(8, 4, 3, 3\); a measure returns one number",
+        ),
+        (lambda x, y: (x - y).abs().mean().item(), "it returns a float"),
+        (lambda x, y: x.mean() / y.norm(), "for a teacher of zeros|huge"),
+        (lambda x, y: (x * y).sum(1).norm(), "huge factors; normalise them first"),
+        (
+            lambda x, y: (iekd.unit(x) - iekd.unit(y)).square().mean().sqrt(),
+            "its gradient is not finite for equal factors",
+        ),
+        (
+            lambda x, y: (iekd.unit(x) + iekd.unit(x).detach().square() * iekd.unit(y)).mean(),
+            "its gradient is .* where its value rises by",
+        ),
+        (lambda x, y: iekd.unit(y).mean(), "does not depend on the student"),
+        (
+            lambda x, y: iekd.unit(x).mean() if x.sum() > 0 else -iekd.unit(x).mean(),
+            "it reads a value while it computes",
+        ),
+    ],
+)
+def test_what_would_spoil_a_run_is_said(measure, message):
+    with pytest.raises(MeasureError, match=message):
+        check_measure(measure)
+
+
+def test_huber_passes():
+    check_measure(lambda x, y: F.smooth_l1_loss(iekd.unit(x), iekd.unit(y), beta=0.01))
+    assert torch.is_grad_enabled()
