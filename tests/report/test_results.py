@@ -9,7 +9,8 @@ from iekd import records
 from iekd.config import RunConfig
 from iekd.config import grid as grids
 from iekd.errors import StoreError
-from iekd.report import results, tables
+from iekd.report import phrases, readme, tables
+from iekd.report.arms import decisive_runs, grid_runs
 
 ROOT = Path(__file__).parents[2]
 TEACHER, ALONE, KD, FT, IE = (
@@ -70,12 +71,12 @@ def cells(html: str, title: str = "last epoch") -> dict[str, list[str]]:
 
 def test_a_grid_without_a_teacher_makes_a_table_of_its_students(runs):
     for arm in (ALONE, {"method": "tf-kd"}):
-        found = results.grid_runs(runs, [RunConfig.create("class", **arm)])
+        found = grid_runs(runs, [RunConfig.create("class", **arm)])
         assert list(found["method"].unique()) == (["supervised"] if arm == ALONE else [])
 
 
 def test_grid_table_keeps_the_rows_without_records(runs, grid):
-    table = cells(results.grid_html(runs, grid, "caption"))
+    table = cells(tables.grid_html(runs, grid, "caption"))
     assert list(table)[1:] == [
         "Teacher",
         "Student alone",
@@ -98,18 +99,18 @@ def test_grid_table_keeps_the_rows_without_records(runs, grid):
 
 def test_grid_table_leaves_other_arms_alone(runs, grid):
     assert "KD" not in cells(
-        results.grid_html(runs, [c for c in grid if c.method != "kd"], "caption")
+        tables.grid_html(runs, [c for c in grid if c.method != "kd"], "caption")
     )
 
 
 def test_without_any_record(runs, grid):
     nothing = runs.iloc[:0]
     assert set(
-        map(tuple, list(cells(results.grid_html(nothing, grid, "caption")).values())[1:])
+        map(tuple, list(cells(tables.grid_html(nothing, grid, "caption")).values())[1:])
     ) == {("no runs yet", "—", "—")}
-    assert "no runs yet" in results.paper_html(
+    assert "no runs yet" in tables.paper_html(
         nothing, "caption"
-    ) and "no runs yet" in results.readme(nothing)
+    ) and "no runs yet" in readme.readme(nothing)
 
 
 def test_a_grid_table_shows_every_rule_and_leads_to_records(runs, grid):
@@ -117,7 +118,7 @@ def test_a_grid_table_shows_every_rule_and_leads_to_records(runs, grid):
         0.2  # a constant difference has no interval
     )
     runs = runs.assign(best_on_test=runs["last"] - 1.0, last_exact=runs["last"] + 0.03)
-    html = results.grid_html(runs, grid, "CIFAR-10 <test> & more", "best_on_test")
+    html = tables.grid_html(runs, grid, "CIFAR-10 <test> & more", "best_on_test")
     assert list(panes(html)) == [
         "best on test (biased)",
         "last epoch",
@@ -149,7 +150,7 @@ def test_a_grid_table_shows_every_rule_and_leads_to_records(runs, grid):
 def test_arms_with_other_seeds_are_paired_on_the_common_ones(grid):
     more = {seed: 40.0 + 0.3 * seed for seed in range(6)}
     uneven = frame("class", (ALONE, more), (KD, {0: 39.0, 1: 39.5, 2: 39.2, 9: 1.0}))
-    table = cells(results.grid_html(uneven, grid, "caption"))
+    table = cells(tables.grid_html(uneven, grid, "caption"))
     assert (
         "n = 6," in table["Student alone"][0]
         and "n = 4," in table["KD"][0]
@@ -162,7 +163,7 @@ def test_below_a_table_stands_the_sweep_that_makes_its_runs(runs, grid):
         return ElementTree.fromstring(html).find(".//code").text
 
     assert (
-        command(results.grid_html(runs, grid, "caption")) == "iekd sweep runs/class.yaml"
+        command(tables.grid_html(runs, grid, "caption")) == "iekd sweep runs/class.yaml"
     )  # seeds 0 to 2 of its arms
     late = frame(
         "class",
@@ -173,22 +174,22 @@ def test_below_a_table_stands_the_sweep_that_makes_its_runs(runs, grid):
     configs = [*grid, RunConfig.create("class", method="at")]
     wanted = "iekd sweep runs/confirm-ablations.yaml runs/confirm-methods.yaml"
     assert (
-        command(results.grid_html(late[late["method"] != "supervised"], configs, "caption"))
+        command(tables.grid_html(late[late["method"] != "supervised"], configs, "caption"))
         == wanted
     )
-    assert command(results.grid_html(late, configs, "caption")).startswith(wanted)
-    assert command(results.paper_html(runs, "caption")).startswith(
+    assert command(tables.grid_html(late, configs, "caption")).startswith(wanted)
+    assert command(tables.paper_html(runs, "caption")).startswith(
         "iekd sweep runs/paper/1-main.yaml"
     )
     smoke = [RunConfig.create("smoke", method="kd")]
     assert (
-        command(results.grid_html(runs, smoke, "caption", command="papermill page.ipynb"))
+        command(tables.grid_html(runs, smoke, "caption", command="papermill page.ipynb"))
         == "papermill page.ipynb"
     )
 
 
 def signs(cell: str) -> set[str]:
-    return {word for word in ("lower", "higher") if tables.SIGNS[word] in cell}
+    return {word for word in ("lower", "higher") if phrases.SIGNS[word] in cell}
 
 
 @pytest.mark.parametrize(
@@ -198,9 +199,9 @@ def test_no_sign_contradicts_its_corrected_p(grid_file, committed):
     """Of every difference that a table shows: a sign, a word and a colour, if and only if the p beside it is below 5 %."""
     usual = [RunConfig.create("class", method=m) for m in ("supervised", "ft", "ie-ft")]
     configs = [*usual, *grids.read(ROOT / "runs" / grid_file)]
-    runs = results.decisive_runs(committed, configs)
+    runs = decisive_runs(committed, configs)
     html, found = (
-        results.grid_html(runs, configs, "caption", baselines=("supervised", "ie-ft")),
+        tables.grid_html(runs, configs, "caption", baselines=("supervised", "ie-ft")),
         set(),
     )
     for cell in (cell for pane in panes(html).values() for cell in pane.iter("td")):
@@ -226,13 +227,13 @@ def test_a_grid_says_what_its_weights_count_and_which_versions_it_compares(
         RunConfig.create("class", method="ie-ft"),
         *grids.read(ROOT / "runs" / "confirm-ablations.yaml"),
     ]
-    runs = results.decisive_runs(committed, configs)
+    runs = decisive_runs(committed, configs)
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path))
-    assert results.version_note(runs, ("ie-ft",)) == ""  # no record of theirs is at hand
+    assert phrases.version_note(runs, ("ie-ft",)) == ""  # no record of theirs is at hand
     monkeypatch.setenv("IEKD_RUNS", str(ROOT / "runs"))
     text = "".join(
         ElementTree.fromstring(
-            results.grid_html(runs, configs, "x", baselines=("ie-ft",))
+            tables.grid_html(runs, configs, "x", baselines=("ie-ft",))
         ).itertext()
     )
     assert (
@@ -240,7 +241,7 @@ def test_a_grid_says_what_its_weights_count_and_which_versions_it_compares(
     )
     assert "differences the two runs were made with different versions of PyTorch (2." in text
     assert "IE-FT, inherit weight 500, explore weight 500, seed 103: 39.10" in text
-    assert results.version_note(runs[runs["seed"] == 100], ("ie-ft",)) == ""
+    assert phrases.version_note(runs[runs["seed"] == 100], ("ie-ft",)) == ""
 
 
 def test_every_committed_student_is_in_a_grid():
@@ -253,12 +254,12 @@ def test_every_committed_student_is_in_a_grid():
 
 
 def test_remark_on_recompressed_test_images(runs):
-    assert results.remark(runs) == "" and "recompressed" not in results.grid_html(
+    assert phrases.remark(runs) == "" and "recompressed" not in tables.grid_html(
         runs, [RunConfig.create("class", method="kd")], "x"
     )
     known = runs.assign(last_exact=runs["last"] - 0.01)
     known.loc[0, "last_exact"] += 0.05
-    remark = results.remark(known)
+    remark = phrases.remark(known)
     assert (
         "20 of the 10,000 test images" in remark
         and "other 9,980" in remark
@@ -266,10 +267,10 @@ def test_remark_on_recompressed_test_images(runs):
     )
     assert remark in "".join(
         ElementTree.fromstring(
-            results.grid_html(known, [RunConfig.create("class", method="kd")], "x")
+            tables.grid_html(known, [RunConfig.create("class", method="kd")], "x")
         ).itertext()
     )
-    assert remark in results.readme(known)
+    assert remark in readme.readme(known)
 
 
 def test_recompressed_images_are_counted():
@@ -283,7 +284,7 @@ def test_recompressed_images_are_counted():
     def misfit(images):
         return (exact * images / 100 - (exact * images / 100).round()).abs().max()
 
-    exactly = results.TEST_IMAGES - results.RECOMPRESSED
+    exactly = phrases.TEST_IMAGES - phrases.RECOMPRESSED
     assert misfit(exactly) < 1e-2 < min(misfit(exactly - 1), misfit(exactly + 1))
 
 
@@ -297,7 +298,7 @@ def test_paper_table_has_ours_beside_or_a_reason():
         (KD, {0: 7.1, 1: 7.11, 2: 7.09}),
         (ALONE, {0: 7.7, 1: 7.9}),
     )
-    html = results.paper_html(ours, "caption")
+    html = tables.paper_html(ours, "caption")
     table = cells(html)
     assert table["teacher"][:2] == ["6.39", "6.40n = 1, no interval+0.01"]
     assert table["FT"][0] == "6.85" and table["FT"][1].startswith("7.00 ± 0.14")
@@ -329,7 +330,7 @@ def test_at_paper_scale_nothing_is_selected_on_validation():
         "paper", (TEACHER, {0: 6.4}), (KD, {0: 7.1, 1: 7.3}), (ALONE, {0: 7.7, 1: 7.9})
     ).assign(**nothing)
     configs = [RunConfig.create("paper", method=m) for m in ("supervised", "kd")]
-    for html in (results.grid_html(ours, configs, "caption"), results.paper_html(ours, "caption")):
+    for html in (tables.grid_html(ours, configs, "caption"), tables.paper_html(ours, "caption")):
         selected = cells(html, "selected on validation")
         assert "validation_images = 0" in "".join(panes(html)["selected on validation"].itertext())
         assert "validation_images" not in "".join(panes(html)["last epoch"].itertext())
@@ -339,12 +340,12 @@ def test_at_paper_scale_nothing_is_selected_on_validation():
             in cells(html, "best on test (biased)")["KD"][0]
             + cells(html, "best on test (biased)")["KD"][1]
         )
-    small = results.grid_html(ours.iloc[:0], [RunConfig.create("class", method="kd")], "caption")
+    small = tables.grid_html(ours.iloc[:0], [RunConfig.create("class", method="kd")], "caption")
     assert cells(small, "selected on validation")["KD"][0] == "no runs yet"
 
 
 def test_readme_lists_the_arms_that_ran(runs):
-    text = results.readme(runs)
+    text = readme.readme(runs)
     assert [line.split("]")[0] for line in text.splitlines() if line.startswith("| [")] == [
         "| [Teacher",
         "| [Student alone",
@@ -355,13 +356,13 @@ def test_readme_lists_the_arms_that_ran(runs):
 
 
 def test_update_readme_changes_only_what_lies_between_the_markers(tmp_path, runs):
-    readme = tmp_path / "README.md"
-    readme.write_text("before\n<!-- headline:start -->\nold\n<!-- headline:end -->\nafter\n")
-    results.update_readme(runs, path=readme)
-    results.update_readme(runs, path=readme)
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- headline:start -->\nold\n<!-- headline:end -->\nafter\n")
+    readme.update_readme(runs, path=page)
+    readme.update_readme(runs, path=page)
     assert (
-        readme.read_text()
-        == f"before\n<!-- headline:start -->\n{results.readme(runs)}<!-- headline:end -->\nafter\n"
+        page.read_text()
+        == f"before\n<!-- headline:start -->\n{readme.readme(runs)}<!-- headline:end -->\nafter\n"
     )
 
 
@@ -369,17 +370,17 @@ def test_update_readme_changes_only_what_lies_between_the_markers(tmp_path, runs
     "text", ["no markers", "<!-- headline:end -->\n<!-- headline:start -->\n", None]
 )
 def test_a_readme_without_a_place_for_the_table_stays_as_it_is(tmp_path, runs, text):
-    readme = tmp_path / "README.md"
+    page = tmp_path / "README.md"
     if text:
-        readme.write_text(text)
+        page.write_text(text)
     with pytest.raises(StoreError, match="README.md needs one place for the table"):
-        results.update_readme(runs, path=readme)
-    assert (readme.read_text() if text else readme.exists()) == (text or False)
+        readme.update_readme(runs, path=page)
+    assert (page.read_text() if text else page.exists()) == (text or False)
 
 
 def test_without_runs_the_table_of_readme_stays_as_it_is(tmp_path, runs):
     with pytest.raises(StoreError, match="There are no runs yet at class scale"):
-        results.update_readme(runs[runs["method"] != "supervised"], path=tmp_path / "README.md")
+        readme.update_readme(runs[runs["method"] != "supervised"], path=tmp_path / "README.md")
 
 
 def test_a_teacher_row_counts_the_runs_that_teach_and_no_other_of_that_network(
@@ -394,5 +395,5 @@ def test_a_teacher_row_counts_the_runs_that_teach_and_no_other_of_that_network(
     )  # as the student of the pair the other way round, it has more seeds
     for config in (reversed_pair, *(alone.replace(seed=seed) for seed in (0, 1, 100, 101))):
         made_up(config).save()
-    found = results.grid_runs(records.load(), [reversed_pair])
+    found = grid_runs(records.load(), [reversed_pair])
     assert sorted(found.loc[found["role"] == "teacher", "seed"]) == [0, 1]
