@@ -35,7 +35,7 @@ from torch.nn import functional as F
 from iekd.networks.common import he_init
 from iekd.speed.fold import fold
 
-Parts = Mapping[str, Tensor | slice]  # channels of the last feature, as of `analysis.halves_of`
+Parts = Mapping[str, Tensor | slice]  # channels of the last feature, as of `similarity.halves_of`
 Box = tuple[Tensor, Tensor]  # the least and the largest normalised pixel, each (1, C, 1, 1)
 WHOLE: Parts = {"all": slice(None)}
 BATCH = 250
