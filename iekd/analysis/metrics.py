@@ -2,8 +2,8 @@
 
 `analyse(config)` measures once and leaves `seed<k>.analysis.json` beside the record; `records.load`
 then has the columns that `METRICS` lists. The sources say that the paper shows CKA between features
-and the loss under Gaussian weight noise, not how they were computed: every definition is our choice.
-The relevance maps and active neurons that they also name are in `relevance` and `neurons`.
+and the loss under Gaussian weight noise, not how they were computed: every definition is our
+choice. The relevance maps and active neurons that they also name are in `relevance` and `neurons`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ METRICS = {
     "cka_teacher": "debiased CKA between the student's feature and the teacher's",
     "cka_inherit": "the same of the inheriting channels alone",
     "cka_explore": "the same of the exploring channels alone",
-    "factor_inherit": "F_inh (FT: the whole student's factor) against F_T in the method's own measure",
+    "factor_inherit": "F_inh (FT: the whole factor) against F_T in the method's own measure",
     "factor_explore": "F_exp against F_T in the method's own measure",
     "rise_train": "rise of the cross-entropy on training images under weight noise of size SIGMA, "
     "mean over the draws",
@@ -30,7 +30,7 @@ METRICS = {
 
 
 def analyse(config: RunConfig) -> Analysis:
-    """The analysis of a finished run: from its file, or measured on its weights now. Nothing is trained.
+    """The analysis of a finished run: from its file, or measured now. Nothing is trained.
 
     Raises `StoreError` if the run is not finished or weights are not at hand.
     """

@@ -47,7 +47,7 @@ def halves_of(config: RunConfig, channels: int) -> dict[str, Tensor]:
 
 
 def similarity(config: RunConfig, run: Run, teacher: Teacher) -> dict[str, float | None]:
-    """CKA and distance of the factors on all test images; None where the method has no such part."""
+    """CKA, and distance of the factors, on all test images; None where there is no such part."""
     seen, losses = _outputs(run, teacher, _compares_factors(config.method))
     student, taught = seen["student"], seen["teacher"]
     halves = {name: student[:, c] for name, c in halves_of(config, student.shape[1]).items()}
@@ -65,8 +65,8 @@ def feature_cka(x: Tensor, y: Tensor) -> float | None:
     """Debiased linear CKA of features (N, C) and (N, D) over all N images at once, in float64.
 
     None if one has no channels or no variance. The same value as the measure `measures.cka`, by the
-    feature form of the unbiased HSIC (Song et al. 2012, eq. 4), whose cost grows with N and not with
-    its square.
+    feature form of the unbiased HSIC (Song et al. 2012, eq. 4), whose cost grows with N and not
+    with its square.
     """
     if 0 in (x.shape[1], y.shape[1]):
         return None
@@ -97,8 +97,8 @@ def _outputs(
 ) -> tuple[dict[str, Tensor], dict[str, Callable]]:
     """Of all test images: pooled features of student (N, C) and teacher (N, D).
 
-    Where the method compares `factors` also the student's, (N, K, H, W), by half, and the teacher's,
-    the target; and beside them the loss of each half.
+    Where the method compares `factors` also the student's, (N, K, H, W), by half, and the
+    teacher's, the target; and beside them the loss of each half.
     """
     seen, losses = defaultdict(list), {}
     for images, _ in batches(run, run.dataset.test):
@@ -131,7 +131,7 @@ def _distance(measure: str, factor: Tensor, target: Tensor, loss: Callable) -> f
 
 
 def distances(runs: pd.DataFrame) -> pd.DataFrame:
-    """Mean L1 distance of each factor to F_T during training: the loss curves without sign and weight.
+    """Mean L1 distance of each factor to F_T during training: loss curves without sign and weight.
 
     One row per run, half ('inherit', 'explore'; FT's whole factor counts as 'inherit') and epoch,
     with the run's path, variant and seed. Only halves whose measure is L1 and whose target is F_T.

@@ -1,7 +1,8 @@
 """Which runs belong to an arm, and which arms to a table.
 
-An arm is what is left of a run when the seed is taken away: preset, data set, pair and variant. A frame of records has
-one row a finished run. A *scope* is the frame of one table: with the columns `role`, `scope` (the table's pair) and `label`.
+An arm is what is left of a run when the seed is taken away: preset, data set, pair and variant. A
+frame of records has one row a finished run. A *scope* is the frame of one table: with the columns
+`role`, `scope` (the table's pair) and `label`.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ def by_variant(runs: pd.DataFrame, metric: str = "last") -> dict[str, pd.Series]
 
 
 def scope(frame: pd.DataFrame, preset: str = "class", **setting: Any) -> pd.DataFrame:
-    """The runs of one table: teacher, student alone, and all that was distilled from the one (or none) to the other.
+    """The runs of one table: teacher, student alone, and what was distilled from one to the other.
 
-    `setting` names dataset, teacher and student where they differ from the preset's; other fields select further.
-    In this order, KD first and IE last.
+    `setting` names dataset, teacher and student where they differ from the preset's; other fields
+    select further. In this order, KD first and IE last.
     """
     config = RunConfig.create(preset, **{**setting, "method": "kd"})
 
@@ -70,7 +71,7 @@ def _rank(method: str) -> str:
 
 
 def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
-    """The finished runs of a grid of one pair as a scope: its teachers first, if an arm has one, then its arms."""
+    """The finished runs of a grid of one pair as a scope: its teachers, if it has any, then its arms."""
     taught = [c for c in configs if c.has_teacher]
     config = next(iter([*taught, *(c for c in configs if c.is_mutual), *configs]))
     named = {name: getattr(config, name) for name in ("dataset", "teacher", "student")}
@@ -94,7 +95,7 @@ def decisive_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataF
 
 
 def decisive(runs: pd.DataFrame, configs: Iterable[RunConfig]) -> pd.DataFrame:
-    """Of some arms' runs those on confirmatory seeds, if every arm has at least two; else those on the pilot's seeds."""
+    """The runs on confirmatory seeds, if every arm has at least two; else those on the pilot's."""
     variants = {c.variant for c in configs}
     runs = runs[runs["variant"].isin(variants)]
     late = runs["seed"] >= CONFIRMATORY

@@ -1,4 +1,4 @@
-"""All methods in one table, read from the code itself: what a method does and where it comes from are the docstrings of its module."""
+"""All methods in one table, read from the docstrings of their code."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ COSTS = ["method", "cost", "low", "high", "parameters"]
 
 
 def rows(preset: str = "paper") -> list[dict[str, Any]]:
-    """One row for every method that distils: method, label, idea and source (one text), loss, more (paragraphs: choices, deviations
-    from the source), weights (usual ones) and file."""
+    """One row for every method that distils: method, label, idea and source (one text), loss, more
+    (paragraphs: choices, deviations from the source), weights (usual ones) and file."""
     found = []
     for name, method in registry.methods().items():
         if name in ("supervised", "factor-ae"):
@@ -46,7 +46,7 @@ def _paragraphs(thing: Any) -> list[str]:
 
 
 def methods_html(measured: Mapping[str, Any] | None, caption: str, command: str = "") -> Markup:
-    """The table of all methods; `measured` is one entry of `bench.load()`, None if nothing was measured; `command` measures."""
+    """The table of all methods; `measured`, by `command`, is one entry of `bench.load()`, if any."""
     costs = {row["method"]: row for row in measured["methods"]} if measured else {}
     listed = rows()
     heads = ["method", "idea and source; loss", "weights", "extra parameters", "time of a step"]
@@ -57,10 +57,10 @@ def methods_html(measured: Mapping[str, Any] | None, caption: str, command: str 
         cells = about, html.lines(weighed), *_cost(costs.get(row["method"]))
         body.append(html.row(Cell(row["label"], [row["file"]]), *cells))
     note = (
-        "Weights: the usual ones; the folded text says where they were published, or that they are ours. "
-        "Extra parameters: trained beside the student and thrown away afterwards (for two networks that "
-        "teach each other: without the other network). Time of a step: relative to plain training of the "
-        "same student, median and range over rounds."
+        "Weights: the usual ones; the folded text says where they were published, or that they are "
+        "ours. Extra parameters: trained beside the student and thrown away afterwards (for two "
+        "networks that teach each other: without the other network). Time of a step: relative to "
+        "plain training of the same student, median and range over rounds."
     )
     texts = pd.DataFrame(listed).drop(columns=["weights", "more"])
     times = pd.DataFrame(costs.values(), columns=COSTS)

@@ -1,4 +1,4 @@
-"""The paper's claims, of claims.yaml: which arm has to end below which others, and on which seeds that is decided."""
+"""The paper's claims (claims.yaml): which arm has to end below which, and what decides that."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Arms and their differences as frames: one row an arm. Errors are test errors in percent, differences in percentage points."""
+"""Arms and their differences as frames, one row an arm: errors in percent, differences in points."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SAME_RECIPE = {"teachers", "evaluate_every"}
 
 
 def arms(frame: pd.DataFrame, metric: str = "last") -> pd.DataFrame:
-    """One row an arm: n, mean, sd and the 95 % interval (low, high) of the metric, in the order of appearance."""
+    """One row an arm, as they appear: n, mean, sd and the 95 % interval (low, high) of the metric."""
     context = [c for c in ("role", "scope") if c in frame]
     rows = []
     for _, runs in frame.groupby([*context, *ARM], sort=False):
@@ -47,10 +47,10 @@ def summary_of(row: Mapping[str, Any]) -> Summary:
 def comparison(
     frame: pd.DataFrame, baseline: str = "supervised", metric: str = "last"
 ) -> pd.DataFrame:
-    """`arms` of one scope, with the difference of each arm to the arm of variant `baseline`, paired by seed.
+    """`arms` of one scope, and the difference of each to the arm of variant `baseline`, paired by seed.
 
-    Adds pairs, difference, difference_low, difference_high, p, p_holm (corrected over the arms of this table), outcome
-    (`statistics.outcome` by p_holm) and baseline (is this arm the baseline?).
+    Adds pairs, difference, difference_low, difference_high, p, p_holm (corrected over the arms of
+    this table), outcome (`statistics.outcome` by p_holm) and baseline (is this arm the baseline?).
     Raises `KeyError` if the baseline has no runs.
     """
     errors = by_variant(frame, metric)
@@ -77,7 +77,7 @@ def comparison(
 
 
 def smallest(preset: str, metric: str = "last") -> float:
-    """The smallest difference of interest; 0 for a metric that is no error, so that nothing is equivalent: none was fixed."""
+    """The smallest difference of interest; for a metric that is no error none was fixed: 0."""
     return SMALLEST[preset] if metric in ERRORS else 0.0
 
 
@@ -86,13 +86,13 @@ def smallest(preset: str, metric: str = "last") -> float:
 
 @functools.cache
 def paper_table() -> pd.DataFrame:
-    """Table 1 of the paper's supplement: CIFAR-10 test error in percent, methods down, (teacher, student) across."""
+    """Table 1 of the supplement: CIFAR-10 test error, %, methods down, (teacher, student) across."""
     with (files("iekd.report") / "paper_table1.csv").open(encoding="utf-8") as source:
         return pd.read_csv(source, header=[0, 1], index_col=0).rename_axis("method")
 
 
 def paper_value(row: Mapping[str, Any]) -> float:
-    """The paper's error for a run of a scope; NaN unless preset, data, pair and method are the paper's."""
+    """The paper's error for a run of a scope; NaN unless recipe, data, pair and method are its own."""
     config, paper = config_of(row), paper_table()
     by_pair = {"-".join(pair): values for pair, values in paper.items()}
     same = set(config.changed()) <= SAME_RECIPE

@@ -1,4 +1,4 @@
-"""Every contrast of a claim's arm with a rival, on the seeds that count; and each looked at in other ways."""
+"""Every contrast of a claim's arm with a rival, on the seeds that count; and other tests of it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ POWER = 0.8  # with which a detectable difference is seen
 
 
 class Arm(NamedTuple):
-    """An arm's label, its errors (or another metric) by seed, the address of its records, and the folder of their paths."""
+    """Label, errors (or another metric) by seed, address and folder of the records."""
 
     label: str
     errors: pd.Series
@@ -67,7 +67,7 @@ class Tested(NamedTuple):
 def examine(
     frame: pd.DataFrame, claim: Claim, preset: str = "class", metric: str = "last", **setting: Any
 ) -> Tested:
-    """The contrasts of a claim on confirmatory seeds, else on the pilot's (which only class scale had)."""
+    """A claim's contrasts on confirmatory seeds, else on the pilot's (which only class scale had)."""
     if claim.a is None:
         return Tested(note="nothing in this version of the book can test it")
     contrast = functools.partial(_contrasts, claim=claim, preset=preset, metric=metric, **setting)
@@ -122,7 +122,7 @@ def _contrast(ours: Arm, rival: Arm, teachers: int) -> Contrast:
 
 
 def _pair(preset: str, setting: dict[str, Any], swapped: bool) -> dict[str, Any]:
-    """The networks; swapped, the small teacher is trained no longer than the large student, or it might be the better of the two."""
+    """The networks; swapped, the small teacher is trained no longer than the student: else it may win."""
     usually = usual(preset, setting.get("dataset", PRESETS[preset]["dataset"]))
     teacher, student = (setting.get(name, usually[name]) for name in ("teacher", "student"))
     if not swapped:
@@ -153,13 +153,15 @@ def _arm(
 def sensitivity(
     frame: pd.DataFrame, preset: str = "class", claims: Sequence[Claim] = CLAIMS
 ) -> pd.DataFrame:
-    """One row a contrast of every tested claim about errors: claim, rival, n, effect, sd, low, high (of a - b, points), p, p_holm
-    (Holm over all rows of this table) and outcome by it; and the same difference looked at otherwise:
+    """One row a contrast of every tested claim about errors: claim, rival, n, effect, sd, low, high
+    (of a - b, points), p, p_holm (Holm over all rows of this table) and outcome by it; and the same
+    difference looked at otherwise:
 
-    p_wilcoxon (signed ranks: no normal distribution is assumed); low_teachers, high_teachers, p_teachers (t-test over the
-    means of each teacher's students: these are independent even if students of one teacher are not); detectable: the
-    difference that n seeds with this sd see with a power of 80 % at 5 %; two_versions: pairs whose runs were made with
-    different versions of PyTorch; pilot: the effect on the pilot's seeds; links.
+    p_wilcoxon (signed ranks: no normal distribution is assumed); low_teachers, high_teachers,
+    p_teachers (t-test over the means of each teacher's students: these are independent even if
+    students of one teacher are not); detectable: the difference that n seeds with this sd see with
+    a power of 80 % at 5 %; two_versions: pairs whose runs were made with different versions of
+    PyTorch; pilot: the effect on the pilot's seeds; links.
     """
     rows, results = [], []
     early = frame[frame["seed"] < (CONFIRMATORY if preset == "class" else 0)]

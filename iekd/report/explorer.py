@@ -1,6 +1,7 @@
-"""The explorer: all runs of the record store in one interactive figure, static and offline (Vega-Lite).
+"""The explorer: all runs in one interactive figure, static and offline (Vega-Lite).
 
-The script that draws it is the page's affair: `Vega` in a file beside the page, see `book/_ext/iekd_site.py`.
+The script that draws it is the page's affair: `Vega` in a file beside the page, see
+`book/_ext/iekd_site.py`.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ ANY, USUAL, NONE = "any", "as usual", "—"
 
 
 def arms_and_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The figure's data. Arms: `k` (a number), what they are chosen by, n, mean, low, high, folder of the records. Runs: k, seed `s`,
-    test error after the last epoch `e`, and the curve, epochs `x` and test errors `y`."""
+    """The figure's data. Arms: `k` (a number), what they are chosen by, n, mean, low, high, folder
+    of the records. Runs: k, seed `s`, test error after the last epoch `e`, and the curve, epochs
+    `x` and test errors `y`."""
     arms, runs = [], []
     setting = ["preset", "dataset", "teacher", "student"]
     pairs = frame[(frame["teacher"] != "none") & (frame["student"] != "none")]
@@ -80,7 +82,7 @@ def _run(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def spec(frame: pd.DataFrame) -> dict[str, Any]:
-    """The figure in Vega-Lite (explorer.json): points of the final errors above, learning curves below, filled with data and choices."""
+    """The figure (explorer.json): final errors above, curves below, filled with data and choices."""
     arms, runs = (json.loads(t.to_json(orient="records")) for t in arms_and_runs(frame))
     params, chosen = _choices(pd.DataFrame(arms))
     columns = json.dumps([column for column in arms[0] if column != "k"])
@@ -108,7 +110,7 @@ def _choices(arms: pd.DataFrame) -> tuple[list[dict[str, Any]], str]:
 
 
 def explorer_html(frame: pd.DataFrame, script: str = "_static/vega.js") -> str:
-    """The figure for a page beside which `script` lies; without JavaScript a line that says what to read instead."""
+    """The figure for a page beside which `script` lies, and a line for readers without JavaScript."""
     text = json.dumps(spec(frame), separators=(",", ":"), ensure_ascii=False)
     page = files("iekd.report").joinpath("explorer.html").read_text(encoding="utf-8")
     return page.replace("$SCRIPT", script).replace("$SPEC", text.replace("</", "<\\/"))

@@ -1,7 +1,7 @@
-"""Figures of the book in one style, each a `Figure` on an opaque white card, for light and dark pages.
+"""Figures of the book in one style, each an opaque white card, for light and dark pages.
 
-A frame has a row a run (or epoch) and the column `label`; the colour of a label is that of its arm (`labels.colour`), and labels
-say the same without it. Errors are in percent.
+A frame has a row a run (or epoch) and the column `label`; the colour of a label is that of its arm
+(`labels.colour`), and labels say the same without it. Errors are in percent.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def style() -> None:
 
 
 def _figure(*grid: int, **settings: Any) -> tuple[Figure, Any]:
-    """A figure and its axes. It is closed at once: the notebook shows the figure that a cell returns, and shows it once."""
+    """A figure and its axes, closed at once: a notebook shows what a cell returns, and only once."""
     style()
     fig, axes = plt.subplots(*grid, **settings)
     plt.close(fig)
@@ -69,7 +69,7 @@ def seeds_plot(
     metric: str = "last",
     reference: str | None = None,
 ) -> Figure:
-    """Every seed a point, every arm a line with its mean (bar) and 95 % interval; arms of `order` without runs say so.
+    """Every seed a point, every arm a mean (bar) and 95 % interval; arms without runs say so.
 
     `reference`: label of an arm whose mean is drawn as a dashed vertical line.
     """
@@ -91,7 +91,7 @@ def seeds_plot(
 def paired_plot(
     frame: pd.DataFrame, baseline: str, order: Sequence[str] | None = None, metric: str = "last"
 ) -> Figure:
-    """Differences to the arm labelled `baseline`, seed by seed, with mean and 95 % interval; for errors, left of zero is better."""
+    """Differences to the arm labelled `baseline`, seed by seed, with mean and 95 % interval."""
     arms = by_label(frame)
     errors = {name: runs.set_index("seed")[metric] for name, runs in arms.items()}
     order = [name for name in order or arms if name != baseline]
@@ -113,7 +113,7 @@ def paired_plot(
 
 
 def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
-    """Every contrast a row: difference with the sign and colour of its outcome, 95 % interval, and a band of ±`smallest` points.
+    """Every contrast a row: difference (sign and colour: outcome), 95 % interval, a band of ±`smallest`.
 
     Columns claim, rival, n, effect, low, high, outcome.
     """
@@ -144,7 +144,7 @@ def _rows(order: Sequence[str]) -> tuple[Figure, Axes]:
 
 
 def _row(ax: Axes, y: int, values: np.ndarray, s: Any, paint: str) -> None:
-    """One arm: the seeds as points above, mean and interval below, so that neither hides the other."""
+    """One arm: seeds as points above, mean and interval below, so that neither hides the other."""
     points = {"alpha": 0.55, "markersize": 5.5, "markeredgewidth": 0}
     ax.plot(values, np.full(len(values), y - 0.13), "o", color=paint, **points)
     if np.isfinite(s.low):
@@ -168,21 +168,6 @@ def _mark(ax: Axes, x: float, text: str) -> None:
 # ---------------------------------------------------------------------- others
 
 
-def twice(frame: pd.DataFrame) -> Figure:
-    """Runs that were trained twice (columns last, last_again): second test error over first; on the line they agree."""
-    fig, ax = _figure(figsize=(4.6, 4.2))
-    points = {"alpha": 0.7, "markeredgewidth": 0}
-    for marker, (name, runs) in zip("osD^vP*X", by_label(frame).items(), strict=False):
-        ax.plot(runs["last"], runs["last_again"], marker, color=shade(runs), label=name, **points)
-    errors = frame[["last", "last_again"]].to_numpy()
-    ends = errors.min() - 0.3, errors.max() + 0.3
-    ax.plot(ends, ends, color=INK, linewidth=1, linestyle=DASHED, zorder=1)
-    first, second = (f"Test error, {which} training (%)" for which in ("first", "second"))
-    ax.set(xlabel=first, ylabel=second, xlim=ends, ylim=ends, aspect="equal")
-    ax.legend(fontsize=9)
-    return fig
-
-
 def curves(
     histories: pd.DataFrame,
     metric: str = "test_error",
@@ -190,9 +175,10 @@ def curves(
     x: str = "epoch",
     xlabel: str = "Epoch",
 ) -> Figure:
-    """Mean over the seeds per epoch (or other `x`), with the range between the lowest and highest seed as a band.
+    """Mean over the seeds per epoch (or other `x`); the band is from the lowest to the highest seed.
 
-    `histories`: long frame with columns label, seed, `x` and the metric; labels in the order of appearance.
+    `histories`: long frame with columns label, seed, `x` and the metric; labels in the order of
+    appearance.
     """
     fig, ax = _figure(figsize=(7.2, 3.8))
     dashes = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))]
@@ -211,7 +197,7 @@ def curves(
 def images_grid(
     images: Any, titles: Sequence[str] | None = None, columns: int = 8, size: float = 0.9
 ) -> Figure:
-    """Images (N, C, H, W), uint8 tensor or array with 1 or 3 channels, `size` inches each, pixels shown as they are."""
+    """Images (N, C, H, W), uint8 with 1 or 3 channels, `size` inches each, pixels as they are."""
     pictures = np.asarray(images).transpose(0, 2, 3, 1)
     columns = min(columns, len(pictures))
     rows = -(-len(pictures) // columns)

@@ -1,6 +1,7 @@
 """The markup of the pages' tables, and the only place that writes any.
 
-`tag` escapes text and takes markup as it is, so that nothing else has to. Style sheets and tests know the classes.
+`tag` escapes text and takes markup as it is, so that nothing else has to. Style sheets and tests
+know the classes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from markupsafe import Markup, escape
 
 
 class Cell(NamedTuple):
-    """A cell: what it says and where that leads, its class, a mark behind it, smaller lines and further markup below it."""
+    """A cell: what it says, where that leads, a mark behind it; smaller lines and `more` below it."""
 
     text: Any = "—"
     small: Sequence[Any] = ()
@@ -26,7 +27,7 @@ class Cell(NamedTuple):
 
 
 def tag(element: str, *content: Any, **attributes: Any) -> Markup:
-    """An element. Attributes that are '' are left out; `class_` and `aria_label` are class and aria-label."""
+    """An element; attributes that are '' are left out, `class_` and `aria_label` are HTML's."""
     named = {name.rstrip("_").replace("_", "-"): v for name, v in attributes.items() if v != ""}
     opened = Markup("").join(Markup(' {}="{}"').format(*item) for item in named.items())
     inner = Markup("").join(map(escape, content))
@@ -72,8 +73,8 @@ def table(
 ) -> Markup:
     """An accessible table that scrolls sideways on a narrow screen.
 
-    `heads` are the names of the columns, or whole rows (`Markup`); `rows` are made by `row`; `kind` is a further class;
-    `foot` stands below it.
+    `heads` are the names of the columns, or whole rows (`Markup`); `rows` are made by `row`; `kind`
+    is a further class; `foot` stands below it.
     """
     if not isinstance(heads, Markup):
         heads = tag("tr", *map(column, heads))
@@ -93,7 +94,7 @@ def block(*parts: str) -> Markup:
 
 
 def tabs(panels: Mapping[str, Markup], legend: str) -> Markup:
-    """Several tables (by title) in one place: the first is shown, the others are a click or an arrow key away.
+    """Several tables (by title) in one place: one is shown, the others are a click or a key away.
 
     Needs no JavaScript; without style sheets all are shown. One table stands as it is.
     """

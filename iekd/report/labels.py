@@ -1,4 +1,4 @@
-"""What a person calls an arm, its colour, and where its records are shown: made last, from its configuration, and no key."""
+"""What a person calls an arm, its colour and address: made last, of its columns, and no key."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 from iekd.config import RunConfig
 from iekd.method import registry
 
-# After Okabe and Ito, distinguishable with colour-vision deficiency; by variant, the same on every page.
+# After Okabe and Ito, distinguishable with colour-vision deficiency; by variant, the same on every
+# page.
 COLOURS = {
     "teacher": "#000000",
     "supervised": "#6e6e6e",
@@ -29,7 +30,7 @@ def method_name(method: str) -> str:
 
 
 def measure_name(measure: str) -> str:
-    """What a person calls a measure: 'L1', 'partial L2'; of one that no file here registers, its name."""
+    """What a person calls a measure: 'L1', 'partial L2'; of an unknown one its name."""
     registry.load()
     row = registry.MEASURES.get(measure)
     return row.label if row else measure
@@ -42,7 +43,7 @@ def config_of(row: Mapping[str, Any]) -> RunConfig:
 
 
 def label(row: Mapping[str, Any]) -> str:
-    """What a person calls the arm of a run. Without a `role` a network alone may be a teacher or a student."""
+    """What a person calls the arm of a run; a network alone may be either, if no `role` says it."""
     if row.get("role") == "teacher":
         return "Teacher"
     if row["method"] == "supervised" and row.get("role") != "student":
@@ -51,7 +52,7 @@ def label(row: Mapping[str, Any]) -> str:
 
 
 def label_of(config: RunConfig) -> str:
-    """Of the student's arm: 'KD', 'inheritance only (L1)', 'IE-FT (inherit L1, explore CKA), split halves'."""
+    """Of a student's arm: 'inheritance only (L1)', 'IE-FT (inherit L1, explore CKA), split halves'."""
     name = method_name(config.method)
     if not config.method.startswith("ie-"):
         return _with_changes(name, config)

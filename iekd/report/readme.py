@@ -12,12 +12,12 @@ from iekd.config import RunConfig
 from iekd.errors import StoreError
 from iekd.records.store import write_atomic
 from iekd.report import phrases, tuning
-from iekd.report.arms import by_variant, decisive_runs
+from iekd.report.arms import decisive_runs
 from iekd.report.claims import NO_RUNS
-from iekd.report.comparison import METRICS, comparison
+from iekd.report.comparison import METRICS
 from iekd.report.labels import folder, networks
 from iekd.report.statistics import LEVEL
-from iekd.report.tables import by_arm, difference_lines
+from iekd.report.tables import difference_lines, rows_of
 
 HEADLINE = ("supervised", "kd", "ft", "ie-ft")
 README = ROOT / "README.md"
@@ -36,23 +36,22 @@ def markdown(arms: pd.DataFrame) -> str:
 
 
 def readme(frame: pd.DataFrame, preset: str = "class") -> str:
-    """The headline table of README.md: teacher, student and the methods, with links to the folders of their records."""
+    """The headline table of README.md: teacher, student and methods, linked to their records."""
     configs = [RunConfig.create(preset, method=method) for method in HEADLINE]
     runs = decisive_runs(frame, configs)
-    errors = by_variant(runs)
-    if "supervised" not in errors:
+    arms, compared = rows_of(runs, "last", ("supervised", "ft"))
+    if not compared["supervised"]:
         return f"There are {NO_RUNS} at {preset} scale.\n"
     folders = {(run["role"], run["variant"]): folder(run) for run in runs.to_dict("records")}
-    to_ft = by_arm(comparison(runs, "ft")) if "ft" in errors else {}
     lines = [
         "| method | n | test error, % | minus student alone, points | minus FT, points |",
         "|---|---|---|---|---|",
     ]
-    for arm, row in by_arm(comparison(runs)).items():
+    for arm, row in arms.items():
         name = f"[{row['label']}](runs/records/{folders[arm]})"
         cells = [name, str(row["n"]), phrases.spread(row["mean"], row["sd"])]
-        cells.append("; ".join(difference_lines(row)))
-        cells.append("; ".join(difference_lines(to_ft[arm])) if to_ft else "—")
+        for differences in compared.values():
+            cells.append("; ".join(difference_lines(differences[arm])) if differences else "—")
         lines.append(f"| {' | '.join(cells)} |")
     table = "\n".join(lines)
     return f"{_setting(configs)}\n\n{table}\n\n{phrases.remark(runs)}".rstrip() + "\n"
@@ -67,20 +66,21 @@ def _setting(configs: list[RunConfig]) -> str:
     size = f" at {config.image_size} × {config.image_size} pixels" if config.image_size else ""
     return (
         f"**{config.preset.capitalize()} scale** ({config.teacher} teaches {config.student}; "
-        f"{config.dataset}{size}, {images}, {config.epochs} epochs): {METRICS['last'].lower()}, mean ± "
-        "standard deviation over n seeds. Differences are paired by seed, with "
+        f"{config.dataset}{size}, {images}, {config.epochs} epochs): {METRICS['last'].lower()}, mean "
+        "± standard deviation over n seeds. Differences are paired by seed, with "
         f"{100 * LEVEL:.0f} % interval and p Holm-corrected over a column. "
         f"{phrases.legend(config.preset)} Every method has its usual weight; FT's is "
-        f"{ft.ft_weight / config.inherit_weight:g} times IE-FT's (the book compares them at one weight, "
-        f"too). {tuning.size_note(configs)} "
+        f"{ft.ft_weight / config.inherit_weight:g} times IE-FT's (the book compares them at one "
+        f"weight, too). {tuning.size_note(configs)} "
         "It is a small setting, not the paper's; the book says what it can tell."
     )
 
 
 def update_readme(frame: pd.DataFrame, preset: str = "class", path: Path = README) -> Path:
-    """Write the headline table between the markers of the checkout's README.md, wherever $IEKD_RUNS keeps the records; returns its path.
+    """Write the headline table between the markers of the checkout's README.md; returns its path.
 
-    Raises `StoreError`, and leaves the file alone, without the runs that it needs, without the file, or without markers in it.
+    Raises `StoreError`, and leaves the file alone, without the runs that it needs, without the
+    file, or without markers in it.
     """
     table = readme(frame, preset)
     if NO_RUNS in table:

@@ -1,6 +1,7 @@
-"""The tables of results: a grid's arms, the paper's table with ours beside it, and the page of records.
+"""The tables of results: a grid's arms, the paper's table with ours, and the page of records.
 
-An arm without records keeps its row and says "no runs yet", so that what is missing is as visible as what is there.
+An arm without records keeps its row and says "no runs yet", so that what is missing is as visible
+as what is there.
 """
 
 from __future__ import annotations
@@ -17,21 +18,11 @@ from markupsafe import Markup
 from iekd.config import RunConfig, methods
 from iekd.method import registry
 from iekd.method.features import PairError
-from iekd.report import html, phrases, tuning
+from iekd.report import comparison, html, labels, phrases, tuning
 from iekd.report.arms import ARM, grid_runs, scope, students_of
 from iekd.report.claims import NO_RUNS
-from iekd.report.comparison import (
-    METRICS,
-    arms,
-    comparison,
-    paper_name,
-    paper_table,
-    paper_value,
-    smallest,
-    summary_of,
-)
+from iekd.report.comparison import METRICS, paper_name, paper_table, summary_of
 from iekd.report.html import Cell
-from iekd.report.labels import anchor, label, label_of, method_name, networks, record_link
 from iekd.report.phrases import number
 from iekd.report.statistics import LEVEL, Paired, Summary, holm, minus_constant, outcome
 
@@ -50,9 +41,9 @@ MEASURED = ("cka_inherit", "cka_explore", "cka_teacher", "rise_validation")
 
 
 def summary_cell(row: Mapping[str, Any], s: Summary, digits: int = 2) -> Cell:
-    """A summary over the runs of the arm that `row` is one of: mean and spread lead to its records, below are n and interval."""
+    """A summary over runs of the arm of `row`: mean and spread, a link; below n and interval."""
     below = f"n = {s.n}, {phrases.interval(s.low, s.high, digits=digits)}"
-    return Cell(phrases.spread(s.mean, s.sd, digits), [below], href=record_link(row))
+    return Cell(phrases.spread(s.mean, s.sd, digits), [below], href=labels.record_link(row))
 
 
 def record_cell(path: str, value: float) -> Cell:
@@ -61,6 +52,7 @@ def record_cell(path: str, value: float) -> Cell:
 
 
 def record_address(path: str) -> str:
+    """The address of a record on the site."""
     return f"records/{quote(path)}.json"
 
 
@@ -73,6 +65,7 @@ def _error_cell(row: Mapping[str, Any] | None, absent: str, *below: str, kind: s
 
 
 def _difference_cell(row: Mapping[str, Any] | None) -> Cell:
+    """The difference of an arm (a row of `comparison`)."""
     if row is None or row["n"] == 0:
         return Cell(kind="none")
     first, *below = difference_lines(row)
@@ -80,7 +73,7 @@ def _difference_cell(row: Mapping[str, Any] | None) -> Cell:
 
 
 def difference_lines(row: Mapping[str, Any]) -> list[str]:
-    """The lines of a difference (a row of `comparison`): itself with sign and word; interval; pairs and p."""
+    """The lines of a difference (a row of `comparison`): with its word; interval; pairs and p."""
     if row["baseline"]:
         return ["baseline"]
     if row["pairs"] == 0:
@@ -103,17 +96,17 @@ def grid_html(
     baselines: Sequence[str] = ("supervised", "ft"),
     command: str = "",
 ) -> Markup:
-    """A grid of one pair: the teacher, then the arms in the grid's order, with paired differences to the `baselines` (variants).
+    """A grid of one pair: the teacher, then the arms in the grid's order, and their differences.
 
-    The rule `metric` is shown, the others are a click away; below stand the runs as CSV and the command that makes them:
-    a sweep of the grids that hold them, else `command`.
+    These are paired, to the `baselines` (variants). The rule `metric` is shown, the others are a
+    click away; below stand the runs as CSV and the command that makes them: a sweep, else
+    `command`.
     """
     runs = grid_runs(frame, configs)
-    panels = {}
-    for rule in _rules(runs, metric):
-        panels[RULES[rule]] = _grid_table(runs, configs, caption, rule, baselines)
+    rules = _rules(runs, metric)
+    panels = {RULES[rule]: _grid_table(runs, configs, caption, rule, baselines) for rule in rules}
     notes = [tuning.size_note(configs), phrases.version_note(runs, baselines)]
-    return _block(panels, runs, caption, phrases.sweep_of(runs, configs) or command, *notes)
+    return _block(panels, runs, caption, configs, command, *notes)
 
 
 def _grid_table(
@@ -123,26 +116,21 @@ def _grid_table(
     metric: str,
     baselines: Sequence[str],
 ) -> Markup:
-    """The table by one rule."""
-    there = set(students_of(runs)["variant"])
-    ours = by_arm(arms(runs, metric))
-    compared = {b: by_arm(comparison(runs, b, metric)) for b in baselines if b in there}
-
-    # the rows: arms by role and variant, with or without runs
-    named = {("student", c.variant): label_of(c) for c in configs}
+    """The table by one rule: the arms by role and variant, with or without runs."""
+    names = {("student", c.variant): labels.label_of(c) for c in configs}
+    minus = [f"minus {names.get(('student', b), b)}, points" for b in baselines]
     if any(c.has_teacher for c in configs):
-        taught = [key for key in ours if key[0] == "teacher"] or [("teacher", "")]
-        named = dict.fromkeys(taught, "Teacher") | named
+        taught = runs.loc[runs["role"] == "teacher", "variant"].unique()
+        names = {("teacher", v): "Teacher" for v in [*taught] or [""]} | names
+    ours, compared = rows_of(runs, metric, baselines)
     rows = []
-    for key, name in named.items():
-        differences = [_difference_cell(compared.get(b, {}).get(key)) for b in baselines]
-        error = _error_cell(ours.get(key), _absent(configs[0], metric))
+    for arm, name in names.items():
+        differences = [_difference_cell(compared[b].get(arm)) for b in baselines]
+        error = _error_cell(ours.get(arm), _absent(configs[0], metric))
         rows.append(html.row(name, error, *differences))
-
-    minus = [f"minus {named.get(('student', b), b)}, points" for b in baselines]
     remarks = [
-        f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % t-interval "
-        "of the mean. Differences are paired by seed; their intervals are not corrected, p is "
+        f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % t-interval",
+        "of the mean. Differences are paired by seed; their intervals are not corrected, p is",
         "Holm-corrected over the arms of a column.",
         phrases.legend(configs[0].preset),
         phrases.outliers(runs, metric),
@@ -151,16 +139,28 @@ def _grid_table(
     return html.table(caption, _joined(remarks), ["method", "error, %", *minus], rows)
 
 
-def by_arm(table: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    """The rows of `arms` or `comparison` by role and variant."""
-    return {(row["role"], row["variant"]): row for row in table.to_dict("records")}
+Rows = dict[tuple[str, str], dict[str, Any]]
+
+
+def rows_of(
+    runs: pd.DataFrame, metric: str, baselines: Iterable[str]
+) -> tuple[Rows, dict[str, Rows]]:
+    """By role and variant: the arms of a scope, and their differences to each baseline, if it ran."""
+
+    def by_arm(table: pd.DataFrame) -> Rows:
+        return {(row["role"], row["variant"]): row for row in table.to_dict("records")}
+
+    there, compared = set(students_of(runs)["variant"]), dict.fromkeys(baselines, {})
+    for baseline in there.intersection(baselines):
+        compared[baseline] = by_arm(comparison.comparison(runs, baseline, metric))
+    return by_arm(comparison.arms(runs, metric)), compared
 
 
 # ---------------------------------------------------------------------- around a table
 
 
 def _rules(runs: pd.DataFrame, first: str) -> list[str]:
-    """The rules that a table of these runs is shown by: exact test images only where there are others."""
+    """The rules that a table is shown by: exact test images only where there are others."""
     exact = runs["last_exact"].notna().any()
     known = [rule for rule in RULES if rule != "last_exact" or exact]
     return list(dict.fromkeys([first, *known]))
@@ -185,15 +185,22 @@ def _joined(sentences: Iterable[str]) -> str:
 
 
 def _block(
-    panels: dict[str, Markup], runs: pd.DataFrame, caption: str, command: str, *notes: str
+    panels: dict[str, Markup],
+    runs: pd.DataFrame,
+    caption: str,
+    configs: Iterable[RunConfig],
+    command: str = "",
+    *notes: str,
 ) -> Markup:
-    """One table by several rules, its runs as CSV, the command that makes them, and what to know of them."""
-    below = foot(runs, caption, command, _joined([*notes, phrases.remark(runs)]))
+    """One table by several rules, its runs as CSV, the command that makes them, and remarks."""
+    students = students_of(runs)["path"]
+    sweep = phrases.sweep_command(students if len(students) else [c.path for c in configs])
+    below = foot(runs, caption, sweep or command, _joined([*notes, phrases.remark(runs)]))
     return html.block(html.tabs(panels, "Test error:"), below)
 
 
 def foot(frame: pd.DataFrame, caption: str, command: str = "", remark: str = "") -> Markup:
-    """What stands below every table of results: its data as CSV, the command that makes them, and a remark."""
+    """What stands below every table of results: its data as CSV, what makes them, and a remark."""
     name = sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60].rstrip("-")
     parts = [csv_link(frame, f"{name}.csv")] if len(frame) else []
     parts += [html.command(command)] if command else []
@@ -214,7 +221,7 @@ def csv_link(frame: pd.DataFrame, name: str = "runs.csv") -> Markup:
 
 
 def paper_html(frame: pd.DataFrame, caption: str, metric: str = "last") -> Markup:
-    """Table 1 of the paper's supplement, methods down and pairs across, ours beside each value, or why there is none.
+    """Table 1 of the supplement, methods down and pairs across, ours beside each value, or why not.
 
     The rule `metric` is shown, the others are a click away.
     """
@@ -223,7 +230,7 @@ def paper_html(frame: pd.DataFrame, caption: str, metric: str = "last") -> Marku
     runs = pd.concat(ours.values(), ignore_index=True).drop_duplicates("path")
     panels = {RULES[rule]: _paper_table(ours, caption, rule) for rule in _rules(runs, metric)}
     configs = [config for pair in ours for config in paper_configs(*pair).values()]
-    return _block(panels, runs, caption, phrases.sweep_of(runs, configs))
+    return _block(panels, runs, caption, configs)
 
 
 def _paper_table(ours: dict[tuple[str, str], pd.DataFrame], caption: str, metric: str) -> Markup:
@@ -235,16 +242,16 @@ def _paper_table(ours: dict[tuple[str, str], pd.DataFrame], caption: str, metric
         both = [(Cell(number(values[pair])), cells[pair][method]) for pair in paper]
         rows.append(html.row(method, *sum(both, ())))
 
-    pairs = [html.column(networks("-".join(p)), scope="colgroup", colspan=2) for p in paper]
+    pairs = [html.column(labels.networks("-".join(p)), scope="colgroup", colspan=2) for p in paper]
     sides = [html.column(name) for name in ("paper, %", "ours, %")] * len(ours)
     heads = html.tag("tr", html.column("method", rowspan=2), *pairs) + html.tag("tr", *sides)
     config = next(iter(paper_configs(*paper.columns[0]).values()))
     note = (
-        "Paper: one number a cell, without spread, number of seeds or the rule that chose the epoch. "
-        f"Ours: {METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard deviation over n "
-        f"seeds, {100 * LEVEL:.0f} % t-interval of the mean; last line: ours − paper with the same "
-        "interval, as if the paper's number were exact; p is Holm-corrected over the cells of a pair. "
-        f"{phrases.legend('paper')} {_no_validation(config, metric)}"
+        "Paper: one number a cell, without spread, number of seeds or the rule that chose the "
+        f"epoch. Ours: {METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard deviation "
+        f"over n seeds, {100 * LEVEL:.0f} % t-interval of the mean; last line: ours − paper with the same "
+        "interval, as if the paper's number were exact; p is Holm-corrected over the cells of a "
+        f"pair. {phrases.legend('paper')} {_no_validation(config, metric)}"
     )
     return html.table(caption, note, heads, rows)
 
@@ -252,14 +259,14 @@ def _paper_table(ours: dict[tuple[str, str], pd.DataFrame], caption: str, metric
 def _like_the_papers(frame: pd.DataFrame, teacher: str, student: str) -> pd.DataFrame:
     """Our runs of a pair that the paper has too, made as the preset says."""
     runs = scope(frame, "paper", teacher=teacher, student=student)
-    known = [pd.notna(paper_value(row)) for row in runs.to_dict("records")]
+    known = [pd.notna(comparison.paper_value(row)) for row in runs.to_dict("records")]
     return runs.loc[pd.Series(known, index=runs.index, dtype=bool)]
 
 
 @functools.cache
 def paper_configs(teacher: str, student: str) -> dict[str, RunConfig]:
     """What we would run for each row of the paper's table, by the paper's name of it."""
-    names = {method_name(method): method for method in registry.methods()}
+    names = {labels.method_name(method): method for method in registry.methods()}
     kd = RunConfig.create("paper", teacher=teacher, student=student, method="kd")
     configs = {"teacher": kd.teacher_run(), "student": kd.replace(method="supervised")}
     for name in paper_table().index.drop(list(configs)):
@@ -268,8 +275,8 @@ def paper_configs(teacher: str, student: str) -> dict[str, RunConfig]:
 
 
 def _beside_paper(pair: tuple[str, str], runs: pd.DataFrame, metric: str) -> dict[str, Cell]:
-    """Our cells of one pair by the paper's name of the method: the error and its difference to the paper's, or why there is none."""
-    ours = {paper_name(row): row for row in arms(runs, metric).to_dict("records")}
+    """Our cells of a pair by the paper's names: error and difference to the paper's, or why not."""
+    ours = {paper_name(row): row for row in comparison.arms(runs, metric).to_dict("records")}
     paper = paper_table()[pair]
     results = {name: minus_constant(summary_of(row), paper[name]) for name, row in ours.items()}
     corrected = dict(zip(ours, holm(r.p for r in results.values()), strict=True))
@@ -279,7 +286,7 @@ def _beside_paper(pair: tuple[str, str], runs: pd.DataFrame, metric: str) -> dic
         if name not in ours:
             cells[name] = _error_cell(None, absent)
             continue
-        found = outcome(results[name], corrected[name], smallest("paper"))
+        found = outcome(results[name], corrected[name], comparison.smallest("paper"))
         line = _versus_paper(results[name], corrected[name], found)
         cells[name] = _error_cell(ours[name], absent, line, kind=found or "none")
     return cells
@@ -306,11 +313,11 @@ def refused(config: RunConfig) -> str:
 
 
 def record_index_html(frame: pd.DataFrame) -> Markup:
-    """A section for every arm, its id the arm's `anchor`: the command, and for every seed errors and record."""
+    """A section for every arm (its id: `anchor`): the command, and errors and record by seed."""
     sections = []
     for _, runs in frame.sort_values([*ARM, "seed"]).groupby(ARM):
         first = runs.iloc[0].to_dict()
-        title = f"{networks(first['pair'])}: {label(first)}"
+        title = f"{labels.networks(first['pair'])}: {labels.label(first)}"
         caption = f"{title} ({first['preset']}, {first['dataset']})"
         heads = ["seed", "last, %", "selected, %", "best on test, %", "record"]
         rows = map(_record_row, runs.to_dict("records"))
@@ -318,7 +325,7 @@ def record_index_html(frame: pd.DataFrame) -> Markup:
         command = f"{first['command'].rpartition(' ')[0]} SEED"  # it ends with the seed
         code = html.tag("p", html.tag("code", command))
         parts = html.tag("h3", title), "\n", code, "\n", table
-        sections.append(html.tag("section", *parts, id=anchor(first)) + "\n")
+        sections.append(html.tag("section", *parts, id=labels.anchor(first)) + "\n")
     return Markup("").join(sections)
 
 

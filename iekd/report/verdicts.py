@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,8 @@ from iekd.config import RunConfig
 from iekd.report import html, tuning
 from iekd.report.claims import CLAIMS, PLANNED, SMALLEST, TEACHER, TRUST, Claim
 from iekd.report.comparison import METRICS, smallest
-from iekd.report.html import Cell
 from iekd.report.contrast import Contrast, Tested, examine
+from iekd.report.html import Cell
 from iekd.report.labels import label
 from iekd.report.phrases import difference, p_text
 from iekd.report.statistics import Paired, holm, outcome
@@ -22,20 +22,12 @@ from iekd.report.tables import foot
 
 # The command that makes the runs of all grids of a preset.
 SWEEPS = {"class": "iekd sweep runs/*.yaml", "paper": "iekd sweep runs/paper/*.yaml"}
-Verdict = Literal[
-    "supported",
-    "contradicted",
-    "equivalent",
-    "inconclusive",
-    "reproduced",
-    "not reproduced",
-    "open",
-    "not tested",
-]
-# What an outcome (`statistics.outcome`) means for a claim that says "lower"; and for the paper's claims about its own pair and recipe.
-WORDS: dict[str, Verdict] = {"lower": "supported", "higher": "contradicted"}
-PAPERS_OWN: dict[str, Verdict] = {"lower": "reproduced", "higher": "not reproduced"}
-SIGNS: dict[Verdict, str] = {
+# What an outcome (`statistics.outcome`) means for a claim that says "lower"; and for the paper's
+# claims about its own pair and recipe.
+WORDS = {"lower": "supported", "higher": "contradicted"}
+PAPERS_OWN = {"lower": "reproduced", "higher": "not reproduced"}
+# The verdicts and their signs.
+SIGNS = {
     "supported": "✔",
     "reproduced": "✔",
     "contradicted": "✘",
@@ -58,13 +50,15 @@ def board(
 ) -> pd.DataFrame:
     """One row a claim: its verdict, by `decisive` and `decide`, and the contrast that decides.
 
-    Columns: id, preset, sentence, source, verdict, metric ('' = test error), effect (a - b, percentage points or the unit of
-    that metric), low, high, n (pairs; against the teacher a pair is a teacher with its students), p, p_holm (corrected over
-    the tested claims), rival, note, links. `setting` changes fields of the preset in every arm, `metric` the column that
-    claims about errors look at.
+    Columns: id, preset, sentence, source, verdict, metric ('' = test error), effect (a - b,
+    percentage points or the unit of that metric), low, high, n (pairs; against the teacher a pair
+    is a teacher with its students), p, p_holm (corrected over the tested claims), rival, note,
+    links. `setting` changes fields of the preset in every arm, `metric` the column that claims
+    about errors look at.
 
-    An outcome is in favour of the claim, "supported", or against it, "contradicted"; or "reproduced" and "not reproduced"
-    where the paper claims it of its own pair and recipe (preset paper, no `setting`).
+    An outcome is in favour of the claim, "supported", or against it, "contradicted"; or
+    "reproduced" and "not reproduced" where the paper claims it of its own pair and recipe (preset
+    paper, no `setting`).
     """
     tested = [examine(frame, claim, preset, metric, **setting) for claim in claims]
     shown = [decisive(t.contrasts) if t.contrasts else (0, np.nan) for t in tested]
@@ -89,8 +83,9 @@ def board(
 def decisive(contrasts: Sequence[Contrast]) -> tuple[int, float]:
     """Which rival decides a claim against several: its index and its p, Holm-corrected over them.
 
-    If some rival has the lower mean error, it is the one with the smallest p: significant means contradicted. Otherwise it is
-    the one with the largest p: supported only if the claim's arm is significantly better than every one.
+    If some rival has the lower mean error, it is the one with the smallest p: significant means
+    contradicted. Otherwise it is the one with the largest p: supported only if the claim's arm is
+    significantly better than every one.
     """
     within = holm(c.result.p for c in contrasts)
     p = np.nan_to_num(within, nan=1.0)
@@ -103,11 +98,12 @@ def decisive(contrasts: Sequence[Contrast]) -> tuple[int, float]:
 
 
 def decide(tested: Tested, index: int, p: float, planned: int, bound: float) -> tuple[str, str]:
-    """The outcome by the decisive contrast and its corrected p, or "open" or "not tested"; and what a verdict still lacks.
+    """The outcome by the decisive contrast, "open" or "not tested"; and what it still lacks.
 
-    A rival that is better settles a claim, whatever becomes of the others. Else every arm needs its planned seeds, and every
-    rival has to be there; and equivalent is only what is equivalent to every rival. The pilot's seeds, which are shown where
-    there are no others, are too few to decide.
+    A rival that is better settles a claim, whatever becomes of the others. Else every arm needs its
+    planned seeds, and every rival has to be there; and equivalent is only what is equivalent to
+    every rival. The pilot's seeds, which are shown where there are no others, are too few to
+    decide.
     """
     if not tested.contrasts:
         return "not tested", ""
@@ -145,7 +141,7 @@ def _other(contrasts: Sequence[Contrast], index: int, digits: int) -> str:
 
 
 def _size(verdict: str, result: Paired, bound: float) -> str:
-    """How the difference compares with the smallest one of interest, where there is one (`bound`)."""
+    """How a difference compares with the smallest one of interest, where there is one (`bound`)."""
     if verdict == "equivalent":
         return f"interval within ±{bound:g}"
     if verdict == "inconclusive" or min(abs(result.low), abs(result.high)) >= bound:
@@ -157,7 +153,7 @@ def _size(verdict: str, result: Paired, bound: float) -> str:
 
 
 def board_html(table: pd.DataFrame, caption: str) -> Markup:
-    """The board as an accessible table: claim, verdict (sign and word), evidence with links, source."""
+    """The board as a table: claim, verdict (sign and word), evidence with links, source."""
     preset = table["preset"].iloc[0]
     rows = []
     for row in table.to_dict("records"):
@@ -167,12 +163,12 @@ def board_html(table: pd.DataFrame, caption: str) -> Markup:
         cells = word, _evidence(row), TRUST[row["source"]]
         rows.append(html.row(row["sentence"], *cells, id=f"claim-{row['id']}"))
     note = (
-        "Effect: difference in test error in percentage points, or in the quantity that is named, paired "
-        "by seed (against the teacher, by teacher), with its 95 % interval, which is not corrected; "
-        "negative is in favour of the claim. Supported or contradicted (of the paper's own recipe: "
-        "reproduced or not): p below 0.05, Holm-corrected over the tested claims, and before that over a "
-        f"claim's rivals. Else equivalent: interval within ±{SMALLEST[preset]:g} points; or inconclusive, "
-        "which is no proof of equality. Open: planned seeds are missing."
+        "Effect: difference in test error in percentage points, or in the quantity that is named, "
+        "paired by seed (against the teacher, by teacher), with its 95 % interval, which is not "
+        "corrected; negative is in favour of the claim. Supported or contradicted (of the paper's "
+        "own recipe: reproduced or not): p below 0.05, Holm-corrected over the tested claims, and "
+        "before that over a claim's rivals. Else equivalent: interval within "
+        f"±{SMALLEST[preset]:g} points; or inconclusive, which is no proof of equality. Open: planned seeds are missing."
     )
     size = tuning.size_note(usual_configs(preset, set(table["id"])))
     below = foot(table.drop(columns="links"), caption, SWEEPS.get(preset, ""), size)

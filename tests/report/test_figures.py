@@ -100,12 +100,6 @@ def test_a_forest_is_coloured_by_outcome_and_its_intervals_are_not():
     } == {figures.FAINT}
 
 
-def test_runs_that_were_trained_twice():
-    table = runs().assign(last_again=lambda t: t["last"] + 0.1)
-    ax = figures.twice(table).axes[0]
-    assert len(ax.get_legend().get_texts()) == len(LABELS) and ax.get_xlim() == ax.get_ylim()
-
-
 def test_other_quantities_than_errors_say_what_they_are():
     table = runs().rename(columns={"last": "cka_halves"})
     fig = figures.paired_plot(table, "FT", metric="cka_halves")
