@@ -71,7 +71,7 @@ def _rank(method: str) -> str:
 
 
 def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
-    """The finished runs of a grid of one pair as a scope: its teachers, if it has any, then its arms."""
+    """The finished runs of a grid of one pair as a scope: teachers, if it has any, then arms."""
     taught = [c for c in configs if c.has_teacher]
     config = next(iter([*taught, *(c for c in configs if c.is_mutual), *configs]))
     named = {name: getattr(config, name) for name in ("dataset", "teacher", "student")}

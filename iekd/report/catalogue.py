@@ -46,7 +46,7 @@ def _paragraphs(thing: Any) -> list[str]:
 
 
 def methods_html(measured: Mapping[str, Any] | None, caption: str, command: str = "") -> Markup:
-    """The table of all methods; `measured`, by `command`, is one entry of `bench.load()`, if any."""
+    """The table of all methods; `measured` (by `command`) is one entry of `bench.load()`."""
     costs = {row["method"]: row for row in measured["methods"]} if measured else {}
     listed = rows()
     heads = ["method", "idea and source; loss", "weights", "extra parameters", "time of a step"]

@@ -1,17 +1,15 @@
-"""Arms and their differences as frames, one row an arm: errors in percent, differences in points."""
+"""Arms and their differences as frames, one row an arm: errors in percent."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any
 
 import pandas as pd
 
 from iekd.report.arms import ARM, by_variant
 from iekd.report.claims import SMALLEST
-from iekd.report.labels import config_of, label, method_name
+from iekd.report.labels import label
 from iekd.report.statistics import Summary, holm, outcome, paired, summary
 
 METRICS = {
@@ -24,12 +22,10 @@ METRICS = {
 }
 # Those with a smallest difference of interest.
 ERRORS = ("last", "val_selected", "best_on_test", "last_exact")
-# Changes that leave the recipe what it is, so that the paper's value may stand beside ours.
-SAME_RECIPE = {"teachers", "evaluate_every"}
 
 
 def arms(frame: pd.DataFrame, metric: str = "last") -> pd.DataFrame:
-    """One row an arm, as they appear: n, mean, sd and the 95 % interval (low, high) of the metric."""
+    """One row an arm, as they appear: n, mean, sd, 95 % interval (low, high) of the metric."""
     context = [c for c in ("role", "scope") if c in frame]
     rows = []
     for _, runs in frame.groupby([*context, *ARM], sort=False):
@@ -47,7 +43,7 @@ def summary_of(row: Mapping[str, Any]) -> Summary:
 def comparison(
     frame: pd.DataFrame, baseline: str = "supervised", metric: str = "last"
 ) -> pd.DataFrame:
-    """`arms` of one scope, and the difference of each to the arm of variant `baseline`, paired by seed.
+    """`arms` of one scope, each with its difference to the arm of variant `baseline`, by seed.
 
     Adds pairs, difference, difference_low, difference_high, p, p_holm (corrected over the arms of
     this table), outcome (`statistics.outcome` by p_holm) and baseline (is this arm the baseline?).
@@ -79,33 +75,3 @@ def comparison(
 def smallest(preset: str, metric: str = "last") -> float:
     """The smallest difference of interest; for a metric that is no error none was fixed: 0."""
     return SMALLEST[preset] if metric in ERRORS else 0.0
-
-
-# ---------------------------------------------------------------------- the paper's numbers
-
-
-@functools.cache
-def paper_table() -> pd.DataFrame:
-    """Table 1 of the supplement: CIFAR-10 test error, %, methods down, (teacher, student) across."""
-    with (files("iekd.report") / "paper_table1.csv").open(encoding="utf-8") as source:
-        return pd.read_csv(source, header=[0, 1], index_col=0).rename_axis("method")
-
-
-def paper_value(row: Mapping[str, Any]) -> float:
-    """The paper's error for a run of a scope; NaN unless recipe, data, pair and method are its own."""
-    config, paper = config_of(row), paper_table()
-    by_pair = {"-".join(pair): values for pair, values in paper.items()}
-    same = set(config.changed()) <= SAME_RECIPE
-    if (
-        (config.preset, config.dataset) != ("paper", "cifar10")
-        or row["scope"] not in by_pair
-        or not same
-    ):
-        return float("nan")
-    return float(by_pair[row["scope"]].get(paper_name(row), float("nan")))
-
-
-def paper_name(row: Mapping[str, Any]) -> str:
-    """What the paper's table calls the method of a run of a scope."""
-    own = "teacher" if row["role"] == "teacher" else "student"
-    return own if row["method"] == "supervised" else method_name(row["method"])

@@ -67,7 +67,7 @@ class Tested(NamedTuple):
 def examine(
     frame: pd.DataFrame, claim: Claim, preset: str = "class", metric: str = "last", **setting: Any
 ) -> Tested:
-    """A claim's contrasts on confirmatory seeds, else on the pilot's (which only class scale had)."""
+    """A claim's contrasts on confirmatory seeds, else on the pilot's (only class scale had one)."""
     if claim.a is None:
         return Tested(note="nothing in this version of the book can test it")
     contrast = functools.partial(_contrasts, claim=claim, preset=preset, metric=metric, **setting)
@@ -122,7 +122,7 @@ def _contrast(ours: Arm, rival: Arm, teachers: int) -> Contrast:
 
 
 def _pair(preset: str, setting: dict[str, Any], swapped: bool) -> dict[str, Any]:
-    """The networks; swapped, the small teacher is trained no longer than the student: else it may win."""
+    """The networks; swapped, the small teacher is trained no longer than the student."""
     usually = usual(preset, setting.get("dataset", PRESETS[preset]["dataset"]))
     teacher, student = (setting.get(name, usually[name]) for name in ("teacher", "student"))
     if not swapped:

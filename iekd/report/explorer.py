@@ -82,7 +82,7 @@ def _run(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def spec(frame: pd.DataFrame) -> dict[str, Any]:
-    """The figure (explorer.json): final errors above, curves below, filled with data and choices."""
+    """The figure: explorer.json, filled with data and choices."""
     arms, runs = (json.loads(t.to_json(orient="records")) for t in arms_and_runs(frame))
     params, chosen = _choices(pd.DataFrame(arms))
     columns = json.dumps([column for column in arms[0] if column != "k"])
@@ -110,7 +110,7 @@ def _choices(arms: pd.DataFrame) -> tuple[list[dict[str, Any]], str]:
 
 
 def explorer_html(frame: pd.DataFrame, script: str = "_static/vega.js") -> str:
-    """The figure for a page beside which `script` lies, and a line for readers without JavaScript."""
+    """The figure for a page beside which `script` lies."""
     text = json.dumps(spec(frame), separators=(",", ":"), ensure_ascii=False)
     page = files("iekd.report").joinpath("explorer.html").read_text(encoding="utf-8")
     return page.replace("$SCRIPT", script).replace("$SPEC", text.replace("</", "<\\/"))

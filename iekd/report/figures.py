@@ -43,7 +43,7 @@ def style() -> None:
 
 
 def _figure(*grid: int, **settings: Any) -> tuple[Figure, Any]:
-    """A figure and its axes, closed at once: a notebook shows what a cell returns, and only once."""
+    """A figure and its axes, closed: a notebook shows what a cell returns, and only that."""
     style()
     fig, axes = plt.subplots(*grid, **settings)
     plt.close(fig)
@@ -113,7 +113,7 @@ def paired_plot(
 
 
 def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
-    """Every contrast a row: difference (sign and colour: outcome), 95 % interval, a band of ±`smallest`.
+    """Every contrast a row: difference, signed by outcome, 95 % interval; a band of ±`smallest`.
 
     Columns claim, rival, n, effect, low, high, outcome.
     """
@@ -175,7 +175,7 @@ def curves(
     x: str = "epoch",
     xlabel: str = "Epoch",
 ) -> Figure:
-    """Mean over the seeds per epoch (or other `x`); the band is from the lowest to the highest seed.
+    """Mean over the seeds by epoch (or other `x`); a band from the lowest to the highest seed.
 
     `histories`: long frame with columns label, seed, `x` and the metric; labels in the order of
     appearance.

@@ -16,7 +16,7 @@ from markupsafe import Markup, escape
 
 
 class Cell(NamedTuple):
-    """A cell: what it says, where that leads, a mark behind it; smaller lines and `more` below it."""
+    """A cell: what it says, where that leads, a mark behind; smaller lines and `more` below."""
 
     text: Any = "—"
     small: Sequence[Any] = ()

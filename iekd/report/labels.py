@@ -52,7 +52,7 @@ def label(row: Mapping[str, Any]) -> str:
 
 
 def label_of(config: RunConfig) -> str:
-    """Of a student's arm: 'inheritance only (L1)', 'IE-FT (inherit L1, explore CKA), split halves'."""
+    """Of a student's arm: 'KD', 'IE-FT (inherit L1, explore CKA), split halves'."""
     name = method_name(config.method)
     if not config.method.startswith("ie-"):
         return _with_changes(name, config)

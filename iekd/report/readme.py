@@ -63,10 +63,11 @@ def _setting(configs: list[RunConfig]) -> str:
     images = "all training images"
     if config.train_images:
         images = f"{config.train_images:,} training images"
+    error = METRICS["last"].lower()
     size = f" at {config.image_size} × {config.image_size} pixels" if config.image_size else ""
     return (
         f"**{config.preset.capitalize()} scale** ({config.teacher} teaches {config.student}; "
-        f"{config.dataset}{size}, {images}, {config.epochs} epochs): {METRICS['last'].lower()}, mean "
+        f"{config.dataset}{size}, {images}, {config.epochs} epochs): {error}, mean "
         "± standard deviation over n seeds. Differences are paired by seed, with "
         f"{100 * LEVEL:.0f} % interval and p Holm-corrected over a column. "
         f"{phrases.legend(config.preset)} Every method has its usual weight; FT's is "

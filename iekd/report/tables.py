@@ -6,7 +6,6 @@ as what is there.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from re import sub
 from typing import Any
@@ -15,16 +14,14 @@ from urllib.parse import quote
 import pandas as pd
 from markupsafe import Markup
 
-from iekd.config import RunConfig, methods
-from iekd.method import registry
-from iekd.method.features import PairError
+from iekd.config import RunConfig
 from iekd.report import comparison, html, labels, phrases, tuning
-from iekd.report.arms import ARM, grid_runs, scope, students_of
+from iekd.report.arms import ARM, grid_runs, students_of
 from iekd.report.claims import NO_RUNS
-from iekd.report.comparison import METRICS, paper_name, paper_table, summary_of
+from iekd.report.comparison import METRICS, summary_of
 from iekd.report.html import Cell
 from iekd.report.phrases import number
-from iekd.report.statistics import LEVEL, Paired, Summary, holm, minus_constant, outcome
+from iekd.report.statistics import LEVEL, Summary
 
 # How the epoch is chosen, as the tabs of a table say it.
 RULES = {
@@ -56,7 +53,7 @@ def record_address(path: str) -> str:
     return f"records/{quote(path)}.json"
 
 
-def _error_cell(row: Mapping[str, Any] | None, absent: str, *below: str, kind: str = "") -> Cell:
+def error_cell(row: Mapping[str, Any] | None, absent: str, *below: str, kind: str = "") -> Cell:
     """The error of an arm (a row of `arms`), or why there is none."""
     if row is None or row["n"] == 0:
         return Cell("", [absent], "none")
@@ -103,10 +100,10 @@ def grid_html(
     `command`.
     """
     runs = grid_runs(frame, configs)
-    rules = _rules(runs, metric)
-    panels = {RULES[rule]: _grid_table(runs, configs, caption, rule, baselines) for rule in rules}
+    shown = rules(runs, metric)
+    panels = {RULES[rule]: _grid_table(runs, configs, caption, rule, baselines) for rule in shown}
     notes = [tuning.size_note(configs), phrases.version_note(runs, baselines)]
-    return _block(panels, runs, caption, configs, command, *notes)
+    return block(panels, runs, caption, configs, command, *notes)
 
 
 def _grid_table(
@@ -126,15 +123,15 @@ def _grid_table(
     rows = []
     for arm, name in names.items():
         differences = [_difference_cell(compared[b].get(arm)) for b in baselines]
-        error = _error_cell(ours.get(arm), _absent(configs[0], metric))
+        error = error_cell(ours.get(arm), absent(configs[0], metric))
         rows.append(html.row(name, error, *differences))
     remarks = [
-        f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % t-interval",
-        "of the mean. Differences are paired by seed; their intervals are not corrected, p is",
-        "Holm-corrected over the arms of a column.",
+        f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} %",
+        "t-interval of the mean. Differences are paired by seed; their intervals are not",
+        "corrected, p is Holm-corrected over the arms of a column.",
         phrases.legend(configs[0].preset),
         phrases.outliers(runs, metric),
-        _no_validation(configs[0], metric),
+        no_validation(configs[0], metric),
     ]
     return html.table(caption, _joined(remarks), ["method", "error, %", *minus], rows)
 
@@ -145,7 +142,7 @@ Rows = dict[tuple[str, str], dict[str, Any]]
 def rows_of(
     runs: pd.DataFrame, metric: str, baselines: Iterable[str]
 ) -> tuple[Rows, dict[str, Rows]]:
-    """By role and variant: the arms of a scope, and their differences to each baseline, if it ran."""
+    """By role and variant: the arms of a scope, and their differences to each baseline."""
 
     def by_arm(table: pd.DataFrame) -> Rows:
         return {(row["role"], row["variant"]): row for row in table.to_dict("records")}
@@ -159,20 +156,20 @@ def rows_of(
 # ---------------------------------------------------------------------- around a table
 
 
-def _rules(runs: pd.DataFrame, first: str) -> list[str]:
+def rules(runs: pd.DataFrame, first: str) -> list[str]:
     """The rules that a table is shown by: exact test images only where there are others."""
     exact = runs["last_exact"].notna().any()
     known = [rule for rule in RULES if rule != "last_exact" or exact]
     return list(dict.fromkeys([first, *known]))
 
 
-def _absent(config: RunConfig, metric: str) -> str:
+def absent(config: RunConfig, metric: str) -> str:
     """Why a cell is empty."""
     return NO_VALIDATION if metric == "val_selected" and not config.validation_images else NO_RUNS
 
 
-def _no_validation(config: RunConfig, metric: str) -> str:
-    if _absent(config, metric) != NO_VALIDATION:
+def no_validation(config: RunConfig, metric: str) -> str:
+    if absent(config, metric) != NO_VALIDATION:
         return ""
     return (
         f"The preset {config.preset!r} holds no images out for validation (validation_images = 0): "
@@ -184,7 +181,7 @@ def _joined(sentences: Iterable[str]) -> str:
     return " ".join(filter(None, sentences))
 
 
-def _block(
+def block(
     panels: dict[str, Markup],
     runs: pd.DataFrame,
     caption: str,
@@ -215,98 +212,6 @@ def csv_link(frame: pd.DataFrame, name: str = "runs.csv") -> Markup:
     wanted = (*ARM, "seed", *METRICS, *MEASURED, "seconds", "device", "hash")
     runs = frame[[c for c in wanted if c in frame]].dropna(axis="columns", how="all")
     return html.csv_link(runs, name, f"CSV of the {len(runs)} runs")
-
-
-# ---------------------------------------------------------------------- the paper's table
-
-
-def paper_html(frame: pd.DataFrame, caption: str, metric: str = "last") -> Markup:
-    """Table 1 of the supplement, methods down and pairs across, ours beside each value, or why not.
-
-    The rule `metric` is shown, the others are a click away.
-    """
-    ours = {pair: _like_the_papers(frame, *pair) for pair in paper_table()}
-    # a student alone may be in two pairs
-    runs = pd.concat(ours.values(), ignore_index=True).drop_duplicates("path")
-    panels = {RULES[rule]: _paper_table(ours, caption, rule) for rule in _rules(runs, metric)}
-    configs = [config for pair in ours for config in paper_configs(*pair).values()]
-    return _block(panels, runs, caption, configs)
-
-
-def _paper_table(ours: dict[tuple[str, str], pd.DataFrame], caption: str, metric: str) -> Markup:
-    """The table by one rule; `ours` are our runs by pair."""
-    paper = paper_table()
-    cells = {pair: _beside_paper(pair, runs, metric) for pair, runs in ours.items()}
-    rows = []
-    for method, values in paper.iterrows():
-        both = [(Cell(number(values[pair])), cells[pair][method]) for pair in paper]
-        rows.append(html.row(method, *sum(both, ())))
-
-    pairs = [html.column(labels.networks("-".join(p)), scope="colgroup", colspan=2) for p in paper]
-    sides = [html.column(name) for name in ("paper, %", "ours, %")] * len(ours)
-    heads = html.tag("tr", html.column("method", rowspan=2), *pairs) + html.tag("tr", *sides)
-    config = next(iter(paper_configs(*paper.columns[0]).values()))
-    note = (
-        "Paper: one number a cell, without spread, number of seeds or the rule that chose the "
-        f"epoch. Ours: {METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard deviation "
-        f"over n seeds, {100 * LEVEL:.0f} % t-interval of the mean; last line: ours − paper with the same "
-        "interval, as if the paper's number were exact; p is Holm-corrected over the cells of a "
-        f"pair. {phrases.legend('paper')} {_no_validation(config, metric)}"
-    )
-    return html.table(caption, note, heads, rows)
-
-
-def _like_the_papers(frame: pd.DataFrame, teacher: str, student: str) -> pd.DataFrame:
-    """Our runs of a pair that the paper has too, made as the preset says."""
-    runs = scope(frame, "paper", teacher=teacher, student=student)
-    known = [pd.notna(comparison.paper_value(row)) for row in runs.to_dict("records")]
-    return runs.loc[pd.Series(known, index=runs.index, dtype=bool)]
-
-
-@functools.cache
-def paper_configs(teacher: str, student: str) -> dict[str, RunConfig]:
-    """What we would run for each row of the paper's table, by the paper's name of it."""
-    names = {labels.method_name(method): method for method in registry.methods()}
-    kd = RunConfig.create("paper", teacher=teacher, student=student, method="kd")
-    configs = {"teacher": kd.teacher_run(), "student": kd.replace(method="supervised")}
-    for name in paper_table().index.drop(list(configs)):
-        configs[name] = kd.replace(method=names[name])
-    return configs
-
-
-def _beside_paper(pair: tuple[str, str], runs: pd.DataFrame, metric: str) -> dict[str, Cell]:
-    """Our cells of a pair by the paper's names: error and difference to the paper's, or why not."""
-    ours = {paper_name(row): row for row in comparison.arms(runs, metric).to_dict("records")}
-    paper = paper_table()[pair]
-    results = {name: minus_constant(summary_of(row), paper[name]) for name, row in ours.items()}
-    corrected = dict(zip(ours, holm(r.p for r in results.values()), strict=True))
-    cells = {}
-    for name, config in paper_configs(*pair).items():
-        absent = refused(config) or _absent(config, metric)
-        if name not in ours:
-            cells[name] = _error_cell(None, absent)
-            continue
-        found = outcome(results[name], corrected[name], comparison.smallest("paper"))
-        line = _versus_paper(results[name], corrected[name], found)
-        cells[name] = _error_cell(ours[name], absent, line, kind=found or "none")
-    return cells
-
-
-def _versus_paper(result: Paired, p: float, found: str) -> str:
-    difference = number(result.difference, signed=True)
-    if not found:
-        return difference
-    limits = phrases.interval(result.low, result.high, signed=True)
-    return f"{difference} {phrases.SIGNS[found]} {limits}, {phrases.p_text(p)}"
-
-
-def refused(config: RunConfig) -> str:
-    """Why the library does not run this configuration, if it does not."""
-    try:
-        methods.compared(config)
-    except PairError:
-        return "cannot be compared: feature maps differ in size"
-    return ""
 
 
 # ---------------------------------------------------------------------- the page of records

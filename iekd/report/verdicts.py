@@ -168,7 +168,8 @@ def board_html(table: pd.DataFrame, caption: str) -> Markup:
         "corrected; negative is in favour of the claim. Supported or contradicted (of the paper's "
         "own recipe: reproduced or not): p below 0.05, Holm-corrected over the tested claims, and "
         "before that over a claim's rivals. Else equivalent: interval within "
-        f"±{SMALLEST[preset]:g} points; or inconclusive, which is no proof of equality. Open: planned seeds are missing."
+        f"±{SMALLEST[preset]:g} points; or inconclusive, which is no proof of "
+        "equality. Open: planned seeds are missing."
     )
     size = tuning.size_note(usual_configs(preset, set(table["id"])))
     below = foot(table.drop(columns="links"), caption, SWEEPS.get(preset, ""), size)

@@ -11,6 +11,7 @@ from iekd.config import grid as grids
 from iekd.errors import StoreError
 from iekd.report import phrases, readme, tables
 from iekd.report.arms import decisive_runs, grid_runs
+from iekd.report.paper import paper_html
 
 ROOT = Path(__file__).parents[2]
 TEACHER, ALONE, KD, FT, IE = (
@@ -108,9 +109,9 @@ def test_without_any_record(runs, grid):
     assert set(
         map(tuple, list(cells(tables.grid_html(nothing, grid, "caption")).values())[1:])
     ) == {("no runs yet", "—", "—")}
-    assert "no runs yet" in tables.paper_html(
-        nothing, "caption"
-    ) and "no runs yet" in readme.readme(nothing)
+    assert "no runs yet" in paper_html(nothing, "caption") and "no runs yet" in readme.readme(
+        nothing
+    )
 
 
 def test_a_grid_table_shows_every_rule_and_leads_to_records(runs, grid):
@@ -178,9 +179,7 @@ def test_below_a_table_stands_the_sweep_that_makes_its_runs(runs, grid):
         == wanted
     )
     assert command(tables.grid_html(late, configs, "caption")).startswith(wanted)
-    assert command(tables.paper_html(runs, "caption")).startswith(
-        "iekd sweep runs/paper/1-main.yaml"
-    )
+    assert command(paper_html(runs, "caption")).startswith("iekd sweep runs/paper/1-main.yaml")
     smoke = [RunConfig.create("smoke", method="kd")]
     assert (
         command(tables.grid_html(runs, smoke, "caption", command="papermill page.ipynb"))
@@ -298,7 +297,7 @@ def test_paper_table_has_ours_beside_or_a_reason():
         (KD, {0: 7.1, 1: 7.11, 2: 7.09}),
         (ALONE, {0: 7.7, 1: 7.9}),
     )
-    html = tables.paper_html(ours, "caption")
+    html = paper_html(ours, "caption")
     table = cells(html)
     assert table["teacher"][:2] == ["6.39", "6.40n = 1, no interval+0.01"]
     assert table["FT"][0] == "6.85" and table["FT"][1].startswith("7.00 ± 0.14")
@@ -330,7 +329,7 @@ def test_at_paper_scale_nothing_is_selected_on_validation():
         "paper", (TEACHER, {0: 6.4}), (KD, {0: 7.1, 1: 7.3}), (ALONE, {0: 7.7, 1: 7.9})
     ).assign(**nothing)
     configs = [RunConfig.create("paper", method=m) for m in ("supervised", "kd")]
-    for html in (tables.grid_html(ours, configs, "caption"), tables.paper_html(ours, "caption")):
+    for html in (tables.grid_html(ours, configs, "caption"), paper_html(ours, "caption")):
         selected = cells(html, "selected on validation")
         assert "validation_images = 0" in "".join(panes(html)["selected on validation"].itertext())
         assert "validation_images" not in "".join(panes(html)["last epoch"].itertext())

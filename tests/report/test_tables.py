@@ -9,7 +9,7 @@ from frames import frame
 
 from iekd.report import comparison, html, labels, phrases, readme, tables
 from iekd.report.arms import scope
-from iekd.report.comparison import paper_name, paper_table, paper_value
+from iekd.report.paper import paper_name, paper_table, paper_value
 
 TEACHER, ALONE, KD, FT = (
     {"role": "teacher"},
