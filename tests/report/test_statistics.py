@@ -105,7 +105,7 @@ def test_minus_constant():
 
 
 def test_against_the_teacher_the_teacher_is_the_unit():
-    """Twenty students of five teachers that are as good as they: one pair a student finds a difference four times too often."""
+    """Twenty students of five equal teachers: a pair a student errs four times too often."""
     rng = np.random.default_rng(0)
     seeds, repeats, naive, by_unit = pd.Index(range(100, 120)), 600, 0, 0
     for _ in range(repeats):

@@ -119,7 +119,7 @@ def measure(means: list[float]) -> dict:
 
 
 def analysed(*means: float) -> dict:
-    """The board's row about diversity when IE-FT, FT and inheritance alone have these mean CKAs; the errors say the opposite."""
+    """The row on diversity when IE-FT, FT and inheritance alone have these mean CKAs."""
     arms = [
         arm(40.0 - m, 1 if k else -1, **fields)
         for k, (m, fields) in enumerate(zip(means, CKA_ARMS, strict=False))
