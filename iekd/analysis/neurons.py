@@ -16,7 +16,7 @@ feature and M = E[g g'], it is the smallest number of eigenvalues of M, largest 
   feature.
 
 **Control**: the number of a half means something only beside that of a random half of a student
-that was never divided. `analysis.halves_of` names one for the student alone: the channels that
+that was never divided. `similarity.halves_of` names one for the student alone: the channels that
 IE-FT with its seed would divide.
 
 Beside it, of the pooled feature: the directions that hold 99 % of its variance (PCA), the

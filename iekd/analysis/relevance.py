@@ -1,9 +1,8 @@
 """Where a network looks: which pixels make the score of a class, for all channels or for a half.
 
 **Score.** The networks end in a mean over positions and a linear head, so channel k adds (W_yk -
-mean over classes of W_ck) * pooled_k to the centred logit of class y. The score of a half is the
-sum over its channels; the scores of the two halves add up to that of the whole. Softmax does not
-see what centring takes out.
+mean over classes of W_ck) * pooled_k to the centred logit of class y (softmax does not see what
+centring takes out). The score of a half is the sum over its channels; two halves make the whole.
 
 **Relevance** (layer-wise relevance propagation, Bach et al. 2015) hands the score down to the
 pixels, layer by layer, in parts that add up to it. The rule is z+ (Montavon et al. 2017): a unit's
@@ -14,12 +13,10 @@ gradient" of the whole is the relevance. It is linear in the score: maps of halv
 
 * A residual sum could also share by both signs, which explodes where a normalisation follows it
   (WRN): its input may be near zero while its output is not. Maps depend on this choice.
-* A unit that fires by its bias alone, all its inputs being zero, keeps its relevance: there is
-  nothing to hand it to. So the sum may fall short of the score, on the digits' black ground by a
-  little, in MobileNetV2, whose filters see one channel each, by much. Compare the two.
+* A unit that fires by its bias alone keeps its relevance, so the sum may fall short of the score:
+  by a little on the digits' black ground, by much in MobileNetV2, whose filters see one channel.
 
-**Class activation map** (Zhou et al. 2016): the same score before the mean over positions. It needs
-no rule.
+**Class activation map** (Zhou et al. 2016): the same score before the mean over positions, no rule.
 """
 
 from __future__ import annotations
@@ -35,7 +32,7 @@ from torch.nn import functional as F
 from iekd.networks.common import he_init
 from iekd.speed.fold import fold
 
-Parts = Mapping[str, Tensor | slice]  # channels of the last feature, as of `analysis.halves_of`
+Parts = Mapping[str, Tensor | slice]  # channels of the last feature, as of `similarity.halves_of`
 Box = tuple[Tensor, Tensor]  # the least and the largest normalised pixel, each (1, C, 1, 1)
 WHOLE: Parts = {"all": slice(None)}
 BATCH = 250

@@ -376,7 +376,7 @@ def table(options: Options) -> None:
     """`iekd table`."""
     from iekd import records
     from iekd.records import store
-    from iekd.report import results, tables
+    from iekd.report import comparison, readme
 
     frame = records.load(preset=options.preset)
     if frame.empty:
@@ -384,12 +384,12 @@ def table(options: Options) -> None:
             f"there are no records of preset {options.preset!r} in {store.records_folder()}"
         )
     if options.readme:
-        print(f"written: {results.update_readme(frame, options.preset)}")
+        print(f"written: {readme.update_readme(frame, options.preset)}")
         return
-    arms = tables.arms(frame, metric=options.rule)
+    arms = comparison.arms(frame, metric=options.rule)
     # In a whole store a student alone may be a teacher.
     arms["label"] = arms["label"].str.replace("Student alone", "Trained alone")
-    print(tables.markdown(arms) if options.format == "markdown" else arms.to_csv(index=False))
+    print(readme.markdown(arms) if options.format == "markdown" else arms.to_csv(index=False))
 
 
 @command(

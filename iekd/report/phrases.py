@@ -1,75 +1,198 @@
-"""Comparisons as phrases for running text, so that a sentence is right whatever the records say."""
+"""Numbers, comparisons and remarks as text: a sentence is right whatever the records say."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import get_args
 
 import pandas as pd
 
-from iekd.report import tables
-from iekd.report.claims import NO_RUNS, TOO_FEW
-from iekd.report.statistics import LEVEL, Paired, holm, outcome, paired
+from iekd import records
+from iekd.config.grid import holding
+from iekd.records import store
+from iekd.report.arms import by_variant, students_of
+from iekd.report.claims import CONFIRMATORY, NO_RUNS, SMALLEST, TOO_FEW
+from iekd.report.comparison import smallest
+from iekd.report.statistics import ALPHA, LEVEL, Outcome, Paired, holm, outcome, paired
+
+SIGNS = dict(zip(get_args(Outcome), ("▼", "▲", "=", "≈", ""), strict=True))
+# What marks a run as unlike its arm, in arms of so many runs: with fewer chance alone would mark
+# some.
+ROBUST_SDS, ENOUGH = 5, 10
+# Of CIFAR-10, and of its copy that records with an exact error come from (a test counts).
+TEST_IMAGES, RECOMPRESSED = 10_000, 20
+
+
+# ---------------------------------------------------------------------- numbers
+
+
+def number(value: float, digits: int = 2, signed: bool = False) -> str:
+    """A number for people: true minus sign, em dash for NaN."""
+    if pd.isna(value):
+        return "—"
+    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+
+
+def interval(low: float, high: float, signed: bool = False, digits: int = 2) -> str:
+    """'[6.90, 7.34]', or 'no interval'."""
+    if pd.isna(low):
+        return "no interval"
+    return f"[{number(low, digits, signed)}, {number(high, digits, signed)}]"
+
+
+def p_text(p: float) -> str:
+    """'p = 0.012', 'p < 0.001'."""
+    return "p < 0.001" if p < 0.001 else f"p = {number(p, 3)}"
+
+
+def spread(mean: float, sd: float, digits: int = 2) -> str:
+    """'7.12 ± 0.20', without the deviation where there is none."""
+    return number(mean, digits) + ("" if pd.isna(sd) else f" ± {number(sd, digits)}")
+
+
+def difference(result: Paired, digits: int = 2) -> str:
+    """'−0.52 [−0.90, −0.14]'."""
+    limits = interval(result.low, result.high, True, digits)
+    return f"{number(result.difference, digits, signed=True)} {limits}"
+
+
+# ---------------------------------------------------------------------- comparisons
 
 
 def compared(
     runs: pd.DataFrame, variant: str, baseline: str, metric: str = "last", noun: str = "error"
 ) -> str:
-    """How an arm stands to a baseline (both variants of a `scope`), in words and with the numbers behind them.
+    """How an arm stands to a baseline (variants of a scope), in words and numbers.
 
-    'a lower error than FT (−0.52 points, 95 % interval [−0.90, −0.14], 5 pairs, p = 0.012)'; 'a higher error than ...';
-    'an error equivalent to that of FT (...)'; 'an error that differs inconclusively from that of FT (...)'; 'no runs yet'.
-    The rule is `stats.outcome`, p Holm-corrected over the arms of `runs`. For a metric that is no error, `noun` says what it is.
+    'a lower error than FT (−0.52 points, 95 % interval [−0.90, −0.14], 5 pairs, p = 0.012)'; 'an
+    error equivalent to that of FT (...)'; 'an error that differs inconclusively from that of FT
+    (...)'; 'no runs yet'. The rule is `statistics.outcome`, p Holm-corrected over the arms of
+    `runs`. `noun` says what a metric is that is no error.
     """
-    students = runs[runs["role"] == "student"] if len(runs) else runs
-    if not len(students) or not {variant, baseline} <= set(students["variant"]):
+    errors = by_variant(runs, metric)
+    if not {variant, baseline} <= errors.keys():
         return NO_RUNS
-    table = tables.comparison(students, baseline, metric).set_index("variant")
-    row, name = table.loc[variant], table.loc[baseline, "label"]
     if variant == baseline:
-        return f"nothing to be compared with: it is {name} itself"
-    if row["pairs"] < 2:
-        return f"{TOO_FEW} with {name}"
-    result = Paired(
-        row["pairs"],
-        row["difference"],
-        float("nan"),
-        row["difference_low"],
-        row["difference_high"],
-        row["p"],
-    )
-    return phrase(result, row["p_holm"], name, tables.smallest(row["preset"], metric), noun)
+        students = students_of(runs).set_index("variant")["label"]
+        return f"nothing to be compared with: it is {students[[variant]].iloc[0]} itself"
+    pairs = [(rival, baseline) for rival in errors if rival != baseline]
+    return family(runs, pairs, metric, noun)[pairs.index((variant, baseline))]
 
 
-def family(runs: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str = "last") -> list[str]:
-    """The same for several pairs (variant, baseline), Holm-corrected over these pairs and nothing else."""
-    errors = {
-        variant: arm.set_index("seed")[metric]
-        for variant, arm in runs[runs["role"] == "student"].groupby("variant")
-    }
-    names = dict(zip(runs["variant"], runs["label"], strict=True))
-    absent = pd.Series(dtype=float)
-    results = [paired(errors.get(a, absent), errors.get(b, absent)) for a, b in pairs]
-    corrected = holm(r.p for r in results)
-    smallest = tables.smallest(runs["preset"].iloc[0], metric) if len(runs) else 0.0
-    return [
-        (phrase(r, p, names[b], smallest) if r.n >= 2 else f"{TOO_FEW} with {names[b]}")
-        if {a, b} <= set(errors)
-        else NO_RUNS
-        for (a, b), r, p in zip(pairs, results, corrected, strict=True)
-    ]
+def family(
+    runs: pd.DataFrame,
+    pairs: Sequence[tuple[str, str]],
+    metric: str = "last",
+    noun: str = "error",
+) -> list[str]:
+    """The same for several pairs (variant, baseline), Holm-corrected over these and no others."""
+    errors, students = by_variant(runs, metric), students_of(runs)
+    names = dict(zip(students["variant"], students["label"], strict=True))
+    results = {(a, b): paired(errors[a], errors[b]) for a, b in pairs if {a, b} <= errors.keys()}
+    corrected = dict(zip(results, holm(r.p for r in results.values()), strict=True))
+    bound = smallest(runs["preset"].iloc[0], metric) if results else 0.0
+    found = dict.fromkeys(pairs, NO_RUNS)
+    for pair, result in results.items():
+        name = names[pair[1]]
+        found[pair] = phrase(result, corrected[pair], name, bound, noun)
+    return [found[pair] for pair in pairs]
 
 
 def phrase(result: Paired, p: float, against: str, smallest: float, noun: str = "error") -> str:
-    """A difference in words, with the numbers behind them; `p` is its corrected p, `smallest` the smallest difference of interest."""
+    """A difference in words and numbers; `p` is corrected, `smallest` of interest."""
+    if result.n < 2:
+        return f"{TOO_FEW} with {against}"
     digits, unit, article = (2, " points", "an") if noun == "error" else (3, "", "a")
-    difference = tables.number(result.difference, digits, signed=True) + unit
-    limits = tables.interval(result.low, result.high, True, digits)
-    numbers = (
-        f"{difference}, {100 * LEVEL:.0f} % interval {limits}, {result.n} pairs, {tables.p_text(p)}"
-    )
+    mean, of = number(result.difference, digits, signed=True) + unit, f"that of {against}"
+    limits = f"{100 * LEVEL:.0f} % interval {interval(result.low, result.high, True, digits)}"
+    numbers = f"{mean}, {limits}, {result.n} pairs, {p_text(p)}"
     match outcome(result, p, smallest):
         case "equivalent":
-            return f"{article} {noun} equivalent to that of {against} ({numbers}; within ±{smallest:g})"
+            return f"{article} {noun} equivalent to {of} ({numbers}; within ±{smallest:g})"
         case "lower" | "higher" as found:
             return f"a {found} {noun} than {against} ({numbers})"
-    return f"{article} {noun} that differs inconclusively from that of {against} ({numbers})"
+    return f"{article} {noun} that differs inconclusively from {of} ({numbers})"
+
+
+# ---------------------------------------------------------------------- remarks on a table
+
+
+def legend(preset: str) -> str:
+    """What sign and word of a difference in error mean."""
+    return (
+        f"{SIGNS['lower']} lower, {SIGNS['higher']} higher: corrected p below {ALPHA:g}. Else "
+        f"{SIGNS['equivalent']} equivalent: interval within ±{SMALLEST[preset]:g} points, the "
+        f"smallest difference of interest; or {SIGNS['inconclusive']} inconclusive."
+    )
+
+
+def phase(runs: pd.DataFrame) -> str:
+    """Which seeds these runs have."""
+    if runs.empty:
+        return f"There are {NO_RUNS}."
+    first, last = runs["seed"].min(), runs["seed"].max()
+    pilot = "runs of the pilot, seen before the protocol was fixed"
+    kind = "confirmatory runs" if first >= CONFIRMATORY else pilot
+    return f"These are {len(runs)} {kind} (seeds {first} to {last})."
+
+
+def outliers(runs: pd.DataFrame, metric: str = "last") -> str:
+    """The runs that lie far from the median of their arm; '' without any.
+
+    Far: `ROBUST_SDS` robust standard deviations (1.4826 times the median absolute deviation).
+    """
+    found = []
+    for name, arm in runs.groupby("label", sort=False):
+        values = arm.set_index("seed")[metric].dropna().astype(float)
+        if len(values) < ENOUGH:
+            continue
+        middle = values.median()
+        distance = (values - middle).abs()
+        far = values[distance > ROBUST_SDS * 1.4826 * distance.median()]
+        of_arm = f"(median of the arm: {number(middle)})"
+        found += [f"{name}, seed {seed}: {number(value)} {of_arm}" for seed, value in far.items()]
+    far_away = f"More than {ROBUST_SDS} robust standard deviations from the median of its arm"
+    return f"{far_away}, and counted all the same: {'; '.join(found)}." if found else ""
+
+
+def remark(runs: pd.DataFrame) -> str:
+    """What to know of the test images of CIFAR-10; '' where all are exact, or nothing is known."""
+    shift = (runs["last_exact"].astype(float) - runs["last"]).dropna().abs()
+    if not len(shift):
+        return ""
+    return (
+        f"{RECOMPRESSED} of the {TEST_IMAGES:,} test images of CIFAR-10 are recompressed in the "
+        f"copy used here. On the other {TEST_IMAGES - RECOMPRESSED:,} the error of no run here "
+        f"differs by more than {number(shift.max())} points."
+    )
+
+
+def version_note(runs: pd.DataFrame, baselines: Sequence[str]) -> str:
+    """How many paired differences are between runs of two versions of PyTorch; '' if none is."""
+    students = students_of(runs).set_index(["variant", "seed"])["path"]
+    torch = students.map(torch_versions(students)).dropna().to_dict()
+    pairs = []
+    for variant, seed in torch:
+        others = [b for b in baselines if b != variant and (b, seed) in torch]
+        pairs += [{torch[variant, seed], torch[other, seed]} for other in others]
+    mixed = [versions for versions in pairs if len(versions) > 1]
+    names = " and ".join(sorted(set().union(*mixed)))
+    return (
+        f"In {len(mixed)} of these {len(pairs)} differences the two runs were made with different "
+        f"versions of PyTorch ({names})."
+        if mixed
+        else ""
+    )
+
+
+def torch_versions(paths: Iterable[str]) -> dict[str, str]:
+    """The version of PyTorch that made each run, by the path of its record, if that is at hand."""
+    files = {path: store.records_folder() / f"{path}.json" for path in paths}
+    there = {path: records.read(file) for path, file in files.items() if file.exists()}
+    return {path: record.versions["torch"].partition("+")[0] for path, record in there.items()}
+
+
+def sweep_command(paths: Iterable[str]) -> str:
+    """A sweep of the grids that hold these runs (paths of records), '' if none does."""
+    grids = holding(paths)
+    return f"iekd sweep {' '.join(grids)}" if grids else ""

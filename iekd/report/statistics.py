@@ -1,8 +1,9 @@
-"""From seeds to statements: mean and interval of one arm, paired difference of two, correction, power, and what a comparison shows.
+"""From seeds to statements: interval, paired difference, correction, power, and what is shown.
 
-All values are test errors in percent unless said otherwise. Seeds are treated as independent; yet the runs with seeds k
-and k + `teachers` (a field of the configuration) learn from the same teacher, so with more seeds than teachers the
-intervals may be too narrow. What holds for these teachers need not hold for others.
+All values are test errors in percent unless said otherwise. Seeds are treated as independent; yet
+the runs with seeds k and k + `teachers` (a field of a run) learn from the same teacher, so with
+more seeds than teachers the intervals may be too narrow. What holds for these teachers need not
+hold for others.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from scipy.optimize import brentq
 Outcome = Literal["lower", "higher", "equivalent", "inconclusive", ""]
 
 LEVEL, ALPHA = 0.95, 0.05
-# Below this, a spread (in percent) is rounding: test errors come in steps of one image, 0.01 % at the finest.
+# Below this, a spread (in percent) is rounding: test errors come in steps of one image, 0.01 % at
+# the finest.
 _NO_SPREAD = 1e-9
 
 
@@ -33,7 +35,7 @@ class Summary(NamedTuple):
 
 
 class Paired(NamedTuple):
-    """Mean and sd of a - b over the `n` common seeds, its 95 % interval, two-sided p of the paired t-test."""
+    """Mean and sd of a - b over the `n` common seeds, 95 % interval, two-sided p of the t-test."""
 
     n: int
     difference: float
@@ -44,7 +46,7 @@ class Paired(NamedTuple):
 
 
 def summary(values: Iterable[float]) -> Summary:
-    """Summary of the finite values; sd and interval are NaN for fewer than two, the mean too for none."""
+    """Summary of the finite values; sd and interval of fewer than two are NaN, the mean of none."""
     x = np.asarray(list(values), dtype=float)
     x = x[np.isfinite(x)]
     if len(x) < 2:
@@ -57,16 +59,13 @@ def summary(values: Iterable[float]) -> Summary:
 def paired(a: pd.Series, b: pd.Series) -> Paired:
     """Paired comparison a - b of two series indexed by seed, on the seeds where both are finite.
 
-    With fewer than two pairs sd, interval and p are NaN. Equal inputs give difference 0 and p = 1. A constant
-    difference other than 0 has no spread to test against (coarse errors, few seeds): interval and p are then NaN.
-
+    With fewer than two pairs sd, interval and p are NaN. Equal inputs give difference 0 and p = 1.
+    A constant difference other than 0 has no spread to test against: interval and p are then NaN.
     Raises `ValueError` if a seed occurs twice.
     """
-    for series in (a, b):
-        if series.index.has_duplicates:
-            raise ValueError(
-                f"a seed occurs twice: {sorted(series.index[series.index.duplicated()])}"
-            )
+    for index in (a.index, b.index):
+        if index.has_duplicates:
+            raise ValueError(f"a seed occurs twice: {sorted(index[index.duplicated()])}")
     both = pd.concat([a, b], axis=1, keys=["a", "b"], join="inner").astype(float).dropna()
     difference = both["a"] - both["b"]
     n, mean, sd = len(both), float(difference.mean()), float(difference.std())
@@ -81,52 +80,24 @@ def paired(a: pd.Series, b: pd.Series) -> Paired:
 
 
 def minus_constant(s: Summary, value: float) -> Paired:
-    """The mean of one arm minus a number taken as exact, with a two-sided t-test; p is NaN where there is no spread."""
+    """A mean minus a number taken as exact, with a two-sided t-test; p is NaN without a spread."""
     difference, known = s.mean - value, s.n > 1 and s.sd > _NO_SPREAD
     p = 2 * float(stats.t.sf(abs(difference) / s.sd * s.n**0.5, s.n - 1)) if known else np.nan
     return Paired(s.n, difference, s.sd, s.low - value, s.high - value, p)
 
 
-class Repeat(NamedTuple):
-    """`n` runs done twice: second minus first with its interval, sd of that, their correlation with its 95 % interval."""
-
-    n: int
-    difference: float
-    low: float
-    high: float
-    sd: float
-    correlation: float
-    correlation_low: float
-    correlation_high: float
-
-
-def repeat(first: pd.Series, second: pd.Series) -> Repeat:
-    """How far a second training of each run (by seed) repeats the first. At least four runs, else the correlation has no interval.
-
-    What the two share (initial values, order, augmentation, teacher) makes them correlate; 1 - correlation is the part of
-    the variance over seeds that even the same seed does not fix.
-    """
-    d = paired(second, first)
-    both = pd.concat([first, second], axis=1, join="inner").astype(float).dropna().to_numpy()
-    found = stats.pearsonr(*both.T) if d.n >= 4 else None
-    limits = found.confidence_interval(LEVEL) if found else (np.nan, np.nan)
-    correlation = float(found.statistic) if found else np.nan
-    return Repeat(
-        d.n, d.difference, d.low, d.high, d.sd, correlation, float(limits[0]), float(limits[1])
-    )
-
-
 def by_teacher(values: pd.Series, teachers: int) -> pd.Series:
-    """One value a teacher, indexed by its seed: the mean over its students. Student k learned from teacher k modulo `teachers`.
+    """One value a teacher, by its seed: the mean over its students, k modulo `teachers`.
 
-    Students of one teacher share its luck. Tested against it one pair a student, many students of few teachers look
-    like more evidence than they are: in a comparison with the teacher, the teacher is the unit.
+    Students of one teacher share its luck. Tested against it one pair a student, many students of
+    few teachers look like more evidence than they are: compared with the teacher, the teacher is
+    the unit.
     """
     return values.groupby(values.index % teachers).mean()
 
 
 def holm(pvalues: Iterable[float]) -> np.ndarray:
-    """Holm-corrected p-values in the order given; NaN (nothing tested) stays NaN and does not count as a comparison."""
+    """Holm-corrected p-values in the order given; NaN (nothing tested) stays and does not count."""
     p = np.asarray(list(pvalues), dtype=float)
     order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN is sorted to the end
     corrected = np.full_like(p, np.nan)
@@ -136,7 +107,7 @@ def holm(pvalues: Iterable[float]) -> np.ndarray:
 
 
 def power(effect: float, n: int, alpha: float = ALPHA) -> float:
-    """Probability that a two-sided paired t-test of `n` pairs sees a true difference of `effect` standard deviations, at level `alpha`."""
+    """Probability that a two-sided paired t-test of `n` pairs sees a difference of `effect` sds."""
     limit, shift = float(stats.t.isf(alpha / 2, n - 1)), abs(effect) * n**0.5
     return float(stats.nct.sf(limit, n - 1, shift) + stats.nct.sf(limit, n - 1, -shift))
 
@@ -147,14 +118,13 @@ def detectable(n: int, alpha: float = ALPHA, wanted: float = 0.8) -> float:
 
 
 def pairs_needed(effect: float, alpha: float = ALPHA, wanted: float = 0.8) -> int:
-    """The smallest number of pairs that sees a difference of `effect` standard deviations with the `wanted` power.
+    """The smallest number of pairs that sees a difference of `effect` sds with the `wanted` power.
 
     Raises `ValueError` for no effect, which no number of pairs sees.
     """
     if not abs(effect) > 0:
-        raise ValueError(
-            "an effect of zero is seen with no number of pairs; name the smallest difference of interest"
-        )
+        way_out = "name the smallest difference of interest"
+        raise ValueError(f"an effect of zero is seen with no number of pairs; {way_out}")
     high = 2
     while power(effect, high, alpha) < wanted:
         high *= 2
@@ -162,11 +132,11 @@ def pairs_needed(effect: float, alpha: float = ALPHA, wanted: float = 0.8) -> in
 
 
 def outcome(result: Paired, corrected_p: float, smallest: float = 0.0) -> Outcome:
-    """What a comparison a - b shows. This one rule decides word, sign and colour wherever a comparison is printed.
+    """What a comparison a - b shows: the one rule for word, sign and colour wherever it is printed.
 
-    'lower' or 'higher' (of a): the corrected p is below 5 %; else 'equivalent': the 95 % interval lies inside
-    ±`smallest`, the smallest difference of interest; else 'inconclusive', which is a result and no proof of equality.
-    '' for fewer than two pairs.
+    'lower' or 'higher' (of a): the corrected p is below 5 %; else 'equivalent': the 95 % interval
+    lies inside ±`smallest`, the smallest difference of interest; else 'inconclusive', which is a
+    result and no proof of equality. '' for fewer than two pairs.
     """
     if result.n < 2:
         return ""

@@ -1,7 +1,8 @@
 """A method's weights: what one means on maps of another size, and how they were chosen.
 
-Chosen is, of a small grid, the one with the lowest validation error. Test errors play no part in it. The grid
-(runs/tuning.yaml) gives every method the same budget: its usual weights times 0.3, 1 and 3, one pilot seed.
+Chosen is, of a small grid, the one with the lowest validation error. Test errors play no part in
+it. The grid (runs/tuning.yaml) gives every method the same budget: its usual weights times 0.3, 1
+and 3, one pilot seed.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from iekd.config.run import fields_of
 from iekd.networks import feature_shapes
 from iekd.report.labels import method_name
 
-# A term grows with this power of the number of positions of the feature maps that it compares: a mean over the positions of maps of
-# unit length, a mean over the numbers of factors of unit length, a sum. Other weights mean the same on maps of any size, but for
-# NST's, which has no such law.
+# A term grows with this power of the number of positions of the feature maps that it compares: a
+# mean over the positions of maps of unit length, a mean over the numbers of factors of unit length,
+# a sum. Other weights mean the same on maps of any size, but for NST's, which has no such law.
 SIZE_LAW = {
     "at_weight": -1.0,
     "ft_weight": -0.5,
@@ -40,32 +41,35 @@ def weights(config: RunConfig) -> dict[str, float]:
 
 
 def map_side(config: RunConfig, pixels: int = 0) -> int:
-    """Height and width of the student's last feature map, for the run's own images or for images of `pixels` a side."""
+    """Side of the student's last feature map, for the run's own images or for `pixels` a side."""
     side = pixels or config.image_size or data.FACTS[config.dataset].side
     shapes = feature_shapes(config.student, (3, side, side))
     return [shape for name, shape in shapes.items() if name.startswith("stage")][-1][-1]
 
 
 def size_note(configs: Sequence[RunConfig]) -> str:
-    """How much more or less than at the paper's image size the weights count that these runs (of one student) read; '' if none does."""
+    """How much more or less than in the paper the weights of these runs count; '' if none does."""
     ours, theirs = map_side(configs[0]), map_side(configs[0], PAPER_SIDE)
     counts: dict[float, list[str]] = {}
     for name in dict.fromkeys(name for config in configs for name in weights(config)):
         if name in SIZE_LAW and ours != theirs:
-            counts.setdefault((ours / theirs) ** (2 * SIZE_LAW[name]), []).append(_short(name))
+            counts.setdefault((ours / theirs) ** (2 * SIZE_LAW[name]), []).append(short(name))
     if not counts:
         return ""
     listed = "; ".join(
         f"{times:g} times as much for {', '.join(names)}" for times, names in counts.items()
     )
-    return f"On last maps of {ours} × {ours} positions instead of the paper's {theirs} × {theirs} a weight counts {listed}."
+    sizes = f"{ours} × {ours} positions instead of the paper's {theirs} × {theirs}"
+    return f"On last maps of {sizes} a weight counts {listed}."
 
 
 def search(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
-    """One row per run of the grid, methods in its order: method, label, weights (text), error (validation images, last epoch, percent;
-    NaN without a record), usual (nothing differs from the preset), chosen, edge (chosen, and the grid ends there), path.
+    """One row per run of the grid, methods in its order: method, label, weights (text), error
+    (validation images, last epoch, percent; NaN without a record), usual (nothing differs from the
+    preset), chosen, edge (chosen, and the grid ends there), path.
 
-    Chosen is the lowest error, the usual weight among equals. A method with a run that is missing has no choice yet.
+    Chosen is the lowest error, the usual weight among equals. A method with a run that is missing
+    has no choice yet.
     """
     errors = frame.set_index("path")["last_validation"] if len(frame) else pd.Series(dtype=float)
     rows = [
@@ -99,8 +103,9 @@ def chosen(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> dict[str, RunCo
 
 def _text(config: RunConfig) -> str:
     """'inherit 50, explore 50'."""
-    return ", ".join(f"{_short(name)} {value:g}" for name, value in weights(config).items())
+    return ", ".join(f"{short(name)} {value:g}" for name, value in weights(config).items())
 
 
-def _short(name: str) -> str:
+def short(name: str) -> str:
+    """A weight's name in a list of them."""
     return name.removesuffix("_weight").removeprefix("kd_")

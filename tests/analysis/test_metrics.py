@@ -15,19 +15,9 @@ from torch import nn
 
 from iekd import networks, records
 from iekd.analysis import metrics
-from iekd.analysis.metrics import (
-    DRAWS,
-    SIGMA,
-    SIGMAS,
-    analyse,
-    cka,
-    distances,
-    filter_noise,
-    halves_of,
-    noise_of,
-    reference,
-    weight_noise,
-)
+from iekd.analysis.flatness import DRAWS, SIGMA, SIGMAS, filter_noise, noise_of, weight_noise
+from iekd.analysis.metrics import analyse
+from iekd.analysis.similarity import distances, feature_cka, halves_of, reference
 from iekd.cli import main
 from iekd.config import RunConfig
 from iekd.method import measures
@@ -77,14 +67,14 @@ def test_cka_is_the_ratio_of_the_u_statistics():
     y[:, 0] += 2 * x[:, 1]
     k, l = x @ x.T, y @ y.T  # noqa: E741
     wanted = hsic_of_quadruples(k, l) / np.sqrt(hsic_of_quadruples(k, k) * hsic_of_quadruples(l, l))
-    assert cka(torch.tensor(x), torch.tensor(y)) == pytest.approx(wanted, abs=1e-12)
+    assert feature_cka(torch.tensor(x), torch.tensor(y)) == pytest.approx(wanted, abs=1e-12)
 
 
 def test_cka_is_that_of_the_losses():
     torch.manual_seed(0)
     x = torch.randn(60, 7, dtype=torch.double).relu()
     y = (x @ torch.randn(7, 4, dtype=torch.double) + torch.randn(60, 4, dtype=torch.double)).relu()
-    assert cka(x, y) == pytest.approx(
+    assert feature_cka(x, y) == pytest.approx(
         measures.cka(x[..., None, None], y[..., None, None]).item(), abs=1e-12
     )
 
@@ -93,12 +83,12 @@ def test_cka_of_equal_shifted_rotated_and_independent_features():
     torch.manual_seed(0)
     x = torch.randn(200, 16, dtype=torch.double)
     rotation = torch.linalg.qr(torch.randn(16, 16, dtype=torch.double)).Q
-    assert cka(x, 3 * x @ rotation + 100) == pytest.approx(1, abs=1e-9)
-    found = [cka(x, torch.randn(200, 16)) for _ in range(40)]
+    assert feature_cka(x, 3 * x @ rotation + 100) == pytest.approx(1, abs=1e-9)
+    found = [feature_cka(x, torch.randn(200, 16)) for _ in range(40)]
     assert (
         abs(np.mean(found)) < 4 * np.std(found) / 40**0.5
     )  # unbiased: biased CKA would be about 0.14 here
-    assert cka(x[:, :0], x) is None and cka(torch.ones(200, 3), x) is None
+    assert feature_cka(x[:, :0], x) is None and feature_cka(torch.ones(200, 3), x) is None
 
 
 # ---------------------------------------------------------------------- weight noise
@@ -334,7 +324,7 @@ def test_an_analysis_is_made_once_per_weights_and_is_no_record(runs, monkeypatch
     assert json.loads(path.read_text())["schema"] == records.SCHEMA
     assert first.weights == records.find(config).weights
     assert first.parents == records.find(config).parents
-    for text in ("cka", "similarity", "weight_noise"):
+    for text in ("similarity", "weight_noise"):
         monkeypatch.setattr(metrics, text, lambda *_: pytest.fail("measured again"))
     assert analyse(config) == first
 

@@ -339,7 +339,7 @@ def test_every_method_and_seed_modulo_teachers_has_the_same_teacher():
 
 
 def test_the_native_size_by_name_or_by_number_is_one_run():
-    for dataset, size in NATIVE_SIZE.items():
+    for dataset, size in ((name, facts.side) for name, facts in FACTS.items()):
         by_number = RunConfig.create("paper", dataset=dataset, image_size=size)
         assert (
             by_number.hash == RunConfig.create("paper", dataset=dataset).hash

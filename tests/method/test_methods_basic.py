@@ -20,7 +20,7 @@ from iekd.method import attention_transfer, factor_transfer, features, measures,
 from iekd.method.features import Batch, Pair, PairError
 from iekd.networks import Output
 from iekd.training import loop, runner
-from iekd.training.run import build_network, build_run, Run
+from iekd.training.run import Run, build_network, build_run
 
 B = 6
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])

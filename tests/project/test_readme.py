@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from iekd import records
-from iekd.report import results
+from iekd.report import readme
 
 ROOT = Path(__file__).parents[2]
 
@@ -14,5 +14,5 @@ def test_headline_table_is_generated():
     runs = records.load(ROOT / "runs" / "records", preset="class")
     if runs.empty:
         pytest.skip("there are no records of class scale")
-    (table,) = results.MARKERS.findall((ROOT / "README.md").read_text(encoding="utf-8"))
-    assert table == results.readme(runs), "run: iekd table --readme"
+    (table,) = readme.MARKERS.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    assert table == readme.readme(runs), "run: iekd table --readme"

@@ -31,9 +31,7 @@ def test_every_method_says_what_it_does_where_it_is_from_and_what_it_weighs(name
 
 
 def test_what_a_docstring_says_further_is_folded():
-    tree = ElementTree.fromstring(
-        catalogue.html(None, "All").replace("&nbsp;", " ").replace("<br>", "<br/>")
-    )
+    tree = ElementTree.fromstring(catalogue.methods_html(None, "All").replace("<br>", "<br/>"))
     folded = ["".join(fold.itertext()) for fold in tree.iter("details")]
     assert len(folded) == sum(bool(row["more"]) for row in ROWS.values()) > len(ROWS) / 2
     assert any(
@@ -43,11 +41,11 @@ def test_what_a_docstring_says_further_is_folded():
 
 def test_what_was_measured_stands_in_the_table():
     cost = {"method": "kd", "cost": 1.5, "low": 1.25, "high": 1.75, "parameters": 1234}
-    page = catalogue.html({"methods": [cost]}, "All")
+    page = catalogue.methods_html({"methods": [cost]}, "All")
     assert (
         "1,234" in page
         and "1.50<small>1.25 to 1.75" in page
         and page.count("not measured") == len(ROWS) - 1
     )
-    assert catalogue.html(None, "All").count("not measured") == len(ROWS)
+    assert catalogue.methods_html(None, "All").count("not measured") == len(ROWS)
     assert {"supervised", *ROWS} == set(bench.METHODS)

@@ -1,22 +1,19 @@
-from frames import frame
+"""The claims are complete: each says where it is from, and names arms that can be run."""
 
 from iekd.config import RunConfig
-from iekd.report import claims
+from iekd.report.claims import CLAIMS, TEACHER, TRUST
 
 
-def test_confirmatory_seeds_decide_as_soon_as_every_arm_has_two():
-    configs = [RunConfig.create("class", method=m) for m in ("kd", "ft")]
-    early = [({"method": m}, {0: 30.0, 1: 31.0, 100: 32.0, 101: 33.0}) for m in ("kd",)]
-    partly = frame("class", *early, ({"method": "ft"}, {0: 30.0, 1: 31.0, 100: 32.0}))
-    assert set(claims.decisive(partly, configs)["seed"]) == {0, 1}
-    enough = frame(
-        "class",
-        *early,
-        ({"method": "ft"}, {0: 30.0, 100: 32.0, 101: 31.0}),
-        ({"method": "at"}, {100: 1.0}),
-    )
-    decisive = claims.decisive(enough, configs)
-    assert set(decisive["seed"]) == {100, 101} and set(decisive["method"]) == {"kd", "ft"}
-    assert "4 confirmatory runs (seeds 100 to 101)" in claims.phase(decisive)
-    assert "pilot" in claims.phase(claims.decisive(partly, configs))
-    assert claims.phase(partly.iloc[:0]) == "There are no runs yet."
+def test_every_claim_has_a_source_and_arms_that_exist():
+    assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
+    for claim in CLAIMS:
+        assert claim.source in TRUST and claim.sentence.endswith(".")
+        assert (claim.a is None) == (not claim.b)
+        for arm in (claim.a, *claim.b):
+            if arm is not None and arm != TEACHER:
+                RunConfig.create("paper", **{**claim.fields, **arm})
+
+
+def test_caveats_state_the_weights_of_the_code():
+    text = " ".join(claim.caveat for claim in CLAIMS)
+    assert "FT's weight is 10 times IE-FT's" in text and "{" not in text

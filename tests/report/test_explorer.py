@@ -49,6 +49,6 @@ def test_an_arm_is_chosen_by_what_differs(frame):
 
 
 def test_the_page_brings_all_it_needs(frame):
-    page = explorer.html(frame, "beside.js")
+    page = explorer.explorer_html(frame, "beside.js")
     assert '<script src="beside.js">' in page and 'src="http' not in page and "<noscript>" in page
     assert page.count("</script>") == 2  # nothing in the data ends the script early

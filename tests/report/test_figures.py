@@ -5,17 +5,27 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iekd.report import figures
+from iekd.report import figures, labels
 
-LABELS = ["Teacher", "Student alone", "KD", "FT", "IE-FT", "IE-FT (inherit L1, explore CKA)"]
+VARIANTS = {
+    "Teacher": "teacher",
+    "Student alone": "supervised",
+    "KD": "kd",
+    "FT": "ft",
+    "IE-FT": "ie-ft",
+    "IE-FT (inherit L1, explore CKA)": "ie-ft-explore=cka",
+}
+LABELS = list(VARIANTS)
 
 
 def runs() -> pd.DataFrame:
     rng = np.random.default_rng(0)
     noise = rng.normal(0, 0.4, 5)
     rows = [
-        dict(label=name, seed=k, last=40 - 1.2 * i + noise[k] + rng.normal(0, 0.25))
-        for i, name in enumerate(LABELS)
+        dict(
+            label=name, variant=variant, seed=k, last=40 - 1.2 * i + noise[k] + rng.normal(0, 0.25)
+        )
+        for i, (name, variant) in enumerate(VARIANTS.items())
         for k in range(5)
     ]
     return pd.DataFrame(rows).drop(index=13)  # one seed of KD is missing
@@ -54,8 +64,12 @@ def test_figures_are_small_and_opaque(name, kind):
 
 
 def test_methods_keep_their_colour():
-    shades = [figures.colour(name) for name in LABELS]
-    assert len(set(shades)) == len(LABELS)
+    by_label = figures.by_label(runs())
+    assert len({figures.shade(arm) for arm in by_label.values()}) == len(LABELS)
+    renamed = runs().query("variant == 'ft'").assign(label="FT: whole factor")
+    assert figures.shade(renamed) == labels.COLOURS["ft"]  # by what it is, whatever it is called
+    assert labels.colour({"variant": "supervised", "role": "teacher"}) == labels.COLOURS["teacher"]
+    assert labels.colour({"label": "KD"}) == labels.OTHER
 
 
 def test_a_forest_is_coloured_by_outcome_and_its_intervals_are_not():
@@ -86,12 +100,6 @@ def test_a_forest_is_coloured_by_outcome_and_its_intervals_are_not():
     } == {figures.FAINT}
 
 
-def test_runs_that_were_trained_twice():
-    table = runs().assign(last_again=lambda t: t["last"] + 0.1)
-    ax = figures.twice(table).axes[0]
-    assert len(ax.get_legend().get_texts()) == len(LABELS) and ax.get_xlim() == ax.get_ylim()
-
-
 def test_other_quantities_than_errors_say_what_they_are():
     table = runs().rename(columns={"last": "cka_halves"})
     fig = figures.paired_plot(table, "FT", metric="cka_halves")
@@ -104,7 +112,6 @@ def test_other_quantities_than_errors_say_what_they_are():
     assert fig.axes[0].get_xlabel() == "Size of the noise" and list(
         fig.axes[0].lines[0].get_xdata()
     ) == list(range(1, 61))
-    assert figures.colour("FT: whole factor") == figures.colour("FT") != figures.OTHER
 
 
 def test_paired_plot_shows_common_seeds_only():
@@ -114,7 +121,7 @@ def test_paired_plot_shows_common_seeds_only():
 
 
 def test_arms_without_runs_keep_their_row():
-    runs = pd.DataFrame({"label": ["FT", "FT"], "seed": [0, 1], "last": [10.0, 11.0]})
+    runs = pd.DataFrame({"label": "FT", "variant": "ft", "seed": [0, 1], "last": [10.0, 11.0]})
     for figure in (
         figures.seeds_plot(runs, ["FT", "IE-FT"], reference="KD"),
         figures.paired_plot(runs, "FT", ["IE-FT"]),

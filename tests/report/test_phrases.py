@@ -6,15 +6,14 @@ import frames
 import pandas as pd
 import pytest
 
-from iekd.report import labels, phrases, tables
+from iekd.report import phrases
+from iekd.report.arms import scope
 from iekd.report.statistics import paired
 
 
 def runs(ie: dict[int, float]):
     ft = {0: 10.0, 1: 11.0, 2: 12.0}
-    return labels.scope(
-        frames.frame("smoke", ({"method": "ft"}, ft), ({"method": "ie-ft"}, ie)), "smoke"
-    )
+    return scope(frames.frame("smoke", ({"method": "ft"}, ft), ({"method": "ie-ft"}, ie)), "smoke")
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_a_family_is_corrected_over_its_own_pairs():
         ({"method": "ie-ft"}, {0: 9.0, 1: 10.01, 2: 11.02}),
         ({"method": "kd"}, kd),
     ]
-    found = labels.scope(frames.frame("smoke", *some), "smoke")
+    found = scope(frames.frame("smoke", *some), "smoke")
     pairs = [("ie-ft", "ft"), ("kd", "ft"), ("at", "ft")]
     low, same, absent = phrases.family(found, pairs)
     assert low.startswith("a lower error than FT (−0.99 points") and same.startswith(
@@ -69,4 +68,4 @@ def test_a_family_is_corrected_over_its_own_pairs():
         paired(found[found["method"] == m].set_index("seed")["last"], pd.Series(some[0][1])).p
         for m in ("ie-ft", "kd")
     ]
-    assert same.endswith(f"{tables.p_text(max(p))})")  # the larger of two is not multiplied
+    assert same.endswith(f"{phrases.p_text(max(p))})")  # the larger of two is not multiplied

@@ -1,4 +1,4 @@
-"""Weights are chosen by validation error alone, and the comparison of all methods uses what was chosen."""
+"""Weights are chosen by validation error alone, and the comparison uses what was chosen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def runs(*validation: float, test: float = 50.0):
-    """Three AT runs of weights 300, 1000 (usual) and 3000 with these validation errors, and their configurations."""
+    """Three AT runs of weights 300, 1000 (usual) and 3000, and their configurations."""
     fields = [{"method": "at", "at_weight": w} for w in (300.0, 1000.0, 3000.0)]
     found = frame("class", *[(f, {0: test - 10 * i}) for i, f in enumerate(fields)])
     return found.assign(last_validation=validation), [

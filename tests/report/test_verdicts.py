@@ -9,7 +9,8 @@ from scipy import stats
 
 from iekd import records
 from iekd.report.claims import CLAIMS, PLANNED
-from iekd.report.verdicts import board, board_html, contrasts, examine
+from iekd.report.contrast import examine, sensitivity
+from iekd.report.verdicts import board, board_html
 
 TEACHER, IE, FT = {"role": "teacher"}, {"method": "ie-ft"}, {"method": "ft"}
 NOISE = (0.0, 0.3, -0.2, 0.1, -0.1)
@@ -118,7 +119,7 @@ def measure(means: list[float]) -> dict:
 
 
 def analysed(*means: float) -> dict:
-    """The board's row about diversity when IE-FT, FT and inheritance alone have these mean CKAs; the errors say the opposite."""
+    """The row on diversity when IE-FT, FT and inheritance alone have these mean CKAs."""
     arms = [
         arm(40.0 - m, 1 if k else -1, **fields)
         for k, (m, fields) in enumerate(zip(means, CKA_ARMS, strict=False))
@@ -240,7 +241,7 @@ def test_contrasts_look_at_a_difference_in_other_ways():
     x = {seed: 40 + 0.1 * rng.standard_normal() + 0.3 * (seed % 5) for seed in range(100, 110)}
     y = {seed: 40.5 + 0.1 * rng.standard_normal() for seed in x}
     row = (
-        contrasts(
+        sensitivity(
             frame("class", (IE, x), (FT, y), (IE, {0: 39.0, 1: 39.4}), (FT, {0: 40.0, 1: 40.0}))
         )
         .set_index("claim")
@@ -298,7 +299,7 @@ def test_board_html():
 
 
 def test_pairs_of_two_versions_are_counted(committed_store):
-    row = contrasts(
+    row = sensitivity(
         records.load(preset="class"), claims=tuple(c for c in CLAIMS if c.id == "measure")
     ).set_index("rival")
     assert (

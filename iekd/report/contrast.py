@@ -1,0 +1,208 @@
+"""Every contrast of a claim's arm with a rival, on the seeds that count; and other tests of it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from iekd.config import RunConfig
+from iekd.config.presets import PRESETS, usual
+from iekd.errors import ConfigError
+from iekd.report.arms import runs_of
+from iekd.report.claims import (
+    CLAIMS,
+    CONFIRMATORY,
+    NO_ANALYSIS,
+    NO_RUNS,
+    REHEARSED,
+    SMALLEST,
+    TEACHER,
+    TOO_FEW,
+    Claim,
+)
+from iekd.report.labels import folder, label, record_link
+from iekd.report.phrases import torch_versions
+from iekd.report.statistics import Paired, by_teacher, detectable, holm, outcome, paired, summary
+
+PILOT = "pilot seeds only, seen before the protocol was fixed"
+POWER = 0.8  # with which a detectable difference is seen
+
+
+class Arm(NamedTuple):
+    """Label, errors (or another metric) by seed, address and folder of the records."""
+
+    label: str
+    errors: pd.Series
+    link: str
+    folder: str
+
+
+class Contrast(NamedTuple):
+    """The arm of a claim against one rival."""
+
+    rival: str
+    result: Paired
+    differences: pd.Series  # over which `result` is: by seed; against the teacher by teacher
+    arms: tuple[Arm, Arm]
+    students: int  # runs of the claim's arm in it; against the teacher more than there are pairs
+
+    @property
+    def links(self) -> tuple[str, ...]:
+        return tuple(arm.link for arm in self.arms)
+
+
+class Tested(NamedTuple):
+    """What can be tested of a claim so far; `note` says why there is nothing, or what to know."""
+
+    contrasts: tuple[Contrast, ...] = ()
+    note: str = NO_RUNS
+    complete: bool = False  # against every rival
+
+
+def examine(
+    frame: pd.DataFrame, claim: Claim, preset: str = "class", metric: str = "last", **setting: Any
+) -> Tested:
+    """A claim's contrasts on confirmatory seeds, else on the pilot's (only class scale had one)."""
+    if claim.a is None:
+        return Tested(note="nothing in this version of the book can test it")
+    contrast = functools.partial(_contrasts, claim=claim, preset=preset, metric=metric, **setting)
+    if preset != "class":
+        return contrast(_from(frame, REHEARSED.get(preset, 0)))
+    confirmed = contrast(_from(frame, CONFIRMATORY))
+    if confirmed.contrasts:
+        return confirmed
+    pilot = contrast(frame[frame["seed"] < CONFIRMATORY])
+    if pilot.contrasts:
+        return pilot._replace(note="; ".join(filter(None, (pilot.note, PILOT))))
+    return confirmed if confirmed.note == TOO_FEW else pilot  # the one that says more
+
+
+def _from(frame: pd.DataFrame, first: int) -> pd.DataFrame:
+    """The runs from a seed on, and the teachers, whose seeds are small."""
+    return frame[(frame["seed"] >= first) | (frame["method"] == "supervised")]
+
+
+def _contrasts(
+    frame: pd.DataFrame, claim: Claim, preset: str, metric: str = "last", **setting: Any
+) -> Tested:
+    """The claim's arm against every rival that has at least two common seeds."""
+    common = {**setting, **_pair(preset, setting, claim.swapped), **claim.fields}
+    find = functools.partial(_arm, frame, preset, claim.metric or metric)
+    own = {**common, **(claim.a or {})}
+    ours = find(own)
+    rivals = [
+        find(own, of_teacher=True) if b == TEACHER else find({**common, **b}) for b in claim.b
+    ]
+    if ours is None or not any(rivals):
+        return Tested(note=NO_ANALYSIS if claim.metric else NO_RUNS)
+
+    # against the teacher one pair is a teacher with its students
+    teachers = RunConfig.create(preset, **own).teachers
+    pairs = [(rival, teachers * (b == TEACHER)) for b, rival in zip(claim.b, rivals, strict=True)]
+    found = [_contrast(ours, rival, units) for rival, units in pairs if rival]
+    found = [contrast for contrast in found if contrast.result.n >= 2]
+    if not found:
+        return Tested(note=TOO_FEW)
+    several = f"compared with {len(found)} of {len(claim.b)}; shown: the one that decides"
+    return Tested(tuple(found), several if len(claim.b) > 1 else "", len(found) == len(claim.b))
+
+
+def _contrast(ours: Arm, rival: Arm, teachers: int) -> Contrast:
+    """Paired by seed; against the teacher (`teachers`: how many there are) by teacher."""
+    errors = by_teacher(ours.errors, teachers) if teachers else ours.errors
+    result = paired(errors, rival.errors)
+    students = int(ours.errors.notna().sum()) if teachers else result.n
+    differences = (errors - rival.errors).dropna()
+    return Contrast(rival.label, result, differences, (ours, rival), students)
+
+
+def _pair(preset: str, setting: dict[str, Any], swapped: bool) -> dict[str, Any]:
+    """The networks; swapped, the small teacher is trained no longer than the student."""
+    usually = usual(preset, setting.get("dataset", PRESETS[preset]["dataset"]))
+    teacher, student = (setting.get(name, usually[name]) for name in ("teacher", "student"))
+    if not swapped:
+        return {"teacher": teacher, "student": student}
+    return {"teacher": student, "student": teacher, "teacher_epochs": usually["epochs"]}
+
+
+def _arm(
+    frame: pd.DataFrame, preset: str, metric: str, fields: dict[str, Any], of_teacher: bool = False
+) -> Arm | None:
+    """None without runs, or before they were analysed. Of the teacher only the seeds that teach."""
+    try:
+        config = RunConfig.create(preset, **fields)
+    except ConfigError:  # a method or data set that this version does not have
+        return None
+    runs = runs_of(frame, config.teacher_run() if of_teacher else config)
+    if runs.empty or metric not in runs or runs[metric].isna().all():
+        return None
+    first = runs.iloc[0].to_dict() | {"role": "teacher" if of_teacher else "student"}
+    values = runs.set_index("seed")[metric]
+    values = values[values.index < config.teachers] if of_teacher else values
+    return Arm(label(first), values, record_link(first), folder(first))
+
+
+# ---------------------------------------------------------------------- sensitivity
+
+
+def sensitivity(
+    frame: pd.DataFrame, preset: str = "class", claims: Sequence[Claim] = CLAIMS
+) -> pd.DataFrame:
+    """One row a contrast of every tested claim about errors: claim, rival, n, effect, sd, low, high
+    (of a - b, points), p, p_holm (Holm over all rows of this table) and outcome by it; and the same
+    difference looked at otherwise:
+
+    p_wilcoxon (signed ranks: no normal distribution is assumed); low_teachers, high_teachers,
+    p_teachers (t-test over the means of each teacher's students: these are independent even if
+    students of one teacher are not); detectable: the difference that n seeds with this sd see with
+    a power of 80 % at 5 %; two_versions: pairs whose runs were made with different versions of
+    PyTorch; pilot: the effect on the pilot's seeds; links.
+    """
+    rows, results = [], []
+    early = frame[frame["seed"] < (CONFIRMATORY if preset == "class" else 0)]
+    for claim in claims:
+        if claim.a is None or claim.metric:
+            continue
+        pilot = {c.rival: c.result.difference for c in _contrasts(early, claim, preset).contrasts}
+        for c in examine(frame, claim, preset).contrasts:
+            row = {"claim": claim.id, "rival": c.rival, **c.result._asdict()}
+            row |= _otherwise(c, RunConfig.create(preset, method="kd").teachers)
+            rows.append(row | {"pilot": pilot.get(c.rival, np.nan), "links": c.links})
+            results.append(c.result)
+    corrected = holm(r.p for r in results)
+    found = [outcome(r, p, SMALLEST[preset]) for r, p in zip(results, corrected, strict=True)]
+    table = pd.DataFrame(rows).rename(columns={"difference": "effect"})
+    return table.assign(p_holm=corrected, outcome=found)
+
+
+def _otherwise(contrast: Contrast, teachers: int) -> dict[str, float]:
+    """Other tests of a contrast, and what it can see."""
+    x, result = contrast.differences, contrast.result
+    means = by_teacher(x, teachers)
+    over_teachers, varies = summary(means), result.sd > 0
+    p_ranks = float(stats.wilcoxon(x).pvalue) if varies else np.nan
+    p_teachers = np.nan
+    if over_teachers.n > 1 and varies:
+        p_teachers = float(stats.ttest_1samp(means, 0).pvalue)
+    return {
+        "p_wilcoxon": p_ranks,
+        "low_teachers": over_teachers.low,
+        "high_teachers": over_teachers.high,
+        "p_teachers": p_teachers,
+        "detectable": result.sd * detectable(result.n, wanted=POWER),
+        "two_versions": _two_versions(contrast),
+    }
+
+
+def _two_versions(contrast: Contrast) -> int:
+    """In how many of the pairs the two runs were made with different versions of PyTorch."""
+    mixed = 0
+    for seed in contrast.differences.index:
+        torch = torch_versions(f"{arm.folder}/seed{seed}" for arm in contrast.arms)
+        mixed += len(set(torch.values())) > 1
+    return mixed

@@ -1,0 +1,126 @@
+"""The markup of the pages' tables, and the only place that writes any.
+
+`tag` escapes text and takes markup as it is, so that nothing else has to. Style sheets and tests
+know the classes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+
+class Cell(NamedTuple):
+    """A cell: what it says, where that leads, a mark behind; smaller lines and `more` below."""
+
+    text: Any = "—"
+    small: Sequence[Any] = ()
+    kind: str = ""
+    href: str = ""
+    mark: str = ""
+    more: Any = ""
+
+
+def tag(element: str, *content: Any, **attributes: Any) -> Markup:
+    """An element; attributes that are '' are left out, `class_` and `aria_label` are HTML's."""
+    named = {name.rstrip("_").replace("_", "-"): v for name, v in attributes.items() if v != ""}
+    opened = Markup("").join(Markup(' {}="{}"').format(*item) for item in named.items())
+    inner = Markup("").join(map(escape, content))
+    return Markup("<{0}{1}>{2}</{0}>").format(element, opened, inner)
+
+
+def link(text: Any, href: str) -> Markup:
+    return tag("a", text, href=href)
+
+
+def small(text: Any) -> Markup:
+    return tag("small", text)
+
+
+def lines(texts: Iterable[Any], between: str = Markup("<br>")) -> Markup:
+    """Texts below each other, or with something else `between` them."""
+    return Markup(between).join(texts)
+
+
+def row(head: Any, *cells: Any, id: str = "") -> Markup:
+    """A row of a table: its head, then cells; each a `Cell`, or what a cell says."""
+    return tag("tr", _cell(head, "th", scope="row"), *map(_cell, cells), id=id) + "\n"
+
+
+def column(text: Any, **attributes: Any) -> Markup:
+    """The head of a column."""
+    return tag("th", text, **{"scope": "col", **attributes})
+
+
+def _cell(cell: Any, element: str = "td", **attributes: str) -> Markup:
+    c = cell if isinstance(cell, Cell) else Cell(cell)
+    text = link(c.text, c.href) if c.href else c.text
+    return tag(element, text, c.mark, *map(small, c.small), c.more, class_=c.kind, **attributes)
+
+
+def table(
+    caption: str,
+    note: str,
+    heads: Sequence[str] | Markup,
+    rows: Iterable[Markup],
+    kind: str = "",
+    foot: str = "",
+) -> Markup:
+    """An accessible table that scrolls sideways on a narrow screen.
+
+    `heads` are the names of the columns, or whole rows (`Markup`); `rows` are made by `row`; `kind`
+    is a further class; `foot` stands below it.
+    """
+    if not isinstance(heads, Markup):
+        heads = tag("tr", *map(column, heads))
+    title = tag("caption", tag("span", caption), small(note))
+    body = tag("tbody", "\n", *rows)
+    filled = tag(
+        "table", title, "\n", tag("thead", heads), "\n", body, class_=f"ie-table {kind}".strip()
+    )
+    scrolls = {"class_": "ie-table-scroll", "role": "region", "tabindex": 0, "aria_label": caption}
+    scrolling = tag("div", "\n", filled, **scrolls) + "\n"
+    return block(scrolling, foot) if foot else scrolling
+
+
+def block(*parts: str) -> Markup:
+    """A table and what belongs to it."""
+    return tag("div", *parts, class_="ie-block") + "\n"
+
+
+def tabs(panels: Mapping[str, Markup], legend: str) -> Markup:
+    """Several tables (by title) in one place: one is shown, the others are a click or a key away.
+
+    Needs no JavaScript; without style sheets all are shown. One table stands as it is.
+    """
+    if len(panels) == 1:
+        return next(iter(panels.values()))
+    name = "tabs-" + hashlib.sha256("".join(panels.values()).encode()).hexdigest()[:10]
+    choices = []
+    for k, title in enumerate(panels):
+        radio = f'<input type="radio" name="{name}" id="{name}-{k}" autocomplete="off"'
+        checked = "" if k else ' checked="checked"'
+        choices += [Markup(f"{radio}{checked}/>"), tag("label", title, for_=f"{name}-{k}"), "\n"]
+    panes = [tag("div", panel, class_="ie-pane") + "\n" for panel in panels.values()]
+    return tag("fieldset", tag("legend", legend), "\n", *choices, *panes, class_="ie-tabs") + "\n"
+
+
+def foot(*parts: Any) -> Markup:
+    """What stands below a table of results."""
+    return tag("div", *parts, class_="ie-foot") + "\n"
+
+
+def command(text: str) -> Markup:
+    """The command that makes what is shown."""
+    return tag("span", "Command: ", tag("code", text))
+
+
+def csv_link(frame: pd.DataFrame, name: str, text: str = "CSV") -> Markup:
+    """A download link that carries a frame as a CSV file within the page."""
+    data = base64.b64encode(frame.to_csv(index=False, float_format="%.6g").encode()).decode()
+    return tag("a", text, class_="ie-download", download=name, href=f"data:text/csv;base64,{data}")

@@ -1,0 +1,97 @@
+"""Results in Markdown: the headline table of README.md, and what `iekd table` prints."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from iekd.checkout import ROOT
+from iekd.config import RunConfig
+from iekd.errors import StoreError
+from iekd.records.store import write_atomic
+from iekd.report import phrases, tuning
+from iekd.report.arms import decisive_runs
+from iekd.report.claims import NO_RUNS
+from iekd.report.comparison import METRICS
+from iekd.report.labels import folder, networks
+from iekd.report.statistics import LEVEL
+from iekd.report.tables import difference_lines, rows_of
+
+HEADLINE = ("supervised", "kd", "ft", "ie-ft")
+README = ROOT / "README.md"
+MARKERS = re.compile(r"(?<=<!-- headline:start -->\n).*?(?=<!-- headline:end -->)", re.DOTALL)
+
+
+def markdown(arms: pd.DataFrame) -> str:
+    """A table of arms for a terminal."""
+    heads = ["data set", "pair", "method", "n", "error, % (mean ± sd)", "95 % interval"]
+    lines = [heads, ["---"] * len(heads)]
+    for row in arms.itertuples():
+        error = phrases.spread(row.mean, row.sd)
+        about = [row.dataset, networks(row.pair), row.label, str(row.n)]
+        lines.append([*about, error, phrases.interval(row.low, row.high)])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def readme(frame: pd.DataFrame, preset: str = "class") -> str:
+    """The headline table of README.md: teacher, student and methods, linked to their records."""
+    configs = [RunConfig.create(preset, method=method) for method in HEADLINE]
+    runs = decisive_runs(frame, configs)
+    arms, compared = rows_of(runs, "last", ("supervised", "ft"))
+    if not compared["supervised"]:
+        return f"There are {NO_RUNS} at {preset} scale.\n"
+    folders = {(run["role"], run["variant"]): folder(run) for run in runs.to_dict("records")}
+    lines = [
+        "| method | n | test error, % | minus student alone, points | minus FT, points |",
+        "|---|---|---|---|---|",
+    ]
+    for arm, row in arms.items():
+        name = f"[{row['label']}](runs/records/{folders[arm]})"
+        cells = [name, str(row["n"]), phrases.spread(row["mean"], row["sd"])]
+        for differences in compared.values():
+            cells.append("; ".join(difference_lines(differences[arm])) if differences else "—")
+        lines.append(f"| {' | '.join(cells)} |")
+    table = "\n".join(lines)
+    return f"{_setting(configs)}\n\n{table}\n\n{phrases.remark(runs)}".rstrip() + "\n"
+
+
+def _setting(configs: list[RunConfig]) -> str:
+    """What a reader has to know of the runs."""
+    config, ft = configs[-1], next(c for c in configs if c.method == "ft")
+    images = "all training images"
+    if config.train_images:
+        images = f"{config.train_images:,} training images"
+    error = METRICS["last"].lower()
+    size = f" at {config.image_size} × {config.image_size} pixels" if config.image_size else ""
+    return (
+        f"**{config.preset.capitalize()} scale** ({config.teacher} teaches {config.student}; "
+        f"{config.dataset}{size}, {images}, {config.epochs} epochs): {error}, mean "
+        "± standard deviation over n seeds. Differences are paired by seed, with "
+        f"{100 * LEVEL:.0f} % interval and p Holm-corrected over a column. "
+        f"{phrases.legend(config.preset)} Every method has its usual weight; FT's is "
+        f"{ft.ft_weight / config.inherit_weight:g} times IE-FT's (the book compares them at one "
+        f"weight, too). {tuning.size_note(configs)} "
+        "It is a small setting, not the paper's; the book says what it can tell."
+    )
+
+
+def update_readme(frame: pd.DataFrame, preset: str = "class", path: Path = README) -> Path:
+    """Write the headline table between the markers of the checkout's README.md; returns its path.
+
+    Raises `StoreError`, and leaves the file alone, without the runs that it needs, without the
+    file, or without markers in it.
+    """
+    table = readme(frame, preset)
+    if NO_RUNS in table:
+        raise StoreError(f"{table.strip()} {path} stays as it is.")
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    new, places = MARKERS.subn(lambda _: table, before)
+    if places != 1:
+        raise StoreError(
+            f"{path} needs one place for the table, between <!-- headline:start --> and "
+            "<!-- headline:end --> on lines alone"
+        )
+    write_atomic(path, new.encode())
+    return path

@@ -1,0 +1,117 @@
+"""The markup of tables, and what stands below them."""
+
+import base64
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+from frames import frame
+
+from iekd.report import html, tables
+
+TEACHER, ALONE, KD, FT = (
+    {"role": "teacher"},
+    {"method": "supervised"},
+    {"method": "kd"},
+    {"method": "ft"},
+)
+IE = {"method": "ie-ft"}
+
+
+def errors(*values: float) -> dict[int, float]:
+    return dict(enumerate(values))
+
+
+@pytest.fixture
+def runs():
+    return frame(
+        "paper",
+        (TEACHER, errors(6.4, 6.5, 6.3)),
+        (ALONE, errors(7.8, 7.7, 7.9, 7.6)),
+        (KD, {0: 7.4, 2: 7.5, 3: 7.1, 9: 1.0}),  # seed 1 is missing, seed 9 has no partner
+        (FT, {0: 6.9}),
+        (IE, errors(6.6, 6.6, 6.7, 6.3)),
+        ({**IE, "explore": "cka"}, errors(7.9, 7.6, 7.9, 7.65)),
+    )
+
+
+def content(link: ElementTree.Element) -> list[str]:
+    """The lines of the CSV file that a link carries."""
+    return base64.b64decode(link.get("href").partition(",")[2]).decode().splitlines()
+
+
+def test_csv_link_holds_the_runs(runs):
+    head, *lines = content(ElementTree.fromstring(tables.csv_link(runs)))
+    assert len(lines) == len(runs) and {"seed", "last", "best_on_test", "hash"} <= set(
+        head.split(",")
+    )
+    assert "last_exact" not in head  # nothing is known of it here
+    assert (
+        "cka_inherit"
+        in content(ElementTree.fromstring(tables.csv_link(runs.assign(cka_inherit=0.5))))[0]
+    )
+
+
+def test_csv_link_holds_any_other_table_as_it_is():
+    link = ElementTree.fromstring(
+        tables.csv_link(pd.DataFrame({"operator": ["conv", "add"], "share": [0.7, 0.3]}), "x.csv")
+    )
+    assert (
+        content(link) == ["operator,share", "conv,0.7", "add,0.3"]
+        and link.get("download") == "x.csv"
+    )
+
+
+def test_foot_names_file_command_and_remark(runs):
+    foot = ElementTree.fromstring(
+        tables.foot(runs, "Class scale: IE & FT", "iekd sweep a.yaml && b", "Mind < this.")
+    )
+    assert foot.find("a").get("download") == "class-scale-ie-ft.csv"
+    assert (
+        foot.find(".//code").text == "iekd sweep a.yaml && b"
+        and foot.find("small").text == "Mind < this."
+    )
+    assert not list(
+        ElementTree.fromstring(tables.foot(runs.iloc[:0], "caption"))
+    )  # nothing to download
+
+
+def test_tabs_show_the_first_and_know_each_other():
+    tree = ElementTree.fromstring(
+        html.tabs(
+            {name: html.tag("p", k) for k, name in enumerate(("one", "two", "three"), 1)}, "Rule:"
+        )
+    )
+    radios, labels, panes = tree.findall("input"), tree.findall("label"), tree.findall("div")
+    assert len({r.get("name") for r in radios}) == 1 and [r.get("checked") for r in radios] == [
+        "checked",
+        None,
+        None,
+    ]
+    assert [label.get("for") for label in labels] == [r.get("id") for r in radios]
+    assert ["".join(pane.itertext()) for pane in panes] == ["1", "2", "3"] and tree.find(
+        "legend"
+    ).text == "Rule:"
+    other = ElementTree.fromstring(
+        html.tabs({name: html.tag("p", k) for k, name in enumerate(("one", "two"))}, "Rule:")
+    )
+    assert radios[0].get("name") != other.find("input").get(
+        "name"
+    )  # two on one page do not switch each other
+    assert html.tabs({"alone": "<p>1</p>"}, "Rule:") == "<p>1</p>"
+
+
+def test_the_style_sheet_shows_as_many_panes_as_a_table_has_rules():
+    style = (Path(__file__).parents[2] / "book" / "_static" / "custom.css").read_text(
+        encoding="utf-8"
+    )
+    for k in range(1, len(tables.RULES) + 1):
+        assert f"input:nth-of-type({k}):checked ~ .ie-pane:nth-of-type({k})" in style
+
+
+def test_a_number_of_one_run_leads_to_its_record():
+    row = html.row("KD", tables.record_cell("class/kd-kd_alpha=0.9/seed0", 39.125))
+    link = ElementTree.fromstring(row).find("td/a")
+    assert link.get("href") == "records/class/kd-kd_alpha%3D0.9/seed0.json" and link.text == "39.12"
+    assert tables.record_cell("p", float("nan")) == html.Cell("—")

@@ -1,0 +1,73 @@
+"""README's headline table."""
+
+from pathlib import Path
+
+import pytest
+from frames import frame
+
+from iekd.errors import StoreError
+from iekd.report import readme
+
+ROOT = Path(__file__).parents[2]
+TEACHER, ALONE, KD, FT, IE = (
+    {"role": "teacher"},
+    {"method": "supervised"},
+    {"method": "kd"},
+    {"method": "ft"},
+    {"method": "ie-ft"},
+)
+SEEDS = {0: 30.0, 1: 31.0, 2: 29.5}
+
+
+def worse(errors: dict[int, float], by: float) -> dict[int, float]:
+    return {seed: error + by + 0.1 * seed for seed, error in errors.items()}
+
+
+@pytest.fixture
+def runs():
+    return frame(
+        "class",
+        (TEACHER, SEEDS),
+        (ALONE, worse(SEEDS, 6)),
+        (KD, worse(SEEDS, 4)),
+        (FT, worse(SEEDS, 1)),
+    )
+
+
+def test_readme_lists_the_arms_that_ran(runs):
+    text = readme.readme(runs)
+    assert [line.split("]")[0] for line in text.splitlines() if line.startswith("| [")] == [
+        "| [Teacher",
+        "| [Student alone",
+        "| [KD",
+        "| [FT",
+    ]
+    assert "](runs/records/class/cifar10/resnet20-resnet8/kd)" in text
+
+
+def test_update_readme_changes_only_what_lies_between_the_markers(tmp_path, runs):
+    page = tmp_path / "README.md"
+    page.write_text("before\n<!-- headline:start -->\nold\n<!-- headline:end -->\nafter\n")
+    readme.update_readme(runs, path=page)
+    readme.update_readme(runs, path=page)
+    assert (
+        page.read_text()
+        == f"before\n<!-- headline:start -->\n{readme.readme(runs)}<!-- headline:end -->\nafter\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["no markers", "<!-- headline:end -->\n<!-- headline:start -->\n", None]
+)
+def test_a_readme_without_a_place_for_the_table_stays_as_it_is(tmp_path, runs, text):
+    page = tmp_path / "README.md"
+    if text:
+        page.write_text(text)
+    with pytest.raises(StoreError, match="README.md needs one place for the table"):
+        readme.update_readme(runs, path=page)
+    assert (page.read_text() if text else page.exists()) == (text or False)
+
+
+def test_without_runs_the_table_of_readme_stays_as_it_is(tmp_path, runs):
+    with pytest.raises(StoreError, match="There are no runs yet at class scale"):
+        readme.update_readme(runs[runs["method"] != "supervised"], path=tmp_path / "README.md")
