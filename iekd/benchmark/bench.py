@@ -164,8 +164,9 @@ def methods_cost(images: int, rounds: int, device: torch.device) -> Rows:
 
     means = {}
     for method in METHODS:
-        rows = [[part * t for t in times[method, n]] for n, part in shares[method].items()]
-        means[method] = [sum(values) for values in zip(*rows, strict=True)]
+        rounds_of = [times[method, number] for number in shares[method]]
+        weights = torch.tensor([*shares[method].values()], dtype=torch.double)
+        means[method] = (weights @ torch.tensor(rounds_of, dtype=torch.double)).tolist()
     found = []
     for method in METHODS:
         # the other way round: how many times slower

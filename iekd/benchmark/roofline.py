@@ -51,7 +51,9 @@ def roof(config: RunConfig, rates: Mapping[str, float]) -> dict[str, Any]:
     work = sum(passes * flops(name, config.dataset, side) for name, passes, _ in parts)
     traffic = sum(FLOAT * passes * outputs(name, config) for name, _, passes in parts)
     need = dict.fromkeys(rates, work) | {"gbytes": traffic}
-    limits = {name: rate * 1e9 / need[name] for name, rate in rates.items()}
+    limits = {}
+    for name, rate in rates.items():
+        limits[f"{name}_limit"] = round(rate * 1e9 / need[name], 1)
     return {
         "preset": config.preset,
         "pair": config.pair,
@@ -59,7 +61,7 @@ def roof(config: RunConfig, rates: Mapping[str, float]) -> dict[str, Any]:
         "gflop": work / 1e9,
         "mbyte": traffic / 1e6,
         **{name: round(rate, 1) for name, rate in rates.items()},
-        **{f"{name}_limit": round(limit, 1) for name, limit in limits.items()},
+        **limits,
     }
 
 

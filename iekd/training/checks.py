@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from iekd import data, networks
 from iekd.config import RunConfig, methods
-from iekd.config.methods import registered
 from iekd.errors import ConfigError, TrainingError
 from iekd.method import registry
 from iekd.method.features import PairError
@@ -35,7 +34,7 @@ def check_shards(config: RunConfig, processes: int) -> None:
 
     Raises `ConfigError`.
     """
-    row, named = registered(config), (config.inherit, config.explore)
+    row, named = methods.registered(config), (config.inherit, config.explore)
     measures = [registry.MEASURES[name] for name in named if name != "none"]
     shuffled = config.explore_target == "shuffled"
     if row.whole_batch or shuffled or any(measure.whole_batch for measure in measures):

@@ -32,7 +32,8 @@ def launched() -> int:
 
 def count() -> int:
     """How many processes train a run together: within `joined` those that are launched."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    grouped = distributed.is_available() and distributed.is_initialized()
+    return distributed.get_world_size() if grouped else 1
 
 
 @contextmanager
@@ -45,10 +46,13 @@ def joined() -> Iterator[bool]:
         yield True
         return
     backend = "gloo"
-    if (gpus := torch.cuda.device_count()) > 0:
-        if launched() > gpus:
-            raise ConfigError(f"torchrun: more processes than GPUs; choose --nproc-per-node {gpus}")
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if gpus := torch.cuda.device_count():
+        if (own := int(os.environ["LOCAL_RANK"])) >= gpus:
+            raise ConfigError(
+                f"torchrun: more processes than GPUs; choose --nproc-per-node {gpus}, "
+                "or CUDA_VISIBLE_DEVICES= for the CPU"
+            )
+        torch.cuda.set_device(own)
         backend = "cpu:gloo,cuda:nccl"
     # they wait for the first one while it downloads, or waits for another job
     distributed.init_process_group(backend, timeout=timedelta(days=7))

@@ -57,8 +57,10 @@ def finish(
 
 def _curves(history: list[dict]) -> Curves:
     """The rows of the epochs as columns, in the order in which their names first appear."""
-    names = dict.fromkeys(name for row in history for name in row)
-    return {name: [row.get(name) for row in history] for name in names}
+    curves: Curves = {}
+    for name in dict.fromkeys(name for row in history for name in row):
+        curves[name] = [row.get(name) for row in history]
+    return curves
 
 
 def _save(record: Record) -> Record:

@@ -89,9 +89,10 @@ class Session:
         self.outcomes: dict[str, Record | TrainingError] = {}
         self.together: list[Member] = []  # those that `trainer` trains
         self.trainer: Trainer
+        done = sum(len(member.history) for member in self.members)
         self.bar = tqdm(
             total=sum(config.epochs for config in configs),
-            initial=sum(len(member.history) for member in self.members),
+            initial=done,
             desc=_title(configs),
             unit="epoch",
             disable=not progress,

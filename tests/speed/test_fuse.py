@@ -91,9 +91,9 @@ def test_a_sum_of_two_convolutions_and_of_one_with_itself():
 
 def test_a_teacher_is_fused_on_a_cpu_and_keeps_its_weights():
     network = networks.build("resnet8", 10)
-    teacher = Teacher(network, None).place(torch.device("cpu"))
+    teacher = Teacher(network, None).move_to(torch.device("cpu"))
     assert fused_convs(teacher) and not fused_convs(
-        Teacher(network, None, bf16=True).place(torch.device("cpu"))
+        Teacher(network, None, bf16=True).move_to(torch.device("cpu"))
     )
     assert sum(p.numel() for p in teacher.parameters()) == sum(
         p.numel() for p in fold(network).parameters()

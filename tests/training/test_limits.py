@@ -242,7 +242,8 @@ import json, multiprocessing, os, sys, torch
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from tiny import content, tiny
-from iekd import records, training
+from iekd import records
+from iekd.training import runner
 
 def task(config):
     return content(runner.train(config, progress=False))

@@ -303,7 +303,7 @@ def test_runs_that_save_slowly_save_less_often(monkeypatch):
     ]  # after 2 s, then after 20 times the second that two of them take
 
 
-# ------------------------------------------------------------------- checkpoints that cannot be used
+# ------------------------------------------------------------------ checkpoints that cannot be used
 
 
 def rewrite(path, **changes):
