@@ -160,8 +160,10 @@ class RunConfig(Fields):
 
         What this run's method did not read comes from the preset.
         """
-        leave = self.unread()
-        if fields.get("method", self.method) != self.method:
+        method = fields.get("method", self.method)
+        # What the new method does not read may be a name that is not known here.
+        leave = self.unread() | _unread_by(method)
+        if method != self.method:
             leave.add("options")
         return RunConfig.create(**{**self.model_dump(exclude=leave), **fields})
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iekd.cli import main
+from iekd.cli import commands
 from iekd.config import RunConfig, grid, refuse_unread
 from iekd.config.presets import PRESETS
 from iekd.data import FACTS
@@ -257,7 +257,7 @@ def parsed(config: RunConfig) -> RunConfig:
     """What `iekd run` makes of the command that a configuration prints."""
     words = shlex.split(config.command())
     assert words[:2] == ["iekd", "run"]
-    return main.configuration(main.parser().parse_args(words[1:]))
+    return commands.configuration(commands.parser().parse_args(words[1:]))
 
 
 def test_the_printed_command_is_the_run():
@@ -339,7 +339,8 @@ def test_every_method_and_seed_modulo_teachers_has_the_same_teacher():
 
 
 def test_the_native_size_by_name_or_by_number_is_one_run():
-    for dataset, size in ((name, facts.side) for name, facts in FACTS.items()):
+    for dataset, facts in FACTS.items():
+        size = facts.side
         by_number = RunConfig.create("paper", dataset=dataset, image_size=size)
         assert (
             by_number.hash == RunConfig.create("paper", dataset=dataset).hash

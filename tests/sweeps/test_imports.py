@@ -146,7 +146,7 @@ def test_a_sweep_of_ones_own_losses_is_killed_and_resumed_and_its_table_needs_no
     path = write(file, epochs=100)
     words = [sys.executable, "-m", "iekd", "sweep", str(path), "--jobs", "2", "--pack", "2"]
     first = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 400
     logs = store.cache_folder().rglob
     while not any("epoch" in log.read_text() for log in logs("*mean-gap*/*.log")):
         assert time.monotonic() < deadline and first.poll() is None, first.communicate()[0]
