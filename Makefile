@@ -66,9 +66,11 @@ serve: ## serve the built book on http://localhost:8000 (PORT=...)
 	@echo "The book: http://localhost:$(PORT)/ (stop with Ctrl-C)"
 	@$(or $(PYTHON),python3) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
-check: $(READY) ## lint: ruff, and notebooks without outputs
+check: $(READY) ## lint: ruff, types, directions of imports, and notebooks without outputs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 	$(BIN)/nbstripout --verify book/*.ipynb
 
 clean: ## remove the built book and the caches of the tools

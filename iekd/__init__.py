@@ -19,7 +19,8 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-# The front door, by the module where each name lives. They are imported on first use: torch takes seconds.
+# The front door, by the module where each name lives. They are imported on first use: torch takes
+# seconds.
 _DOOR = {
     "ConfigError": "errors",
     "DataError": "errors",
@@ -36,8 +37,9 @@ _DOOR = {
     "unit": "method.measures",
     "Batch": "method.features",
 }
-# Two rooms bear the name of what is done there: `iekd.config(...)` makes a configuration, `@iekd.method(...)` registers
-# a method, and `iekd.config.grid`, `iekd.method.measures` are modules.
+# Two rooms bear the name of what is done there: `iekd.config(...)` makes a configuration,
+# `@iekd.method(...)` registers a method, and `iekd.config.grid`, `iekd.method.measures` are
+# modules.
 _CALLED = {"config": ("config.run", "RunConfig.create"), "method": ("method.registry", "method")}
 
 __all__ = [*_DOOR, *_CALLED, "__version__"]

@@ -1,6 +1,8 @@
-"""Which lines of a notebook set which names, read from the cells that ran before its parameters are checked.
+"""Which lines of a notebook set which names, read from the cells that ran before its parameters are
+checked.
 
-The cells are those of the kernel's history, of the notebook that `%run` executes, or of a script made of one.
+The cells are those of the kernel's history, of the notebook that `%run` executes, or of a script
+made of one.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ NO_LITERAL = object()
 
 
 class Line(NamedTuple):
-    """A statement that sets names: its first line, what it sets them to if that is a literal, and whether papermill wrote it."""
+    """A statement that sets names: its first line, what it sets them to if that is a literal, and
+    whether papermill wrote it.
+    """
 
     names: tuple[str, ...]
     text: str
@@ -46,11 +50,12 @@ class Cell(NamedTuple):
 
 
 def executed(namespace: dict[str, Any]) -> list[str]:
-    """The sources of the cells that belong to a namespace, oldest first; none if they cannot be found."""
+    """The sources of the cells that belong to a namespace, oldest first; none if they cannot be
+    found.
+    """
     history, file = list(namespace.get("In", ())), namespace.get("__file__")
-    if not file or (
-        history and read(history[-1]).checks
-    ):  # else it is `%run` that asks, whose cells are not in the history
+    # else it is `%run` that asks, whose cells are not in the history
+    if not file or (history and read(history[-1]).checks):
         return history
     try:
         text = Path(file).read_text(encoding="utf-8")
@@ -65,8 +70,9 @@ def executed(namespace: dict[str, Any]) -> list[str]:
 def before_check(sources: Sequence[str], declared: set[str]) -> list[Line]:
     """The lines that set names from the latest parameters cell on until the check that follows it.
 
-    The parameters cell is the one that sets half of the `declared` names or more. As long as nothing was checked, the other cells
-    before it count too; a parameters cell that was edited and run again does not.
+    The parameters cell is the one that sets half of the `declared` names or more. As long as
+    nothing was checked, the other cells before it count too; a parameters cell that was edited and
+    run again does not.
     """
     cells = [read(source) for source in sources]
     holders = [
@@ -102,7 +108,9 @@ def read(source: str) -> Cell:
 
 
 def _statements(source: str) -> Iterator[tuple[ast.stmt, str]]:
-    """The statements of a cell with their first lines, those under a cell magic (`%%time`) too; none if it is no Python."""
+    """The statements of a cell with their first lines, those under a cell magic (`%%time`) too;
+    none if it is no Python.
+    """
     from IPython.core.inputtransformer2 import TransformerManager
 
     try:
@@ -122,7 +130,9 @@ def _statements(source: str) -> Iterator[tuple[ast.stmt, str]]:
 
 
 def _checks(node: ast.AST) -> bool:
-    """Whether this is a call of `notebook.parameters` or its like, with the names that the page reads."""
+    """Whether this is a call of `notebook.parameters` or its like, with the names that the page
+    reads.
+    """
     match node:
         case ast.Call(ast.Name(name) | ast.Attribute(attr=name), [_, *_]):
             return name in CHECKS

@@ -7,7 +7,9 @@ class ConfigError(ValueError):
     """A parameter that cannot be used, with the list of what can."""
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows: the message. Where in the library it was found helps nobody who made a typing mistake."""
+        """What a notebook shows: the message. Where in the library it was found helps nobody who
+        made a typing mistake.
+        """
         return [f"{type(self).__name__}: {self}"]
 
 

@@ -1,8 +1,10 @@
-"""What every notebook of the book does first: check its parameters, and make a configuration of them.
+"""What every notebook of the book does first: check its parameters, and make a configuration of
+them.
 
-A page names what it reads, `notebook.parameters("preset, seeds >= 2")`. The values are those that its variables have by then,
-however a person wrote the parameters cell and whatever runs it. What cannot be so is refused before anything trains: a name that
-the page does not read, one that no line sets or two lines set, a value of another type or out of range. `iekd.cells` reads the lines.
+A page names what it reads, `notebook.parameters("preset, seeds >= 2")`. The values are those that
+its variables have by then, however a person wrote the parameters cell and whatever runs it. What
+cannot be so is refused before anything trains: a name that the page does not read, one that no line
+sets or two lines set, a value of another type or out of range. `iekd.cells` reads the lines.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
 import numpy as np
-import pandas as pd
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from iekd import cells
@@ -32,9 +33,8 @@ np.set_printoptions(legacy="1.25")  # numbers print and glue as 1.23, not as np.
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 INLINE = "module://matplotlib_inline.backend_inline"
 DECLARATION = re.compile(r"(\w+)(?: *: *(int|float|str|bool))?(?: *>= *(\d+))?")
-EXPONENT = re.compile(
-    r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", re.ASCII
-)  # 1e-3 is text in YAML, and so from papermill -f
+# 1e-3 is text in YAML, and so from papermill -f
+EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", re.ASCII)
 
 
 def _folder(name: str) -> str:
@@ -61,7 +61,8 @@ def _options(text: str) -> str:
     return text
 
 
-# Parameters of pages that are no fields of a run: their types and ranges, the same for all chapters.
+# Parameters of pages that are no fields of a run: their types and ranges, the same for all
+# chapters.
 OWN = {
     "seeds": Annotated[int, Field(ge=1)],
     "minutes": Annotated[int, Field(ge=1)],
@@ -75,7 +76,9 @@ OWN = {
 
 
 class Parameter(NamedTuple):
-    """What a page reads under a name: its type, its range, and the least value on this page (None: no other than the range's)."""
+    """What a page reads under a name: its type, its range, and the least value on this page (None:
+    no other than the range's).
+    """
 
     name: str
     type: type
@@ -83,14 +86,15 @@ class Parameter(NamedTuple):
     least: int | None
 
     def usable(self, value: Any) -> Any:
-        """The value in the parameter's type. Raises `ConfigError` if it has another one, or is out of range."""
+        """The value in the parameter's type. Raises `ConfigError` if it has another one, or is out
+        of range.
+        """
         if self.type is float and isinstance(value, str) and EXPONENT.fullmatch(value):
             value = float(value)
         if type(value) not in {float: (float, int)}.get(self.type, (self.type,)):
             raise ConfigError(f"{self.name}: {value!r} is no {self.type.__name__}")
-        unset = (
-            self.name in RunConfig.model_fields and self.name != "seed" and value in ("", -1)
-        )  # the preset's own value
+        # the preset's own value
+        unset = self.name in RunConfig.model_fields and self.name != "seed" and value in ("", -1)
         try:
             value = self.type(value) if unset else self.range.validate_python(value)
         except ValidationError as error:
@@ -103,10 +107,12 @@ class Parameter(NamedTuple):
 
 
 def parameters(*names: str) -> dict[str, Any]:
-    """The notebook's parameters by name, checked: `parameters("preset, seeds >= 2", "share: float")`.
+    """The notebook's parameters by name, checked: `parameters("preset, seeds >= 2", "share:
+    float")`.
 
-    Call it below the parameters cell with every name that the notebook reads. A name of its own, which is no field of a run and not
-    in `OWN`, has its type with it. Raises `ConfigError` that lists the parameters there are and names the lines at fault.
+    Call it below the parameters cell with every name that the notebook reads. A name of its own,
+    which is no field of a run and not in `OWN`, has its type with it. Raises `ConfigError` that
+    lists the parameters there are and names the lines at fault.
     """
     namespace = _namespace()
     values = check(names, cells.executed(namespace), namespace)
@@ -116,7 +122,8 @@ def parameters(*names: str) -> dict[str, Any]:
 
 
 def given(*names: str) -> dict[str, Any]:
-    """The notebook's parameters that are fields of `RunConfig`, checked, without '' and -1: these stand for the preset's own value.
+    """The notebook's parameters that are fields of `RunConfig`, checked, without '' and -1: these
+    stand for the preset's own value.
 
     No preset names a seed: a seed of -1 is refused.
     """
@@ -130,9 +137,11 @@ def given(*names: str) -> dict[str, Any]:
 
 
 def run_config(*names: str, **fields: Any) -> RunConfig:
-    """The run that the notebook's parameters describe (see `parameters`); `fields` fill in what is no parameter there.
+    """The run that the notebook's parameters describe (see `parameters`); `fields` fill in what is
+    no parameter there.
 
-    A parameter that the method does not read is refused. (`given` cannot do that: on a page of several methods one of them may read it.)
+    A parameter that the method does not read is refused. (`given` cannot do that: on a page of
+    several methods one of them may read it.)
     """
     own = given(*names)
     config = RunConfig.create(**{**fields, **own})
@@ -146,7 +155,9 @@ def listed(text: str) -> list[str]:
 
 
 def command(page: str) -> str:
-    """The command that executes this page again with the parameters that papermill gave it: 'papermill book/mutual.ipynb out.ipynb'."""
+    """The command that executes this page again with the parameters that papermill gave it:
+    'papermill book/mutual.ipynb out.ipynb'.
+    """
     return again(page, cells.executed(_namespace()))
 
 
@@ -168,30 +179,18 @@ def again(page: str, sources: Iterable[str]) -> str:
     )
 
 
-def train_arms(arms: Mapping[str, RunConfig], seeds: Iterable[int]) -> pd.DataFrame:
-    """Train, or load, every arm (by its label) with every seed: one row a run as in `records.load`, and the column `label`."""
-    from iekd import records, train
-
-    configs = [
-        (label, config.replace(seed=seed)) for seed in seeds for label, config in arms.items()
-    ]
-    return pd.DataFrame(
-        [
-            records.as_row(train(config, progress=False)) | {"label": label}
-            for label, config in configs
-        ]
-    )
-
-
 def check(
     names: Iterable[str], sources: Sequence[str], namespace: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The work of `parameters` on plain data: the names, the cells run so far, and the values they left."""
+    """The work of `parameters` on plain data: the names, the cells run so far, and the values they
+    left.
+    """
     declared = declarations(names)
     lines = cells.before_check(sources, set(declared))
     if not any(name in declared for line in lines for name in line.names):
         raise ConfigError(
-            f"no cell was run that sets {', '.join(declared)}: run the parameters cell, then this one"
+            f"no cell was run that sets {', '.join(declared)}: run the parameters cell, then this "
+            "one"
         )
     foreign = [(name, line) for line in lines for name in line.names if name not in declared]
     problems = [
@@ -205,9 +204,8 @@ def check(
             problems.append(str(error))
     if problems:
         known = "\n".join(f"  {p.name}: {p.type.__name__}" for p in declared.values())
-        raise ConfigError(
-            f"the parameters of this notebook are:\n{known}\n" + "\n".join(problems)
-        )  # last what a screen shows
+        # last what a screen shows
+        raise ConfigError(f"the parameters of this notebook are:\n{known}\n" + "\n".join(problems))
     return values
 
 
@@ -216,7 +214,8 @@ def declarations(names: Iterable[str]) -> dict[str, Parameter]:
     words = [word.strip() for text in names for word in text.split(",")]
     if not words:
         raise ConfigError(
-            'name the parameters that this notebook reads, for example notebook.parameters("seed, seeds")'
+            "name the parameters that this notebook reads, for example "
+            'notebook.parameters("seed, seeds")'
         )
     return {parameter.name: parameter for parameter in map(_declaration, words)}
 
@@ -225,7 +224,8 @@ def declarations(names: Iterable[str]) -> dict[str, Parameter]:
 def _declaration(word: str) -> Parameter:
     if not (found := DECLARATION.fullmatch(word)):
         raise ConfigError(
-            f"{word!r} declares no parameter; write its name, for example 'seeds' or 'share: float' or 'seeds >= 2'"
+            f"{word!r} declares no parameter; write its name, for example 'seeds' or 'share: "
+            "float' or 'seeds >= 2'"
         )
     name, kind, least = found.groups()
     if name in ("method", "inherit", "explore"):
@@ -252,16 +252,17 @@ def _value(parameter: Parameter, lines: Sequence[cells.Line], namespace: Mapping
     own = [line for line in lines if name in line.names]
     if not own:
         raise ConfigError(
-            f"{name}: no line sets it; the parameters cell needs `{name} = ...`. Then run the cells again from the top"
+            f"{name}: no line sets it; the parameters cell needs `{name} = ...`. Then run the "
+            "cells again from the top"
         )
     if name not in namespace:
         raise ConfigError(
-            f"{name}: the line `{own[-1].text}` left no value here; take it out of its magic, loop or condition"
+            f"{name}: the line `{own[-1].text}` left no value here; take it out of its magic, loop "
+            "or condition"
         )
     for before, after in itertools.pairwise(own):
-        if (
-            not after.injected
-        ):  # papermill's cell stands below the parameters cell, and overrides it
+        # papermill's cell stands below the parameters cell, and overrides it
+        if not after.injected:
             way_out = (
                 "give the cell of the second the tag `parameters`"
                 if before.injected
@@ -277,7 +278,8 @@ def _value(parameter: Parameter, lines: Sequence[cells.Line], namespace: Mapping
     written = own[-1].literal
     if written is not cells.NO_LITERAL and parameter.usable(written) != value:
         raise ConfigError(
-            f"{name}: the line `{own[-1].text}` is not what the kernel holds, {value!r}; run the cells again from the top"
+            f"{name}: the line `{own[-1].text}` is not what the kernel holds, {value!r}; run the "
+            "cells again from the top"
         )
     return value
 
@@ -305,7 +307,9 @@ def _namespace() -> dict[str, Any]:
 
 
 def _show_figures() -> None:
-    """In a kernel, pictures are outputs whatever the environment says: containers and CI set MPLBACKEND=Agg, which shows none."""
+    """In a kernel, pictures are outputs whatever the environment says: containers and CI set
+    MPLBACKEND=Agg, which shows none.
+    """
     from IPython import get_ipython
 
     if (

@@ -37,6 +37,8 @@ step() { # store, grids and options...
 }
 
 queue() {
+  # A session of its own gets an equal share of the processor, whatever its nice value, unless its group is nice too.
+  echo 19 2>/dev/null >/proc/self/autogroup || true
   trap 'kill -TERM "$child"; wait "$child"; exit 143' TERM
   # Desk scale needs bfloat16 in hardware; class scale runs anywhere.
   if grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then

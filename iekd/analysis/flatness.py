@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from iekd import records
 from iekd.data import Split, augment
 from iekd.records import store
-from iekd.training.engine import Run
+from iekd.training.run import Run
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4)  # size of the weight noise, relative to each filter
 # The size that the columns rise_* and the claim about flatness are about: the loss of the student

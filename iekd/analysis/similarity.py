@@ -16,7 +16,7 @@ from iekd.config import RunConfig, methods
 from iekd.config.run import fields_of
 from iekd.method import measures, registry
 from iekd.method.split import channel_split
-from iekd.training.engine import Run
+from iekd.training.run import Run
 from iekd.training.teacher import Teacher
 
 HALVES = ("inherit", "explore")

@@ -1,5 +1,7 @@
-"""AB: first the student learns which of the teacher's neurons are active, then the labels (Heo et al., "Knowledge transfer via
-distillation of activation boundaries formed by hidden neurons", AAAI 2019)."""
+"""AB: first the student learns which of the teacher's neurons are active, then the labels (Heo et
+al., "Knowledge transfer via distillation of activation boundaries formed by hidden neurons", AAAI
+2019).
+"""
 
 from __future__ import annotations
 
@@ -18,8 +20,10 @@ MARGIN = 1.0  # mu of the paper
 
 
 def boundary_squares(student: Tensor, teacher: Tensor) -> Tensor:
-    """The paper's alternative loss, a squared hinge: where the teacher is active (> 0) relu(mu - student)^2, elsewhere
-    relu(mu + student)^2; summed over (C, H, W), mean over the batch. Features before ReLU, of equal shape."""
+    """The paper's alternative loss, a squared hinge: where the teacher is active (> 0) relu(mu -
+    student)^2, elsewhere relu(mu + student)^2; summed over (C, H, W), mean over the batch. Features
+    before ReLU, of equal shape.
+    """
     side = torch.where(teacher > 0, 1.0, -1.0)
     return (MARGIN - side * student).relu().square().sum((1, 2, 3)).mean()
 
@@ -33,13 +37,15 @@ def boundary_squares(student: Tensor, teacher: Tensor) -> Tensor:
     build=lambda run, networks: AB(networks.pairs, run.ab_weight, run.init_epochs),
 )
 class AB(nn.Module):
-    """Stage 1: ab = weight * sum over the n stages of 2^(k - n) * `boundary_squares`, a *sum* over (C, H, W); weight 3e-3.
-    Stage 2: task = CE.
+    """Stage 1: ab = weight * sum over the n stages of 2^(k - n) * `boundary_squares`, a *sum* over
+    (C, H, W); weight 3e-3. Stage 2: task = CE.
 
-    The first `init_epochs` of the run's `epochs` are stage 1 (by default an eighth, RepDistiller's 30 beside 240), so that every method
-    gets the same number of epochs and one learning-rate schedule; the classifier, and later the connectors, stand still. Weight and the
-    halving from stage to stage are those of the authors' code for CIFAR-10, and so is the connector: 1x1 conv and BN, only where the
-    widths differ. Stage 2 is the paper's plain one (it also shows KD), so that the method is what makes the difference.
+    The first `init_epochs` of the run's `epochs` are stage 1 (by default an eighth, RepDistiller's
+    30 beside 240), so that every method gets the same number of epochs and one learning-rate
+    schedule; the classifier, and later the connectors, stand still. Weight and the halving from
+    stage to stage are those of the authors' code for CIFAR-10, and so is the connector: 1x1 conv
+    and BN, only where the widths differ. Stage 2 is the paper's plain one (it also shows KD), so
+    that the method is what makes the difference.
     """
 
     def __init__(self, pairs: Sequence[Pair], weight: float, init_epochs: int):

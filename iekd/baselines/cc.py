@@ -1,5 +1,6 @@
-"""CC: the correlations between the images of a batch agree (Peng et al., "Correlation congruence for knowledge distillation",
-ICCV 2019)."""
+"""CC: the correlations between the images of a batch agree (Peng et al., "Correlation congruence
+for knowledge distillation", ICCV 2019).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ GAMMA, ORDER = 0.4, 2  # of the Gaussian RBF and of its Taylor series
 
 
 def correlation(embedding: Tensor) -> Tensor:
-    """exp(-gamma ||x - y||^2) between unit embeddings, as its Taylor series in x.y up to `ORDER`. (B, D) -> (B, B).
+    """exp(-gamma ||x - y||^2) between unit embeddings, as its Taylor series in x.y up to `ORDER`.
+    (B, D) -> (B, B).
 
     For unit x, y it is exp(-2 gamma) * sum over p of (2 gamma x.y)^p / p!.
     """
@@ -28,17 +30,20 @@ def correlation(embedding: Tensor) -> Tensor:
 
 @method(
     "cc",
+    whole_batch=True,
     taught="teacher",
     fields=("cc_weight",),
     reads="pooled",
     build=lambda run, networks: CC(run.cc_weight),
 )
 class CC(nn.Module):
-    """task = CE, cc = weight * mean over the B x B entries of (C_T - C_S)^2, on the pooled features; weight 100.
+    """task = CE, cc = weight * mean over the B x B entries of (C_T - C_S)^2, on the pooled
+    features; weight 100.
 
-    The paper adds KD, and samples batches by class; as in other comparisons this is the correlation term alone, on plain batches.
-    No weight for this form could be read in the paper: 100 is what Knowledge-Distillation-Zoo uses for it on CIFAR-10.
-    (RepDistiller's CC is another formula, products of |f_S - f_T| of neighbours in the batch; its weight 0.02 belongs to that.)
+    The paper adds KD, and samples batches by class; as in other comparisons this is the correlation
+    term alone, on plain batches. No weight for this form could be read in the paper: 100 is what
+    Knowledge-Distillation-Zoo uses for it on CIFAR-10. (RepDistiller's CC is another formula,
+    products of |f_S - f_T| of neighbours in the batch; its weight 0.02 belongs to that.)
     """
 
     def __init__(self, weight: float):

@@ -1,5 +1,6 @@
-"""CRD: an image's embedding by the student is told from those of other classes by the teacher, and the reverse (Tian, Krishnan, Isola,
-"Contrastive representation distillation", ICLR 2020)."""
+"""CRD: an image's embedding by the student is told from those of other classes by the teacher, and
+the reverse (Tian, Krishnan, Isola, "Contrastive representation distillation", ICLR 2020).
+"""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ MOMENTUM = 0.5  # of the memory, as in the authors' code
 
 
 class Head(nn.Linear):
-    """Pooled features (B, channels) -> embeddings of norm 1 (B, SIZE), with a memory of one embedding per training image."""
+    """Pooled features (B, channels) -> embeddings of norm 1 (B, SIZE), with a memory of one
+    embedding per training image.
+    """
 
     def __init__(self, channels: int, images: int):
         super().__init__(channels, SIZE)
@@ -32,7 +35,9 @@ class Head(nn.Linear):
 
     @torch.no_grad()
     def remember(self, index: Tensor, embedding: Tensor) -> Tensor:
-        """Move the memory of these images towards their embeddings, in place; returns what it was before (B, SIZE)."""
+        """Move the memory of these images towards their embeddings, in place; returns what it was
+        before (B, SIZE).
+        """
         before = self.memory.index_select(0, index)
         self.memory.index_copy_(
             0, index, measures.unit(MOMENTUM * before + (1 - MOMENTUM) * embedding)
@@ -42,6 +47,7 @@ class Head(nn.Linear):
 
 @method(
     "crd",
+    whole_batch=True,
     taught="teacher",
     fields=("crd_weight",),
     reads="pooled",
@@ -53,17 +59,20 @@ class Head(nn.Linear):
     ),
 )
 class CRD(nn.Module):
-    """task = CE, crd = weight * (student against the teacher's memory + teacher against the student's), batch mean; weight 0.8.
+    """task = CE, crd = weight * (student against the teacher's memory + teacher against the
+    student's), batch mean; weight 0.8.
 
-    For an anchor x and its positive y: -log h(x, y) - N * mean over the negatives z of log(1 - h(x, z)), with the critic
-    h = e^(x.y / tau) / (e^(x.y / tau) + N m). Negatives: images of another class.
-    *Draws*: the paper draws N negatives per image from the memory; here they are all of it, which is the mean of every draw: one
-    product (B, images) instead of a gather of (B, N, 128), no random numbers, and less noise.
-    *Critic*: the paper writes e^(x.y / tau) for the probability that it is in the NCE behind it, so that N / M (M images) stands for
-    N m. Its authors' code divides by Z = M m, the mean m estimated on the first batch, when the memory is still random. That has
-    expectation e^(1 / (2 SIZE tau^2)), taken here. (Without Z the loss would begin at N log(1 + M / N), some 20,000.)
-    *Positives* come from the memory like the negatives, as in the authors' code. The paper's text speaks of negatives only, but a
-    positive of this batch allows a cheat: on digits all embeddings ran, as one, from where the memory still was.
+    For an anchor x and its positive y: -log h(x, y) - N * mean over the negatives z of log(1 - h(x,
+    z)), with the critic h = e^(x.y / tau) / (e^(x.y / tau) + N m). Negatives: images of another
+    class. *Draws*: the paper draws N negatives per image from the memory; here they are all of it,
+    which is the mean of every draw: one product (B, images) instead of a gather of (B, N, 128), no
+    random numbers, and less noise. *Critic*: the paper writes e^(x.y / tau) for the probability
+    that it is in the NCE behind it, so that N / M (M images) stands for N m. Its authors' code
+    divides by Z = M m, the mean m estimated on the first batch, when the memory is still random.
+    That has expectation e^(1 / (2 SIZE tau^2)), taken here. (Without Z the loss would begin at N
+    log(1 + M / N), some 20,000.) *Positives* come from the memory like the negatives, as in the
+    authors' code. The paper's text speaks of negatives only, but a positive of this batch allows a
+    cheat: on digits all embeddings ran, as one, from where the memory still was.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, labels: Tensor, weight: float):
@@ -73,9 +82,8 @@ class CRD(nn.Module):
             Head(student_channels, len(labels)),
             Head(teacher_channels, len(labels)),
         )
-        self.register_buffer(
-            "labels", labels.clone(), persistent=False
-        )  # part of the data, not of the state
+        # part of the data, not of the state
+        self.register_buffer("labels", labels.clone(), persistent=False)
         self.weight = weight
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
@@ -96,7 +104,9 @@ class CRD(nn.Module):
 
 
 def contrast(anchor: Tensor, positive: Tensor, memory: Tensor, negative: Tensor) -> Tensor:
-    """Batch mean of -log h(positive) - N * mean over the negatives of log(1 - h): (B, SIZE) twice, (M, SIZE), and a mask (B, M)."""
+    """Batch mean of -log h(positive) - N * mean over the negatives of log(1 - h): (B, SIZE) twice,
+    (M, SIZE), and a mask (B, M).
+    """
     others = F.softplus(log_odds(anchor @ memory.T))
     mean = torch.where(negative, others, 0).sum(1) / negative.sum(1).clamp(min=1)
     return (F.softplus(-log_odds((anchor * positive).sum(1))) + NEGATIVES * mean).mean()

@@ -1,4 +1,6 @@
-"""KD: the student matches the teacher's softened class probabilities (Hinton, Vinyals, Dean 2015, eq. 1 and section 2)."""
+"""KD: the student matches the teacher's softened class probabilities (Hinton, Vinyals, Dean 2015,
+eq. 1 and section 2).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from iekd.networks import Output
     build=lambda run, networks: KD(run.kd_alpha, run.kd_temperature),
 )
 class KD(nn.Module):
-    """task = (1 - alpha) CE, kd = alpha T^2 KL. Weights of the authors' code: CIFAR-10 alpha 0.95, T 20; CIFAR-100 alpha 0.9, T 4."""
+    """task = (1 - alpha) CE, kd = alpha T^2 KL. Weights of the authors' code: CIFAR-10 alpha 0.95,
+    T 20; CIFAR-100 alpha 0.9, T 4.
+    """
 
     def __init__(self, alpha: float, temperature: float):
         super().__init__()

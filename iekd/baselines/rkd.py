@@ -1,4 +1,6 @@
-"""RKD: distances and angles between the images of a batch agree (Park et al., "Relational knowledge distillation", CVPR 2019)."""
+"""RKD: distances and angles between the images of a batch agree (Park et al., "Relational knowledge
+distillation", CVPR 2019).
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ def differences(embedding: Tensor) -> Tensor:
 
 
 def distances(difference: Tensor) -> Tensor:
-    """psi_D(i, j) = ||t_i - t_j|| / mu, mu its mean over i != j. (B, B, D) -> (B, B); all zero where all are equal."""
+    """psi_D(i, j) = ||t_i - t_j|| / mu, mu its mean over i != j. (B, B, D) -> (B, B); all zero
+    where all are equal.
+    """
     n, squares = len(difference), difference.square().sum(2)
     same = squares == 0
     lengths = torch.where(same, 0, torch.where(same, 1, squares).sqrt())  # gradient 0 at 0
@@ -28,28 +32,33 @@ def distances(difference: Tensor) -> Tensor:
 
 
 def angles(difference: Tensor) -> Tensor:
-    """psi_A(i, j, k) = cos of the angle at j between i and k, in entry [j, i, k]. (B, B, D) -> (B, B, B); 0 where i = k."""
+    """psi_A(i, j, k) = cos of the angle at j between i and k, in entry [j, i, k]. (B, B, D) -> (B,
+    B, B); 0 where i = k.
+    """
     n, size = len(difference), difference.shape[2]
-    direction = measures.unit(difference.reshape(n * n, size)).view(
-        n, n, size
-    )  # [j, i] points from i to j: both signs cancel
+    # [j, i] points from i to j: both signs cancel
+    direction = measures.unit(difference.reshape(n * n, size)).view(n, n, size)
     distinct = 1 - torch.eye(n, dtype=direction.dtype, device=direction.device)
     return direction @ direction.transpose(1, 2) * distinct
 
 
 @method(
     "rkd",
+    whole_batch=True,
     taught="teacher",
     fields=("rkd_weight",),
     reads="pooled",
     build=lambda run, networks: RKD(run.rkd_weight),
 )
 class RKD(nn.Module):
-    """task = CE, distance = lambda_D * Huber of psi_D, angle = lambda_A * Huber of psi_A, each the mean over distinct images.
+    """task = CE, distance = lambda_D * Huber of psi_D, angle = lambda_A * Huber of psi_A, each the
+    mean over distinct images.
 
-    lambda_D = 25 = `weight` and lambda_A = 50, always twice as much: the paper's for classification, on the pooled features.
-    Its equations sum over all pairs and triples; the authors' code takes the mean over all B^2 and B^3, which for distinct ones, as
-    in the equations, is hardly another number (at B = 128 it is 1 % and 2 % larger). One batch takes memory for B^3 + B^2 D values.
+    lambda_D = 25 = `weight` and lambda_A = 50, always twice as much: the paper's for
+    classification, on the pooled features. Its equations sum over all pairs and triples; the
+    authors' code takes the mean over all B^2 and B^3, which for distinct ones, as in the equations,
+    is hardly another number (at B = 128 it is 1 % and 2 % larger). One batch takes memory for B^3 +
+    B^2 D values.
     """
 
     def __init__(self, weight: float):

@@ -1,9 +1,11 @@
-"""Tf-KD: KD with a teacher that is written down instead of trained (Yuan et al., "Revisiting knowledge distillation via label smoothing
-regularization", CVPR 2020, section 5, the form Tf-KD_reg).
+"""Tf-KD: KD with a teacher that is written down instead of trained (Yuan et al., "Revisiting
+knowledge distillation via label smoothing regularization", CVPR 2020, section 5, the form
+Tf-KD_reg).
 
-Its other form, Tf-KD_self, is KD with a trained copy of the student as teacher: an ordinary run of method `kd` whose teacher and
-student have one name. The IE-KD supplement does not say which form its table has; its values for one student beside two teachers
-differ, though neither form has another teacher to learn from.
+Its other form, Tf-KD_self, is KD with a trained copy of the student as teacher: an ordinary run of
+method `kd` whose teacher and student have one name. The IE-KD supplement does not say which form
+its table has; its values for one student beside two teachers differ, though neither form has
+another teacher to learn from.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ CORRECT = 0.99  # a: what the virtual teacher gives the right class (authors' co
 
 
 def virtual_teacher(labels: Tensor, classes: int) -> Tensor:
-    """log p^d, (B,) -> (B, classes): a for the right class, (1 - a) / (K - 1) for each other. As logits they give p^d."""
+    """log p^d, (B,) -> (B, classes): a for the right class, (1 - a) / (K - 1) for each other. As
+    logits they give p^d.
+    """
     wrong = math.log((1 - CORRECT) / (classes - 1))
     right = labels[:, None] == torch.arange(classes, device=labels.device)
     return torch.where(right, math.log(CORRECT), wrong)
@@ -36,10 +40,12 @@ def virtual_teacher(labels: Tensor, classes: int) -> Tensor:
     build=lambda run, networks: TfKD(run.tfkd_weight, run.tfkd_temperature),
 )
 class TfKD(nn.Module):
-    """task = (1 - alpha) CE, kd = alpha T^2 KL(p^d_T || p_T), batch mean; alpha 0.1 and T 20, the authors' ResNet-18 on CIFAR-100.
+    """task = (1 - alpha) CE, kd = alpha T^2 KL(p^d_T || p_T), batch mean; alpha 0.1 and T 20, the
+    authors' ResNet-18 on CIFAR-100.
 
-    T^2 as in KD, and in the authors' code for KD. For this form their code softens probabilities as if they were logits, which makes
-    the target almost uniform, and leaves the student at T = 1: label smoothing. Here, as the paper writes it, both are at T.
+    T^2 as in KD, and in the authors' code for KD. For this form their code softens probabilities as
+    if they were logits, which makes the target almost uniform, and leaves the student at T = 1:
+    label smoothing. Here, as the paper writes it, both are at T.
     """
 
     def __init__(self, weight: float, temperature: float):

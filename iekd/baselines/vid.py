@@ -1,5 +1,6 @@
-"""VID: the student's features tell as much as possible about the teacher's (Ahn et al., "Variational information distillation for
-knowledge transfer", CVPR 2019)."""
+"""VID: the student's features tell as much as possible about the teacher's (Ahn et al.,
+"Variational information distillation for knowledge transfer", CVPR 2019).
+"""
 
 from __future__ import annotations
 
@@ -20,7 +21,9 @@ VARIANCE, LEAST = 5.0, 1e-5  # at the beginning, and what softplus is added to
 
 
 class Gaussian(nn.Module):
-    """q(t | s): mean mu(s) by three 1x1 convolutions, one variance per channel of the teacher, softplus(alpha_c) + `LEAST`."""
+    """q(t | s): mean mu(s) by three 1x1 convolutions, one variance per channel of the teacher,
+    softplus(alpha_c) + `LEAST`.
+    """
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
@@ -34,7 +37,9 @@ class Gaussian(nn.Module):
         self.alpha = nn.Parameter(torch.full((outputs,), math.log(math.expm1(VARIANCE - LEAST))))
 
     def forward(self, student: Tensor, teacher: Tensor) -> Tensor:
-        """-log q(t | s) without the constant log(2 pi) / 2, mean over batch, channels and positions. (B, C, H, W) each."""
+        """-log q(t | s) without the constant log(2 pi) / 2, mean over batch, channels and
+        positions. (B, C, H, W) each.
+        """
         variance = (F.softplus(self.alpha) + LEAST)[:, None, None]
         return 0.5 * ((teacher - self.mean(student)).square() / variance + variance.log()).mean()
 
@@ -48,12 +53,15 @@ class Gaussian(nn.Module):
     build=lambda run, networks: VID(networks.pairs, run.vid_weight),
 )
 class VID(nn.Module):
-    """task = CE, vid = weight * sum over the stages of -log q(t | s), each a mean over batch and dimensions; weight 1.
+    """task = CE, vid = weight * sum over the stages of -log q(t | s), each a mean over batch and
+    dimensions; weight 1.
 
-    The paper sums over a feature's values; weight 1 and the mean are those of Tian et al. 2020 (RepDistiller, after the authors' code,
-    CIFAR-100) and of Knowledge-Distillation-Zoo (CIFAR-10). Both have no BN in mu and make it as wide as its output, which the latter
-    notes as its departure from the paper; here mu has BN and twice that width. (The paper names four layers, each at the end of a group of
-    blocks; these networks have three.) The term is a log density: it falls below 0 where mu fits well.
+    The paper sums over a feature's values; weight 1 and the mean are those of Tian et al. 2020
+    (RepDistiller, after the authors' code, CIFAR-100) and of Knowledge-Distillation-Zoo (CIFAR-10).
+    Both have no BN in mu and make it as wide as its output, which the latter notes as its departure
+    from the paper; here mu has BN and twice that width. (The paper names four layers, each at the
+    end of a group of blocks; these networks have three.) The term is a log density: it falls below
+    0 where mu fits well.
     """
 
     def __init__(self, pairs: Sequence[Pair], weight: float):

@@ -1,13 +1,14 @@
-"""The floor under a training step: no step can be faster than its arithmetic and its memory traffic at the rates that the machine has.
+"""The floor under a training step: no step can be faster than its arithmetic and its memory traffic
+at the rates that the machine has.
 
-Both rates are measured on the device, the work is counted from the networks' shapes. It is a floor for these networks computed operator
-by operator, not a prediction: launches, small shapes and the method's own loss come on top.
+Both rates are measured on the device, the work is counted from the networks' shapes. It is a floor
+for these networks computed operator by operator, not a prediction: launches, small shapes and the
+method's own loss come on top.
 """
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,40 +16,42 @@ import torch
 from torch import nn
 
 from iekd import data, networks
+from iekd.benchmark.timing import now
 from iekd.config import RunConfig
-from iekd.config.grid import flops
 from iekd.speed import precision
+from iekd.sweeps.cost import flops
 
 FLOAT = 4  # bytes
-# How often a convolution's output passes through memory at least: written, and read by what follows; in training it is read once more
-# for the gradient, whose own tensor is written and read.
+# How often a convolution's output passes through memory at least: written, and read by what
+# follows; in training it is read once more for the gradient, whose own tensor is written and read.
 FROZEN, TRAINED = 2, 5
 ROUNDS = 20
 
 
 def rates(device: torch.device) -> dict[str, float]:
-    """What the device can do: GFLOP/s in float32, TF32 (on a GPU) and bfloat16 (a large matrix product or convolution, the faster one),
-    GB/s of a copy."""
+    """What the device can do: GFLOP/s in float32, TF32 (on a GPU) and bfloat16 (a large matrix
+    product or convolution, the faster one), GB/s of a copy.
+    """
     names = {"gflops": "fp32", "gflops_tf32": "tf32", "gflops_bf16": "bf16"}
-    able = {
-        name: arithmetic(how, device)
-        for name, how in names.items()
-        if how != "tf32" or device.type == "cuda"
-    }
+    if device.type != "cuda":
+        del names["gflops_tf32"]
+    able = {name: arithmetic(how, device) for name, how in names.items()}
     return {**able, "gbytes": copy(device)}
 
 
 def roof(config: RunConfig, rates: Mapping[str, float]) -> dict[str, Any]:
-    """For an image of this run the work of student and teacher (GFLOP, MB), and the images per second that each of the rates allows."""
+    """For an image of this run the work of student and teacher (GFLOP, MB), and the images per
+    second that each of the rates allows.
+    """
     side = data.image_shape(config)[-1]
-    parts = [(config.student, 3, TRAINED)] + (
-        [(config.teacher, 1, FROZEN)] if config.has_teacher else []
-    )
+    # network, passes of its arithmetic, passes over its outputs
+    parts = [(config.student, 3, TRAINED)]
+    if config.has_teacher:
+        parts.append((config.teacher, 1, FROZEN))
     work = sum(passes * flops(name, config.dataset, side) for name, passes, _ in parts)
     traffic = sum(FLOAT * passes * outputs(name, config) for name, _, passes in parts)
-    limits = {
-        name: rate * 1e9 / (traffic if name == "gbytes" else work) for name, rate in rates.items()
-    }
+    need = dict.fromkeys(rates, work) | {"gbytes": traffic}
+    limits = {name: rate * 1e9 / need[name] for name, rate in rates.items()}
     return {
         "preset": config.preset,
         "pair": config.pair,
@@ -78,7 +81,7 @@ def outputs(network: str, config: RunConfig) -> int:
 
 def arithmetic(how: str, device: torch.device) -> float:
     """GFLOP/s in a precision of `RunConfig`, which this process computes in from now on."""
-    precision.settle(how)
+    precision.set_tf32(how)
     dtype = torch.bfloat16 if how == "bf16" else torch.float32
     size, channels, side = (8192, 256, 64) if device.type == "cuda" else (1024, 64, 16)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -116,10 +119,3 @@ def _seconds(work: Callable[[], Any], device: torch.device) -> float:
         work()
         times.append(now(device) - began)
     return min(times)
-
-
-def now(device: torch.device) -> float:
-    """The time when all work on the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

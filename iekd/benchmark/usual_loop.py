@@ -1,7 +1,9 @@
-"""The training loop as it is usually written: what the engine is measured against, and nothing else uses it.
+"""The training loop as it is usually written: what the engine is measured against, and nothing else
+uses it.
 
-PIL images and torchvision transforms in the worker processes of a DataLoader, PyTorch's own precision (float32, on a GPU with TF32 in the
-convolutions), the teacher as it was trained, `.item()` in every step. Same networks, same method, same optimiser settings as the engine's.
+PIL images and torchvision transforms in the worker processes of a DataLoader, PyTorch's own
+precision (float32, on a GPU with TF32 in the convolutions), the teacher as it was trained,
+`.item()` in every step. Same networks, same method, same optimiser settings as the engine's.
 """
 
 from __future__ import annotations
@@ -19,11 +21,13 @@ from iekd import data
 from iekd.config import RunConfig, methods
 from iekd.method.features import Batch
 from iekd.networks import Output
-from iekd.training.engine import build_network
+from iekd.training.run import build_network
 
 
 class Images(Dataset):
-    """The training images as torchvision's data sets give them: one PIL image at a time, transformed."""
+    """The training images as torchvision's data sets give them: one PIL image at a time,
+    transformed.
+    """
 
     def __init__(self, dataset: data.DataSet):
         self.pixels = dataset.train.images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -41,17 +45,15 @@ class Images(Dataset):
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int, int]:
         pixels = self.pixels[index]
-        return (
-            self.transform(
-                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
-            ),
-            self.labels[index],
-            index,
-        )
+        if pixels.shape[-1] == 1:
+            pixels = pixels.squeeze(-1)
+        return self.transform(Image.fromarray(pixels)), self.labels[index], index
 
 
 class PlainRun:
-    """`train_epoch()` is one pass over the training images. `teacher_grad` leaves the frozen teacher under autograd, as happens easily."""
+    """`train_epoch()` is one pass over the training images. `teacher_grad` leaves the frozen
+    teacher under autograd, as happens easily.
+    """
 
     def __init__(
         self,
@@ -64,12 +66,11 @@ class PlainRun:
         self.device, self.teacher_grad = device, teacher_grad
         self.student = build_network(config.student, config).to(device)
         self.teacher = parents["teacher"].to(device).eval() if parents else None
-        self.autoencoder = (
-            parents["autoencoder"].to(device).eval() if "autoencoder" in parents else None
-        )
-        self.method = methods.build(
-            config, self.student, self.teacher, self.autoencoder, dataset.train.labels
-        ).to(device)
+        self.autoencoder = None
+        if "autoencoder" in parents:
+            self.autoencoder = parents["autoencoder"].to(device).eval()
+        networks = self.student, self.teacher, self.autoencoder
+        self.method = methods.build(config, *networks, dataset.train.labels).to(device)
         for parent in parents.values():
             parent.requires_grad_(teacher_grad)
         parameters = [*self.student.parameters(), *self.method.parameters()]
@@ -91,11 +92,7 @@ class PlainRun:
         self.method.train()
         total = wrong = 0.0
         for images, labels, index in self.loader:
-            images, labels, index = (
-                images.to(self.device),
-                labels.to(self.device),
-                index.to(self.device),
-            )
+            images, labels, index = (t.to(self.device) for t in (images, labels, index))
             target = self._teach(images) if self.teacher is not None else None
             output = self.student(images)
             loss = sum(self.method(Batch(labels, index), output, target).values())

@@ -1,4 +1,4 @@
-"""What the options of the command line are checked by: values, and names that no command has."""
+"""Checks for command-line options: value parsers, and the message for an unknown option."""
 
 from __future__ import annotations
 
@@ -19,26 +19,28 @@ def count(text: str) -> int:
 
 def seconds(text: str) -> float:
     """A number above 0, as argparse's `type`."""
-    try:
-        if (number := float(text)) > 0:
-            return number
-    except ValueError:
-        pass
+    if (number := _number(text)) > 0:
+        return number
     raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
 
 
 def megabytes(text: str) -> float:
     """A number from 0, as argparse's `type`."""
-    try:
-        if (number := float(text)) >= 0:
-            return number
-    except ValueError:
-        pass
+    if (number := _number(text)) >= 0:
+        return number
     raise argparse.ArgumentTypeError(f"{text!r} is no number of megabytes")
 
 
+def _number(text: str) -> float:
+    """The number that a text says; nan, which is neither above nor below, if it says none."""
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
+
+
 def spelled(words: list[str]) -> list[str]:
-    """A command's words with its options as argparse knows them: notebooks and grids write `batch_size`."""
+    """The words with options as argparse knows them: notebooks and grids write `batch_size`."""
     end = words.index("--") if "--" in words else len(words)
     return [_with_hyphens(word) for word in words[:end]] + words[end:]
 
@@ -49,16 +51,13 @@ def _with_hyphens(word: str) -> str:
 
 
 def refuse(command: argparse.ArgumentParser, words: list[str]) -> None:
-    """Exit with status 2 for words that a command does not know: what may have been meant, and where all its options are."""
+    """Exit with status 2 for unknown words, and say what may have been meant."""
     known = re.findall(r"--[\w-]+", command.format_help())
-    for name in [
-        word.split("=")[0] for word in words if word.startswith("-")
-    ] or words:  # the others may be values of these
+    options = [word.partition("=")[0] for word in words if word.startswith("-")]
+    # What else is not known may be values of these.
+    for name in options or words:
+        message = f"{name}: no such option{did_you_mean(name, known)}; see {command.prog} --help"
         if command.prog == "iekd run" and name.startswith("--"):
-            print(f"{command.prog}: {unknown_field(name[2:].replace('-', '_'))}", file=sys.stderr)
-        else:
-            print(
-                f"{command.prog}: {name}: no such option{did_you_mean(name, known)}; see {command.prog} --help",
-                file=sys.stderr,
-            )
+            message = unknown_field(name[2:].replace("-", "_"))
+        print(f"{command.prog}: {message}", file=sys.stderr)
     raise SystemExit(2)

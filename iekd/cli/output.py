@@ -1,4 +1,4 @@
-"""What a command prints never stops it: not an old encoding, not a reader that has gone, not a full disk."""
+"""Output never stops a command: not an old encoding, a reader that has gone, or a full disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ GONE = (errno.EPIPE, errno.EINVAL)  # `| head` has read enough; Windows says EIN
 
 
 class Stream:
-    """A text stream whose first failure is kept in `error`; from then on what is written goes nowhere."""
+    """A text stream that keeps its first failure in `error`; what follows goes nowhere."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream, self.error = stream, None
@@ -45,7 +45,7 @@ class Stream:
 
 @contextlib.contextmanager
 def kept() -> Iterator[Stream]:
-    """Standard output and standard error that do not raise while the block lasts; the first of them."""
+    """Standard output and error that do not raise while the block lasts; yields the first."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (Stream(_readable(stream)) for stream in before)
     try:
@@ -57,7 +57,7 @@ def kept() -> Iterator[Stream]:
 
 
 def _readable(stream: TextIO | None) -> TextIO:
-    """The stream, able to write every character: UTF-8 into files and pipes, `?` on a terminal without it."""
+    """A stream for every character: UTF-8 into files and pipes, `?` on a terminal without it."""
     if stream is None:  # closed, `>&-`
         return io.StringIO()
     if isinstance(stream, io.TextIOWrapper):

@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from iekd import data
 from iekd.method import registry
 
-Dataset = Literal["digits", "fashion-mnist", "cifar10", "cifar100", "imagenette"]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
 FromOne = Annotated[int, Field(ge=1)]
@@ -39,8 +39,8 @@ class Fields(BaseModel):
 
     preset: Literal["smoke", "class", "desk", "paper"] = "smoke"
     """where unset fields come from; names the folder, not in the hash"""
-    dataset: Dataset = "digits"
-    """data set"""
+    dataset: str = "digits"
+    """data set; or my-NAME, a folder of images of your own (IEKD_DATA)"""
     teacher: str = "none"
     """teacher network, or 'none'; for DML and IE-DML the peer"""
     student: str = "none"
@@ -171,4 +171,6 @@ def choices(name: str) -> tuple[Any, ...]:
     """The values that a field can have, if they can be listed."""
     if name in ("method", "inherit", "explore"):
         return registry.choices(name)
+    if name == "dataset":
+        return data.NAMES
     return get_args(Fields.model_fields[name].annotation)

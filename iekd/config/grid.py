@@ -2,6 +2,7 @@
 
 title: Ablations at class scale
 notebook: book/run.ipynb          # the notebook that makes one of these runs with papermill
+import: my_losses.py              # methods and measures of your own; beside this file; or a list
 base: {preset: class, seed: [0, 1, 2, 3, 4]}
 runs:
   - {method: ie-ft, explore: [l1, cka]}    # lists multiply
@@ -16,45 +17,45 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from torch.utils.flop_counter import FlopCounterMode
 
-from iekd import data, networks
 from iekd.checkout import ROOT
 from iekd.config import RunConfig, refuse_unread, strict
+from iekd.config.imports import import_files
 from iekd.errors import ConfigError
 
-KEYS = ("title", "notebook", "base", "runs")
+KEYS = ("title", "notebook", "import", "base", "runs")
+NEEDED = "it needs a list `runs:` of mappings"
 
 
 def read(path: Path) -> list[RunConfig]:
-    """The runs of a grid file, each once, seed by seed: a sweep cut short leaves complete comparisons.
+    """The runs of a grid file, each once, by seed: a sweep cut short leaves whole comparisons.
 
-    Raises `ConfigError` that names the file and the entry.
+    Imports the files that it names. Raises `ConfigError` that names the file and the entry.
     """
     grid = _content(path)
-    base = grid.get("base") or {}
-    entries = [{**base, **entry} for entry in grid["runs"]]
-    found = []
-    for number, entry in enumerate(entries, 1):
-        try:
-            found.append(_configs(entry))
-            refuse_unread(grid["runs"][number - 1], found[-1])
-        except ConfigError as error:
-            raise ConfigError(f"{path}, run {number}: {error}") from None
-    configs = {config.path: config for config in itertools.chain(*found)}
+    base, found = grid.get("base") or {}, []
+    where = "import"
     try:
-        refuse_unread(
-            base, list(configs.values())
-        )  # of the base it is enough that one entry reads it
+        files = grid.get("import") or []
+        import_files(files if isinstance(files, list) else [files], path.parent)
+        for number, entry in enumerate(grid["runs"], 1):
+            where = f"run {number}"
+            configs = _configs({**base, **entry})
+            refuse_unread(entry, configs)
+            found += configs
+
+        # Of the base it is enough that one entry reads it.
+        where = "base"
+        refuse_unread(base, found)
     except ConfigError as error:
-        raise ConfigError(f"{path}, base: {error}") from None
-    return sorted(configs.values(), key=lambda config: config.seed)
+        raise ConfigError(f"{path}, {where}: {error}") from None
+    unique = {config.path: config for config in found}
+    return sorted(unique.values(), key=lambda config: config.seed)
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """A grid file's mapping: known keys, `base` a mapping or nothing, `runs` a list of mappings. Raises `ConfigError`."""
+    """A grid file's mapping, its keys and their kinds checked. Raises `ConfigError`."""
     try:
         grid = strict.read(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -62,16 +63,14 @@ def _content(path: Path) -> dict[str, Any]:
     except ConfigError as error:
         raise ConfigError(f"{path}, {error}") from None
     except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(
-            f"{path} is not a grid: it needs a list `runs:` of mappings, and is no YAML ({error})"
-        ) from None
-    runs, base = (
-        (grid.get("runs"), grid.get("base") or {}) if isinstance(grid, dict) else (None, {})
-    )
-    if not isinstance(runs, list) or not all(isinstance(each, dict) for each in (base, *runs)):
-        raise ConfigError(
-            f"{path} is not a grid: it needs a list `runs:` of mappings, `- {{method: kd}}`; `base:` is one mapping"
-        )
+        raise ConfigError(f"{path} is not a grid: {NEEDED}, and is no YAML ({error})") from None
+
+    # The kinds of what it holds.
+    runs = grid.get("runs") if isinstance(grid, dict) else None
+    mappings = [grid.get("base") or {}, *runs] if isinstance(runs, list) else [None]
+    if not all(isinstance(each, dict) for each in mappings):
+        example = "`- {method: kd}`; `base:` is one mapping"
+        raise ConfigError(f"{path} is not a grid: {NEEDED}, {example}")
     if unknown := [name for name in grid if name not in KEYS]:
         raise ConfigError(
             f"{path}: {', '.join(unknown)}: no such key; the keys of a grid are {', '.join(KEYS)}"
@@ -92,7 +91,7 @@ def _configs(entry: dict[str, Any]) -> list[RunConfig]:
 
 
 def find(name: str) -> Path:
-    """A grid by its path, or by the name of a file in `runs/` of the checkout (wherever $IEKD_RUNS keeps the records)."""
+    """A grid by its path, or by the name of a file in `runs/` of the checkout."""
     path = Path(name).expanduser()
     return path if path.exists() else ROOT / "runs" / name
 
@@ -100,7 +99,8 @@ def find(name: str) -> Path:
 def for_page(name: str, need: str, wanted: Callable[[RunConfig], bool]) -> list[RunConfig]:
     """The runs of a grid (see `find`) that a page shows in one table.
 
-    Raises `ConfigError` if none is `wanted` (`need` says which that is), or if they are not of one preset, data set and pair.
+    Raises `ConfigError` if none is `wanted` (`need` says which that is), or if they are not of one
+    preset, data set and pair.
     """
     configs = read(find(name))
     if not any(map(wanted, configs)):
@@ -109,49 +109,46 @@ def for_page(name: str, need: str, wanted: Callable[[RunConfig], bool]) -> list[
             f"grid {name}: this page needs {need} in its grid, which has only {methods}"
         )
     for field in ("preset", "dataset", "teacher", "student"):
-        if (
-            len(
-                found := dict.fromkeys(
-                    value for c in configs if (value := getattr(c, field)) != "none"
-                )
-            )
-            > 1
-        ):
+        values = dict.fromkeys(getattr(config, field) for config in configs)
+        values.pop("none", None)
+        if len(values) > 1:
             raise ConfigError(
-                f"grid {name}: this page shows one {field}, and the grid has {', '.join(found)}: make a grid for each"
+                f"grid {name}: this page shows one {field}, and the grid has {', '.join(values)}: "
+                "make a grid for each"
             )
     return configs
 
 
 def holding(paths: Iterable[str]) -> list[str]:
-    """Few grids of the checkout that together hold these runs, each by its path from there: always the one that holds most of the rest.
+    """Few grids of the checkout that together hold these runs, greedily chosen.
 
-    Runs that no grid names are left out: those of the live cells, teachers and auto-encoders.
+    Each by its path from the checkout. Runs that no grid names are left out: those of live cells,
+    teachers and auto-encoders.
     """
-    left, chosen = set(paths), []
-    while (
-        left
-        and (most := max(_grids().items(), key=lambda item: len(item[1] & left), default=None))
-        and most[1] & left
-    ):
-        chosen.append(most[0])
-        left -= most[1]
-    return sorted(chosen)
+    left, chosen = set(paths), list[str]()
+    while True:
+        held = {name: left & runs for name, runs in _grids().items()}
+        most = max(held, key=lambda name: len(held[name]), default=None)
+        if most is None or not held[most]:
+            return sorted(chosen)
+        chosen.append(most)
+        left -= held[most]
 
 
 @functools.cache
-def _grids() -> dict[str, frozenset[str]]:
-    """The grids in `runs/` of the checkout: the paths of all runs that each names, the second networks of mutual training with them."""
-    root = ROOT
-    return {
-        str(file.relative_to(root)): frozenset(
-            path
-            for c in read(file)
-            for path in (c.path, *([c.partner().path] if c.is_mutual else []))
-        )
-        for folder in ("runs", "runs/paper")
-        for file in sorted((root / folder).glob("*.yaml"))
-    }
+def _grids() -> dict[str, set[str]]:
+    """The paths of the runs of each grid in `runs/` of the checkout, by the grid's path.
+
+    The second networks of mutual training are among them.
+    """
+    grids = {}
+    folders = ROOT / "runs", ROOT / "runs" / "paper"
+    for file in [file for folder in folders for file in sorted(folder.glob("*.yaml"))]:
+        configs = read(file)
+        partners = {config.partner().path for config in configs if config.is_mutual}
+        paths = {config.path for config in configs}
+        grids[str(file.relative_to(ROOT))] = paths | partners
+    return grids
 
 
 def notebook(path: Path) -> str:
@@ -174,34 +171,3 @@ def with_parents(configs: list[RunConfig]) -> dict[str, RunConfig]:
         ordered |= with_parents(list(config.parents().values()))
         ordered[config.path] = config
     return ordered
-
-
-def cost(config: RunConfig) -> float:
-    """About how many floating-point operations the training takes: to order runs and to guess the time left, not to report.
-
-    The gradient costs twice the forward pass; a teacher has only the latter. The second of two networks that are trained together
-    costs nothing more.
-    """
-    if "first" in config.parents():
-        return 0.0
-    _, _, side = data.image_shape(config)
-    shares = [(config.student, 3), (config.teacher, 3 if config.is_mutual else 1)]
-    image = sum(
-        share * flops(name, config.dataset, side) for name, share in shares if name != "none"
-    )
-    return float(config.epochs * data.image_count(config) * image)
-
-
-@functools.cache
-def flops(network: str, dataset: str, side: int) -> int:
-    """Floating-point operations of one image's forward pass."""
-    facts = data.FACTS[dataset]
-    with (
-        torch.device("meta"),
-        torch.no_grad(),
-        FlopCounterMode(display=False) as counter,
-    ):  # shapes only
-        networks.build(network, facts.num_classes, facts.channels).eval()(
-            torch.empty(1, facts.channels, side, side)
-        )
-    return counter.get_total_flops()

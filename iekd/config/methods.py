@@ -1,4 +1,6 @@
-"""The method that a configuration names: what it compares, what it reads of the teacher, and itself."""
+"""The method that a configuration names: what it compares, what it reads of the teacher, and
+itself.
+"""
 
 from __future__ import annotations
 
@@ -51,7 +53,8 @@ def build(
 ) -> nn.Module:
     """The method with fresh parts for these networks. Raises `PairError` if it cannot compare them.
 
-    `labels`: the classes of all training images, for a method with a memory. In mutual learning `teacher` is the peer.
+    `labels`: the classes of all training images, for a method with a memory. In mutual learning
+    `teacher` is the peer.
     """
     given = Networks(student, teacher, autoencoder, labels, compared(config))
     return registered(config).build(config, given)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from iekd.data import is_own
+
 PRESETS: dict[str, dict[str, Any]] = {
     # Seconds: tests and the live cells of the book.
     "smoke": dict(
@@ -21,7 +23,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         augment="none",
         init_epochs=2,
     ),
-    # A 2-core laptop: real images, about a minute a run (the choices are justified in the book's appendix).
+    # A 2-core laptop: real images, about a minute a run (justified in the book's appendix).
     "class": dict(
         dataset="cifar10",
         teacher="resnet20",
@@ -38,7 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         evaluate_every=3,
         init_epochs=2,
     ),
-    # The paper's pair and images with a shorter training: a night on two cores that compute in bfloat16 (AMX, or AVX-512 bf16).
+    # The paper's pair and images with a shorter training: a night on two cores that compute in
+    # bfloat16 (AMX, or AVX-512 bf16).
     "desk": dict(
         dataset="cifar10",
         teacher="resnet56",
@@ -56,8 +59,9 @@ PRESETS: dict[str, dict[str, Any]] = {
         evaluate_every=6,
         init_epochs=3,
     ),
-    # The recipe of the authors' code (FACTS: networks and recipe, C), all images, last epoch reported. It names no precision: TF32 is what
-    # PyTorch's convolutions take by default on the cards that have it.
+    # The recipe of the authors' code (FACTS: networks and recipe, C), all images, last epoch
+    # reported. It names no precision: TF32 is what PyTorch's convolutions take by default on the
+    # cards that have it.
     "paper": dict(
         dataset="cifar10",
         teacher="resnet56",
@@ -74,14 +78,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     ),
 }
 
-# What a data set changes by default. KD: the settings of the authors' code for each data set; CIFAR-100's are RunConfig's defaults, and
-# Imagenette, which that code does not have, takes these too.
-DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
-    "cifar10": dict(kd_alpha=0.95, kd_temperature=20.0),
-}
+# What a data set changes by default. KD: the settings of the authors' code for each data set;
+# CIFAR-100's are RunConfig's defaults, and Imagenette, which that code does not have, takes these
+# too.
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"cifar10": dict(kd_alpha=0.95, kd_temperature=20.0)}
 
-# What a data set changes at one scale only. Imagenette: all images and pixels, and a pair for one core. ResNet-34 and 18 at these widths
-# take twice the time of 18 and 10; with as few epochs, the narrow ResNet-18 also learned less than the narrow ResNet-10.
+# What a data set changes at one scale only. Imagenette: all images and pixels, and a pair for one
+# core. ResNet-34 and 18 at these widths take twice the time of 18 and 10; with as few epochs, the
+# narrow ResNet-18 also learned less than the narrow ResNet-10.
 SCALE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("class", "imagenette"): dict(
         teacher="resnet18x0.25_3x3",
@@ -89,16 +93,14 @@ SCALE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
         train_images=0,
         validation_images=1000,
         image_size=0,
-    ),
+    )
 }
 
 
 def usual(preset: str, dataset: str) -> dict[str, Any]:
-    """What a preset fills in for a data set."""
+    """What a preset fills in for a data set. Of images of one's own it takes all."""
+    of_scale = SCALE_DEFAULTS.get((preset, dataset), {})
+    if is_own(dataset):
+        of_scale = {"train_images": 0, "validation_images": 0}
     named = {"preset": preset, "dataset": dataset}
-    return (
-        PRESETS[preset]
-        | named
-        | DATASET_DEFAULTS.get(dataset, {})
-        | SCALE_DEFAULTS.get((preset, dataset), {})
-    )
+    return PRESETS[preset] | named | DATASET_DEFAULTS.get(dataset, {}) | of_scale

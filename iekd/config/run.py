@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
+from iekd import data
 from iekd.config.fields import RETIRED, Fields, choices
 from iekd.config.hints import did_you_mean
 from iekd.config.presets import PRESETS, usual
@@ -23,8 +24,6 @@ from iekd.method import registry
 
 # Characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path.
 LONGEST = 140
-# Side of the images in pixels.
-NATIVE_SIZE = {"digits": 8, "fashion-mnist": 28, "cifar10": 32, "cifar100": 32, "imagenette": 64}
 # The fields that every path names by itself.
 NAMED = {"preset", "dataset", "teacher", "student", "method", "seed"}
 
@@ -51,6 +50,13 @@ class RunConfig(Fields):
         known = choices(str(info.field_name))
         if value not in known and not _is_finished(info):
             raise ValueError(f"choose one of {', '.join(known)}")
+        return value
+
+    @field_validator("dataset")
+    @classmethod
+    def _is_data_set(cls, value: str) -> str:
+        if value not in data.NAMES and not data.is_own(value):
+            raise ValueError("choose one of those known, or my-NAME for images of your own")
         return value
 
     @model_validator(mode="after")
@@ -100,7 +106,7 @@ class RunConfig(Fields):
         own = self.__dict__  # the model is frozen
         for name in self.unread():
             own[name] = Fields.model_fields[name].default
-        if self.image_size == NATIVE_SIZE[self.dataset]:
+        if self.dataset in data.NAMES and self.image_size == data.FACTS[self.dataset].side:
             own["image_size"] = 0
         if self.augment == "none":  # all views of an image are the image
             own["views"] = min(self.views, 1)
@@ -193,10 +199,13 @@ class RunConfig(Fields):
         """The fields in which this run differs from its preset, and the options of its method."""
         fields = self.model_dump(exclude={*NAMED, "options"})
         row = registry.methods().get(self.method)
-        preset = _usual_run(self.preset, self.dataset, row)
+        if row:
+            preset = _usual_run(self.preset, self.dataset, row)
+        else:
+            defaults = {name: field.default for name, field in Fields.model_fields.items()}
+            preset = defaults | usual(self.preset, self.dataset)
         changed = {name: value for name, value in fields.items() if value != preset[name]}
-        if row is None:  # a record whose method is not known here: what it did not read is default
-            defaults = {name: Fields.model_fields[name].default for name in changed}
+        if not row:  # a record whose method is not known here: what it did not read is default
             changed = {name: v for name, v in changed.items() if v != defaults[name]}
         return {**changed, **self.options}
 
@@ -335,10 +344,9 @@ def _why_unread(name: str, methods: list[str]) -> str:
 
 
 @functools.cache
-def _usual_run(preset: str, dataset: str, row: registry.Method | None) -> dict[str, Any]:
+def _usual_run(preset: str, dataset: str, row: registry.Method) -> dict[str, Any]:
     """All fields of a run that names nothing but these."""
-    method = {"method": row.name} if row else {}
-    return RunConfig(**{**usual(preset, dataset), **method}).model_dump()
+    return RunConfig(**{**usual(preset, dataset), "method": row.name}).model_dump()
 
 
 def _folder(variant: str) -> str:

@@ -31,7 +31,7 @@ def read(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """Keys are text and stand once. Every mapping is composed once, so the check meets them all."""
 
-    def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         first: dict[str, int] = {}
         for key, _ in node.value:
@@ -81,7 +81,8 @@ def _misread(node: yaml.ScalarNode, value: Any) -> ConfigError:
     zero = LEADING_ZERO.fullmatch(node.value)
     meant = "".join(zero.groups()[:2]) if zero else value
     return ConfigError(
-        f"line {_line(node)}: YAML takes {node.value} for {value}; write {meant}, or '{node.value}' if it is text"
+        f"line {_line(node)}: YAML takes {node.value} for {value}; write {meant}, "
+        f"or '{node.value}' if it is text"
     )
 
 

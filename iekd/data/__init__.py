@@ -1,20 +1,26 @@
 """What a run sees of a data set: whole splits as tensors, wherever their pixels come from."""
 
-from iekd.data.dataset import FACTS, DataSet, Facts, Split, image_count, image_shape, load
-from iekd.data.sources import Row, describe, load_raw, pack
+import importlib
+from typing import Any
+
+from iekd.data.facts import FACTS, NAMES, Facts, image_count, image_shape, is_own
 from iekd.errors import DataError
 
-__all__ = [
-    "FACTS",
-    "DataError",
-    "DataSet",
-    "Facts",
-    "Row",
-    "Split",
-    "describe",
-    "image_count",
-    "image_shape",
-    "load",
-    "load_raw",
-    "pack",
-]
+# Imported on first use: they bring torch, which takes seconds.
+_LATER = {
+    "DataSet": "dataset",
+    "Split": "dataset",
+    "load": "dataset",
+    "Row": "sources",
+    "describe": "sources",
+    "load_raw": "sources",
+    "pack": "sources",
+}
+
+__all__ = ["FACTS", "NAMES", "DataError", "Facts", "image_count", "image_shape", "is_own", *_LATER]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)

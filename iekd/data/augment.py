@@ -1,7 +1,7 @@
-"""Random crop and flip of whole batches of uint8 images: one gather, no loop, and the host never looks at the draws.
+"""Random crop and flip of whole batches of uint8 images: one gather, and no loop.
 
-The draws of an epoch are made at once on the CPU, so that every device, and a run resumed in the middle of the epoch,
-sees the same images.
+The draws of an epoch are made at once on the CPU, so that every device, and a run resumed in the
+middle of the epoch, sees the same images.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Draws(NamedTuple):
 
 
 def draw(n: int, pad: int, flip: bool, generator: torch.Generator) -> Draws:
-    """Decide crop and flip for n images: every offset and both sides equally likely; `flip` False mirrors nothing."""
+    """Decide crop and flip for n images, all equally likely; `flip` False mirrors nothing."""
     dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
     mirrored = torch.randint(
         0, 2, (n,), generator=generator
@@ -37,9 +37,10 @@ def draw(n: int, pad: int, flip: bool, generator: torch.Generator) -> Draws:
 
 
 def crop_and_flip(images: Tensor, draws: Draws, pad: int) -> Tensor:
-    """Pad by reflection, crop to the old size at (dy, dx), then mirror; uint8 (B, C, H, W) in and out, pad < H and W.
+    """Pad by reflection, crop to the old size at (dy, dx), then mirror.
 
-    The padded image is never built: each target pixel looks up its source, and reflection is arithmetic on the index.
+    uint8 (B, C, H, W) in and out, pad < H and W. The padded image is never built: each target
+    pixel looks up its source, and reflection is arithmetic on the index.
     """
     batch, channels, height, width = images.shape
     column = torch.arange(width, device=images.device)
@@ -51,7 +52,10 @@ def crop_and_flip(images: Tensor, draws: Draws, pad: int) -> Tensor:
 
 
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """uint8 (B, C, H, W) -> float32 in channels_last, with the mean and deviation, each (1, C, 1, 1) in 0..1 units, taken out."""
+    """uint8 (B, C, H, W) -> float32 in channels_last, standardised.
+
+    mean, std: (1, C, 1, 1), of pixels in 0..1.
+    """
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 
 

@@ -1,4 +1,4 @@
-"""What a run sees of a data set: whole splits as uint8 tensors, with a validation part that is the same for every seed.
+"""What a run sees of a data set: whole splits as uint8 tensors.
 
 >>> dataset = load(RunConfig.create("smoke"))
 >>> dataset.train.images.shape
@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from iekd.config import RunConfig
-from iekd.data.sources import Row, balanced_order, describe, load_raw, pack
-from iekd.errors import ConfigError, DataError
+from iekd.data import facts, own
+from iekd.data.facts import Selection
+from iekd.data.readers import balanced_order
+from iekd.data.sources import load_raw
+from iekd.errors import ConfigError
 
-__all__ = ["DataError", "DataSet", "Row", "Split", "describe", "load", "load_raw", "pack"]
+CHUNK = 5000
 
 
 class Split(NamedTuple):
@@ -26,9 +28,8 @@ class Split(NamedTuple):
 
     images: Tensor  # uint8 (N, C, H, W)
     labels: Tensor  # int64 (N,)
-    exact: Tensor | None = (
-        None  # bool (N,), False where an image is a recompressed copy; None = all are exact
-    )
+    # bool (N,), False where an image is a recompressed copy; None = all are exact.
+    exact: Tensor | None = None
 
 
 class DataSet(NamedTuple):
@@ -39,112 +40,63 @@ class DataSet(NamedTuple):
     train: Split
     validation: Split
     test: Split
-    checksum: str  # of the whole data set, before anything was selected or scaled
-    mean: tuple[float, ...]  # of each channel, pixels in 0..1
-    std: tuple[float, ...]
-    flip: bool  # whether a mirrored image keeps its meaning
-    pad: int  # pixels of padding for the random crop
-
-
-class Facts(NamedTuple):
-    num_classes: int
-    channels: int
+    # Of the whole data set, before anything was selected or scaled.
+    checksum: str
+    # Of each channel, pixels in 0..1.
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    side: int  # pixels
-    train_images: int
+    # Whether a mirrored image keeps its meaning.
     flip: bool
+    # Pixels of padding for the random crop.
+    pad: int
 
 
-FACTS = {
-    # Mean and deviation of our training split's pixels (a test computes them again).
-    "digits": Facts(10, 1, (0.3056,), (0.3765,), 8, 1200, flip=False),
-    "fashion-mnist": Facts(10, 1, (0.2860,), (0.3530,), 28, 60_000, flip=True),
-    # The authors' constants (FACTS.md: networks and recipe, C), in 0..255 there.
-    "cifar10": Facts(
-        10,
-        3,
-        (125.3 / 255, 123.0 / 255, 113.9 / 255),
-        (63.0 / 255, 62.1 / 255, 66.7 / 255),
-        32,
-        50_000,
-        flip=True,
-    ),
-    "cifar100": Facts(
-        100,
-        3,
-        (129.3 / 255, 124.1 / 255, 112.4 / 255),
-        (68.2 / 255, 65.4 / 255, 70.4 / 255),
-        32,
-        50_000,
-        flip=True,
-    ),
-    "imagenette": Facts(
-        10, 3, (0.4623, 0.4579, 0.4302), (0.2727, 0.2707, 0.2922), 64, 9469, flip=True
-    ),
-}
+def load(run: Selection, root: Path | None = None) -> DataSet:
+    """The data set of a run (a `RunConfig`, or anything with these four fields).
 
-
-def load(config: RunConfig, root: Path | None = None) -> DataSet:
-    """The data set of a run, from `root` or the other sources that iekd.data.sources lists.
-
-    Validation: the first `validation_images` of one fixed, class-balanced order of the training set; training: the next
-    `train_images` (0 = all the rest). No choice depends on the seed. Images are then scaled down to `image_size`.
-    Raises `DataError` for missing or damaged data, `ConfigError` for more images or pixels than there are.
+    Validation: the first `validation_images` of one fixed, class-balanced order of the training
+    set; training: the next `train_images` (0 = all the rest). No choice depends on the seed.
+    Images are then scaled down to `image_size`. `root` is looked into first (iekd.data.roots).
+    Raises `DataError` for missing or damaged data, `ConfigError` for more images or pixels than
+    there are.
     """
-    raw, facts = load_raw(config.dataset, root), FACTS[config.dataset]
-    _check(config, len(raw.train_labels), raw.train_images.shape[-1])
-    order, held = balanced_order(raw.train_labels), config.validation_images
-    end = held + config.train_images if config.train_images else len(order)
+    raw = load_raw(run.dataset, root, run.image_size)
+    _check(run, len(raw.train_labels), raw.train_images.shape[-1])
+
+    # Which images are for validation, which for training.
+    order, held = balanced_order(raw.train_labels), run.validation_images
+    end = held + run.train_images if run.train_images else len(order)
 
     def part(index: Tensor) -> Split:
         index = index.sort().values
-        return Split(_scale(raw.train_images[index], config.image_size), raw.train_labels[index])
+        return Split(_scale(raw.train_images[index], run.image_size), raw.train_labels[index])
 
-    test = Split(_scale(raw.test_images, config.image_size), raw.test_labels, raw.exact)
-    pad = max(1, test.images.shape[-1] // 8)  # the 4 of 32 pixels that the paper's recipe uses
-    return DataSet(
-        config.dataset,
-        facts.num_classes,
-        part(order[held:end]),
-        part(order[:held]),
-        test,
-        raw.checksum,
-        facts.mean,
-        facts.std,
-        facts.flip,
-        pad,
-    )
+    train, validation = part(order[held:end]), part(order[:held])
+    test = Split(_scale(raw.test_images, run.image_size), raw.test_labels, raw.exact)
+
+    # What is known of the pixels.
+    own_one = own.is_own(run.dataset)
+    known = facts.own_facts(run.dataset, root) if own_one else facts.FACTS[run.dataset]
+    mean, std = _statistics(raw.train_images) if own_one else (known.mean, known.std)
+    # The 4 of 32 pixels that the paper's recipe pads.
+    pad = max(1, test.images.shape[-1] // 8)
+    split = (train, validation, test)
+    return DataSet(run.dataset, known.num_classes, *split, raw.checksum, mean, std, known.flip, pad)
 
 
-def image_shape(config: RunConfig) -> tuple[int, int, int]:
-    """(C, H, W) of the images of a run, known without loading them."""
-    facts = FACTS[config.dataset]
-    side = config.image_size or facts.side
-    return facts.channels, side, side
-
-
-def image_count(config: RunConfig) -> int:
-    """The training images of a run, known without loading them."""
-    return config.train_images or FACTS[config.dataset].train_images - config.validation_images
-
-
-def _check(config: RunConfig, available: int, side: int) -> None:
+def _check(run: Selection, available: int, side: int) -> None:
     """Refuse more images or pixels than the data set has."""
-    name, held, used, size = (
-        config.dataset,
-        config.validation_images,
-        config.train_images,
-        config.image_size,
-    )
+    name, held, used, size = run.dataset, run.validation_images, run.train_images, run.image_size
     if held >= available:
         raise ConfigError(
-            f"validation_images: {held} is not usable; {name} has {available} training images, choose 0 to {available - 1}"
+            f"validation_images: {held} is not usable; {name} has {available} training images, "
+            f"choose 0 to {available - 1}"
         )
     if held + used > available:
         raise ConfigError(
-            f"train_images: {used} is not usable; {name} has {available} training images, validation_images holds "
-            f"out {held}; choose 1 to {available - held}, or 0 for all of these"
+            f"train_images: {used} is not usable; {name} has {available} training images, "
+            f"validation_images holds out {held}; choose 1 to {available - held}, or 0 for all of "
+            "these"
         )
     if size > side:
         raise ConfigError(
@@ -153,10 +105,26 @@ def _check(config: RunConfig, available: int, side: int) -> None:
 
 
 def _scale(images: Tensor, size: int) -> Tensor:
-    """Area down-sampling of uint8 (N, C, H, W) to `size` x `size`, rounded; 0 = leave as they are."""
+    """Area down-sampling of uint8 (N, C, H, W) to `size` x `size`, rounded; 0 = as they are."""
     if size in (0, images.shape[-1]):
         return images
-    chunks = images.split(5000)  # the float copy of a whole split would take 600 MB
-    return torch.cat(
-        [F.interpolate(c.float(), size=(size, size), mode="area").round().byte() for c in chunks]
-    )
+    # In chunks: the float copy of a whole split would take 600 MB.
+    scaled = []
+    for chunk in images.split(CHUNK):
+        small = F.interpolate(chunk.float(), size=(size, size), mode="area")
+        scaled.append(small.round().byte())
+    return torch.cat(scaled)
+
+
+def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel of uint8 (N, C, H, W), in 0..1, to six digits."""
+    levels = torch.arange(256).double() / 255
+    mean, std = [], []
+    for channel in images.unbind(1):
+        share = channel.flatten().bincount(minlength=256) / channel.numel()
+        centre = (share * levels).sum()
+        deviation = (share * (levels - centre).square()).sum().sqrt()
+        mean.append(round(float(centre), 6))
+        # A channel that says nothing is not divided by zero.
+        std.append(max(round(float(deviation), 6), 1 / 255))
+    return tuple(mean), tuple(std)

@@ -1,6 +1,8 @@
-"""AT and IE-AT: the student looks where the teacher looks; with IE, part of each stage looks elsewhere to explore.
+"""AT and IE-AT: the student looks where the teacher looks; with IE, part of each stage looks
+elsewhere to explore.
 
-AT: Zagoruyko and Komodakis, "Paying more attention to attention", ICLR 2017, eq. 2. The paper only names IE-AT. Our
+AT: Zagoruyko and Komodakis, "Paying more attention to attention", ICLR 2017, eq. 2. The paper only
+names IE-AT. Our
 choice: AT on the inheriting half, its dissimilarity on the exploring half, at every stage.
 """
 
@@ -20,12 +22,16 @@ from iekd.networks import Output
 
 
 def attention(feature: Tensor) -> Tensor:
-    """Q = sum over the channels of |A_c|^2, (B, C, H, W) -> (B, H, W), up to a positive number per sample, so that no square overflows."""
+    """Q = sum over the channels of |A_c|^2, (B, C, H, W) -> (B, H, W), up to a positive number per
+    sample, so that no square overflows.
+    """
     return measures.divide_by_largest(feature, dim=(1, 2, 3)).square().sum(1)
 
 
 def attention_distance(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean over batch and positions of (Q_S / ||Q_S||_2 - Q_T / ||Q_T||_2)^2, for features of any number of channels; 0 .. 2 / (H W)."""
+    """mean over batch and positions of (Q_S / ||Q_S||_2 - Q_T / ||Q_T||_2)^2, for features of any
+    number of channels; 0 .. 2 / (H W).
+    """
     return map_distance(attention(student), attention(teacher))
 
 
@@ -40,15 +46,18 @@ def map_distance(student: Tensor, teacher: Tensor) -> Tensor:
     fields=("at_weight",),
     compares=features.stages,
     reads="stages",
-    source='the student looks where the teacher looks (Zagoruyko and Komodakis, "Paying more attention to attention", ICLR 2017, eq. 2).',
+    source="the student looks where the teacher looks (Zagoruyko and Komodakis, "
+    '"Paying more attention to attention", ICLR 2017, eq. 2).',
     build=lambda run, networks: AT(networks.pairs, run.at_weight),
 )
 class AT(nn.Module):
-    """task = CE, at = weight * sum over the stages of `attention_distance`, each a mean over batch and positions; weight 1000.
+    """task = CE, at = weight * sum over the stages of `attention_distance`, each a mean over batch
+    and positions; weight 1000.
 
-    The paper sets beta to 10^3 over the elements of the map and of the batch, which is this mean. Its eq. 2 has beta / 2 and a norm that
-    is not squared, whose gradient has no limit at equality; the authors' code (beta 1e3 for the paper's CIFAR-10 table) squares and has
-    no half: so here. That code takes the bare sums of its pre-activation networks; here it is what follows the ReLU.
+    The paper sets beta to 10^3 over the elements of the map and of the batch, which is this mean.
+    Its eq. 2 has beta / 2 and a norm that is not squared, whose gradient has no limit at equality;
+    the authors' code (beta 1e3 for the paper's CIFAR-10 table) squares and has no half: so here.
+    That code takes the bare sums of its pre-activation networks; here it is what follows the ReLU.
     """
 
     def __init__(self, pairs: Sequence[Pair], weight: float):
@@ -77,9 +86,11 @@ class Half(nn.Module):
 
 
 def attention_contrast(student: Tensor, teacher: Tensor) -> Tensor:
-    """cos(Q_S, Q_T) - 1 in the L1 units of the student's (B, C, H, W): -1.13 / sqrt(C H W) .. 0, least for looks at different places.
+    """cos(Q_S, Q_T) - 1 in the L1 units of the student's (B, C, H, W): -1.13 / sqrt(C H W) .. 0,
+    least for looks at different places.
 
-    1 - cos is half of ||q_S - q_T||^2, which AT makes small; with maps that are not negative it is at most 1.
+    1 - cos is half of ||q_S - q_T||^2, which AT makes small; with maps that are not negative it is
+    at most 1.
     """
     return -l1_unit(student) * measures.cosine(attention(student), attention(teacher))
 
@@ -90,7 +101,8 @@ def attention_contrast(student: Tensor, teacher: Tensor) -> Tensor:
     fields=("at_weight", *SPLIT),
     compares=features.stages,
     reads="stages",
-    source="part of each stage's channels inherits the teacher's attention map, the rest looks elsewhere to explore.",
+    source="part of each stage's channels inherits the teacher's attention map, the rest looks "
+    "elsewhere to explore.",
     build=lambda run, networks: IEAT(
         networks.pairs,
         run.at_weight,
@@ -101,11 +113,13 @@ def attention_contrast(student: Tensor, teacher: Tensor) -> Tensor:
     ),
 )
 class IEAT(nn.Module):
-    """task = CE, inherit = weight * sum over the stages of `attention_distance` (a mean of squares, weight 1000: that of AT),
-    explore = explore_weight * sum over the stages of `attention_contrast` (mean over the batch, weight 50: that of IE-FT).
+    """task = CE, inherit = weight * sum over the stages of `attention_distance` (a mean of squares,
+    weight 1000: that of AT), explore = explore_weight * sum over the stages of `attention_contrast`
+    (mean over the batch, weight 50: that of IE-FT).
 
-    AT's distance cannot grow without end, so its negative is safe; but at AT's weight it would go down to -31 on an 8 x 8 map, and
-    the labels would not be heard. In L1 units, see `iekd.method.measures`, it stays above -1.3 there (32 channels). Neither half has an
+    AT's distance cannot grow without end, so its negative is safe; but at AT's weight it would go
+    down to -31 on an 8 x 8 map, and the labels would not be heard. In L1 units, see
+    `iekd.method.measures`, it stays above -1.3 there (32 channels). Neither half has an
     encoder: maps have no channels that would have to be translated. With ratio 1 this is AT.
     """
 

@@ -19,9 +19,9 @@ class MeasureError(AssertionError):
 def check_measure(measure: Measure) -> None:
     """Try a measure of two factors (B, C, H, W) as training would use it.
 
-    It must return a scalar; value and gradient must be finite for zero, constant, equal and huge factors; its gradient
-    must be that of its value (finite differences in float64); and it must not read a value from the device, as `.item()`
-    or `if tensor:` do, for which every step would wait.
+    It must return a scalar; value and gradient must be finite for zero, constant, equal and huge
+    factors; its gradient must be that of its value (finite differences in float64); and it must not
+    read a value from the device, as `.item()` or `if tensor:` do, for which every step would wait.
 
     Raises:
         MeasureError: says which of these fails, with which input.
@@ -57,7 +57,8 @@ def _check_finite(measure: Measure, what: str, student: Tensor, teacher: Tensor)
         raise MeasureError(f"its value is {value.item()} for {what}{hint}")
     if not value.requires_grad:
         raise MeasureError(
-            f"its value does not depend on the student, for {what}: nothing could be learned from it"
+            f"its value does not depend on the student, for {what}: nothing could be learned from "
+            "it"
         )
     (gradient,) = torch.autograd.grad(value, student)
     if not gradient.isfinite().all():
@@ -77,7 +78,8 @@ def _check_gradient(measure: Measure, student: Tensor, teacher: Tensor) -> None:
     difference = ((ahead - behind) / (2 * LEAST_STEP)).item()
     if abs(slope - difference) > 1e-4 * max(1e-3, abs(slope), abs(difference)):
         raise MeasureError(
-            f"its gradient is {slope:.6g} where its value rises by {difference:.6g}; look for detach()"
+            f"its gradient is {slope:.6g} where its value rises by {difference:.6g}; look for "
+            "detach()"
         )
 
 

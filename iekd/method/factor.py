@@ -1,9 +1,10 @@
-"""The factor: a compact code of the teacher's last feature, made by an auto-encoder that is trained first, then frozen.
+"""The factor: a compact code of the teacher's last feature, made by an auto-encoder that is trained
+first, then frozen.
 
-Three 3x3 convolutions down, three up, stride 1, each with batch normalisation and LeakyReLU(0.1); only the second
-convolution of each side changes the number of channels. Source: descriptions of the paper and the authors' code, after
-Factor Transfer's paraphraser. The code's leading LeakyReLU is left out: the features are non-negative (they come after
-a ReLU), so it does nothing.
+Three 3x3 convolutions down, three up, stride 1, each with batch normalisation and LeakyReLU(0.1);
+only the second convolution of each side changes the number of channels. Source: descriptions of the
+paper and the authors' code, after Factor Transfer's paraphraser. The code's leading LeakyReLU is
+left out: the features are non-negative (they come after a ReLU), so it does nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ SLOPE = 0.1  # of the LeakyReLU
 
 
 def _block(inputs: int, outputs: int, transposed: bool = False) -> nn.Sequential:
-    """3x3 convolution without bias, batch normalisation, LeakyReLU; weights N(0, sqrt(2 / (9 * outputs))), as in the authors' code."""
+    """3x3 convolution without bias, batch normalisation, LeakyReLU; weights N(0, sqrt(2 / (9 *
+    outputs))), as in the authors' code.
+    """
     make = nn.ConvTranspose2d if transposed else nn.Conv2d
     convolution = make(inputs, outputs, 3, stride=1, padding=1, bias=False)
     nn.init.normal_(convolution.weight, 0, math.sqrt(2 / (9 * outputs)))
@@ -29,7 +32,9 @@ def _block(inputs: int, outputs: int, transposed: bool = False) -> nn.Sequential
 
 
 class Encoder(nn.Sequential):
-    """Feature (B, channels, H, W) -> factor (B, factor_channels, H, W). The teacher's, or that of one student half."""
+    """Feature (B, channels, H, W) -> factor (B, factor_channels, H, W). The teacher's, or that of
+    one student half.
+    """
 
     def __init__(self, channels: int, factor_channels: int):
         super().__init__(
@@ -84,7 +89,9 @@ class FactorAutoEncoder(nn.Module):
     ),
 )
 class FactorAE(nn.Module):
-    """reconstruction = ||f_T - R(f_T)||^2 (described) or |f_T - R(f_T)| (authors' code), mean over batch and dimensions."""
+    """reconstruction = ||f_T - R(f_T)||^2 (described) or |f_T - R(f_T)| (authors' code), mean over
+    batch and dimensions.
+    """
 
     def __init__(self, channels: int, ratio: float, decoder: str, reconstruction: str):
         super().__init__()

@@ -1,7 +1,9 @@
-"""FT and IE-FT: the student matches the teacher's factor; with IE, one half inherits it and the other explores away from it.
+"""FT and IE-FT: the student matches the teacher's factor; with IE, one half inherits it and the
+other explores away from it.
 
 FT (Kim, Park, Kwak 2018): the student's whole feature goes through one encoder, the translator.
-IE-FT: L = L_task + lambda_inh * L_inh(F_inh, F_T) + lambda_exp * L_exp(F_exp, F_T), each half through its own encoder.
+IE-FT: L = L_task + lambda_inh * L_inh(F_inh, F_T) + lambda_exp * L_exp(F_exp, F_T), each half
+through its own encoder.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from iekd.networks import Output
     fields=("ft_weight",),
     compares=features.last,
     reads="factor",
-    source="the student's whole feature, translated by an encoder of its own, matches the teacher's factor (Kim, Park, Kwak 2018).",
+    source="the student's whole feature, translated by an encoder of its own, matches the "
+    "teacher's factor (Kim, Park, Kwak 2018).",
     build=lambda run, networks: FT(
         networks.student.feature_channels,
         networks.autoencoder.encoder.factor_channels,
@@ -34,9 +37,11 @@ from iekd.networks import Output
     ),
 )
 class FT(nn.Module):
-    """task = CE, ft = weight * L1(F_S, F_T), the mean over batch and dimensions of normalised factors; weight 500 as in the authors' code.
+    """task = CE, ft = weight * L1(F_S, F_T), the mean over batch and dimensions of normalised
+    factors; weight 500 as in the authors' code.
 
-    The translator is trained jointly with the student. Mean over N = C*H*W values: at N = 2048 and weight 500 the term starts near 10.
+    The translator is trained jointly with the student. Mean over N = C*H*W values: at N = 2048 and
+    weight 500 the term starts near 10.
     """
 
     def __init__(self, channels: int, factor_channels: int, weight: float):
@@ -67,7 +72,8 @@ class Half(nn.Module):
         self.register_buffer("channels", channels)
         self.encoder = Encoder(len(channels), teacher_encoder.factor_channels)
         self.measure, self.weight = table[measure], weight
-        # Partial L2 sees the teacher through a margin ReLU (overhaul distillation); the factor's LeakyReLU scales the margin too.
+        # Partial L2 sees the teacher through a margin ReLU (overhaul distillation); the factor's
+        # LeakyReLU scales the margin too.
         margin = (
             SLOPE * measures.expected_negative(teacher_encoder.last_norm)
             if measure == "partial-l2"
@@ -91,7 +97,8 @@ class Half(nn.Module):
     compares=features.last,
     reads="factor",
     fields=("inherit", "explore", "inherit_weight", *SPLIT, "explore_target", "explore_encoder"),
-    source="one half of the student's channels inherits the teacher's factor, the other half is pushed away from it to explore.",
+    source="one half of the student's channels inherits the teacher's factor, the other half is "
+    "pushed away from it to explore.",
     build=lambda run, networks: IEFT(
         networks.student.feature_channels,
         networks.autoencoder.encoder,
@@ -109,11 +116,13 @@ class Half(nn.Module):
 class IEFT(nn.Module):
     """task = CE, inherit = lambda_inh * L_inh, explore = lambda_exp * L_exp.
 
-    Weights 50 and 50 (reported second-hand) with mean-reduced measures: at N = 2048 each term starts near 1. A half without a measure
-    ('none') or without channels has no term and no encoder. Both targets are the teacher's factor F_T (diagram and code);
-    explore_target 'inherit' pushes F_exp away from F_inh instead, through which no gradient goes (after a blog's text); 'shuffled' away
-    from the teacher's factor of the image before it in the batch, a push that cannot be about the image (our control). A 'frozen'
-    exploration encoder stays at its random weights, so that only the student's feature can move away (our control).
+    Weights 50 and 50 (reported second-hand) with mean-reduced measures: at N = 2048 each term
+    starts near 1. A half without a measure ('none') or without channels has no term and no encoder.
+    Both targets are the teacher's factor F_T (diagram and code); explore_target 'inherit' pushes
+    F_exp away from F_inh instead, through which no gradient goes (after a blog's text); 'shuffled'
+    away from the teacher's factor of the image before it in the batch, a push that cannot be about
+    the image (our control). A 'frozen' exploration encoder stays at its random weights, so that
+    only the student's feature can move away (our control).
     """
 
     def __init__(
@@ -146,7 +155,8 @@ class IEFT(nn.Module):
             self.halves["explore"].encoder.requires_grad_(explore_encoder == "trained")
         if explore_target == "inherit" and set(self.halves) == {"explore"}:
             raise ConfigError(
-                f"split_ratio: {ratio:g} of {channels} channels is none, so there is no inherited factor to explore away from"
+                f"split_ratio: {ratio:g} of {channels} channels is none, so there is no inherited "
+                "factor to explore away from"
             )
 
     def parts(self, student: Output, teacher: Output) -> dict[str, Part]:

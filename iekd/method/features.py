@@ -1,6 +1,7 @@
 """What a method sees: the batch, the pairs of stages it compares, and the parts of its loss.
 
-Which features of student and teacher a method compares is known from their shapes alone, before anything is trained.
+Which features of student and teacher a method compares is known from their shapes alone, before
+anything is trained.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ from iekd.networks.common import he_init
 
 
 class Batch(NamedTuple):
-    """`labels` (B,); `index` (B,): the place of each image in the training split (contrastive methods keep a memory by it).
+    """`labels` (B,); `index` (B,): the place of each image in the training split (contrastive
+    methods keep a memory by it).
 
-    `epoch` counts from 0: a method with stages asks it which stage this is. All are the same for every method with one seed.
+    `epoch` counts from 0: a method with stages asks it which stage this is. All are the same for
+    every method with one seed.
     """
 
     labels: Tensor
@@ -33,7 +36,9 @@ class PairError(ValueError):
 
 
 class Pair(NamedTuple):
-    """A stage of the student and one of the teacher with equal height and width: the names in `Output.features`, and the channels."""
+    """A stage of the student and one of the teacher with equal height and width: the names in
+    `Output.features`, and the channels.
+    """
 
     student: str
     teacher: str
@@ -42,26 +47,30 @@ class Pair(NamedTuple):
 
 
 def last(student: Shapes, teacher: Shapes) -> list[Pair]:
-    """The last stage of both, whose factors are compared. Raises `PairError` if their sizes differ."""
+    """The last stage of both. Raises `PairError` if their height and width differ."""
     names = tuple(
         [name for name in shapes if name.startswith("stage")][-1] for shapes in (student, teacher)
     )
     ours, theirs = student[names[0]][1:], teacher[names[1]][1:]
     if ours != theirs:
         raise PairError(
-            f"the last features must have equal height and width, but the student gives {ours} and the teacher gives {theirs}"
+            f"the last features must have equal height and width, but the student gives {ours} and "
+            f"the teacher gives {theirs}"
         )
     return [Pair(*names, student[names[0]][0], teacher[names[1]][0])]
 
 
 def stages(student: Shapes, teacher: Shapes) -> list[Pair]:
-    """The last stage of every height and width that both have, in order: all three of two ResNets, the first three of VGG-13 with a
-    WRN. The papers compare networks of equal down-sampling only. Raises `PairError` if they share no size."""
+    """The last stage of every height and width that both have, in order: all three of two ResNets,
+    the first three of VGG-13 with a WRN. The papers compare networks of equal down-sampling only.
+    Raises `PairError` if they share no size.
+    """
     ours, theirs = _ends(student), _ends(teacher)
     shared = [size for size in ours if size in theirs]
     if not shared:
         raise PairError(
-            f"no stage of both has the same height and width: the student has {[*ours]}, the teacher has {[*theirs]}"
+            f"no stage of both has the same height and width: the student has {[*ours]}, the "
+            f"teacher has {[*theirs]}"
         )
     return [
         Pair(ours[size], theirs[size], student[ours[size]][0], teacher[theirs[size]][0])
@@ -92,14 +101,17 @@ def connector(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def halved_backwards(stages: Sequence[Tensor]) -> Tensor:
-    """Sum over k = 1 .. n of 2^(k - n) times stage k: the last counts once, the one before it half, and so on."""
+    """Sum over k = 1 .. n of 2^(k - n) times stage k: the last counts once, the one before it half,
+    and so on.
+    """
     return sum(value / 2 ** (len(stages) - k) for k, value in enumerate(stages, 1))
 
 
 class Part(NamedTuple):
     """One loss term at the last stage. `loss(student, target)` is the weighted term, with its sign.
 
-    `student` and `target` hold a factor, a feature or an attention map for each image, (B, ...). The term sees these
+    `student` and `target` hold a factor, a feature or an attention map for each image, (B, ...).
+    The term sees these
     `channels` (None = all) of the student's feature `stage` ('' = the last).
     """
 
@@ -120,5 +132,7 @@ class Part(NamedTuple):
 
 
 def rolled(factor: Tensor) -> Tensor:
-    """The factor of another image: each gets that of the image before it in the batch, the first that of the last."""
+    """The factor of another image: each gets that of the image before it in the batch, the first
+    that of the last.
+    """
     return factor.roll(1, 0)

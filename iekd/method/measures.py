@@ -1,19 +1,23 @@
-"""Similarity measures of IE-KD between a student's and the teacher's factor, and the losses made of them.
+"""Similarity measures of IE-KD between a student's and the teacher's factor, and the losses made of
+them.
 
-A measure takes two factors of shape (B, C, H, W) and returns a scalar. Most work on the flattened, L2-normalised
-factors x^ = x / ||x||_2 of N = C*H*W values. All compute in float32 or wider whatever autocast says, give a finite
-value and gradient for zero, constant, equal and huge input, and never wait for the device.
+A measure takes two factors of shape (B, C, H, W) and returns a scalar. Most work on the flattened,
+L2-normalised factors x^ = x / ||x||_2 of N = C*H*W values. All compute in float32 or wider whatever
+autocast says, give a finite value and gradient for zero, constant, equal and huge input, and never
+wait for the device.
 
-Reduction is always the mean over batch and dimensions. `l1`, `l2`, `cosine` and `orthogonal` (mean |cos|) are
-formulas of the authors' code; `partial_l2` is only named in descriptions of the paper, its form here is our choice;
-`cka` is linear CKA as in their code, but debiased. Exploration by a measure of the inheritance side minimises its
-negative.
+Reduction is always the mean over batch and dimensions. `l1`, `l2`, `cosine` and `orthogonal` (mean
+|cos|) are formulas of the authors' code; `partial_l2` is only named in descriptions of the paper,
+its form here is our choice;
+`cka` is linear CKA as in their code, but debiased. Exploration by a measure of the inheritance side
+minimises its negative.
 
-**Losses.** Training minimises `INHERIT[name](student, teacher)` and `EXPLORE[name](student, teacher)`. One weight
-should mean a comparable push for every measure, but the mean L1 between independent, centred unit factors is
-sqrt(2/N) * sqrt(2/pi) = 1.13/sqrt(N), 0.025 for N = 2048, while cosine, orthogonal and CKA do not shrink with N. Our
-choice: the losses multiply those three by 1.13/sqrt(N) ("L1 units"); L2 and partial L2 are root means and of that
-order by themselves.
+**Losses.** Training minimises `INHERIT[name](student, teacher)` and `EXPLORE[name](student,
+teacher)`. One weight should mean a comparable push for every measure, but the mean L1 between
+independent, centred unit factors is sqrt(2/N) * sqrt(2/pi) = 1.13/sqrt(N), 0.025 for N = 2048,
+while cosine, orthogonal and CKA do not shrink with N. Our
+choice: the losses multiply those three by 1.13/sqrt(N) ("L1 units"); L2 and partial L2 are root
+means and of that order by themselves.
 """
 
 from __future__ import annotations
@@ -42,7 +46,8 @@ __all__ = [
 # What `centred_l1` adds to a deviation's length, as a part of the factor's own length: our choice.
 RESIDUE = 0.1
 
-# A sample whose largest value is below this counts as zero: its gradient, of order 1/||x||, could overflow.
+# A sample whose largest value is below this counts as zero: its gradient, of order 1/||x||, could
+# overflow.
 DEAD = 1e-12
 
 
@@ -50,11 +55,14 @@ DEAD = 1e-12
 
 
 def unit(x: Tensor) -> Tensor:
-    """x^ = x / ||x||_2 per sample, (B, ...) -> (B, N). A zero sample stays zero and gets gradient zero."""
+    """x^ = x / ||x||_2 per sample, (B, ...) -> (B, N). A zero sample stays zero and gets gradient
+    zero.
+    """
     x = divide_by_largest(_wide(x).flatten(1), dim=1)
     squares = x.square().sum(1, keepdim=True)
     dead = squares == 0
-    # The inner `where` keeps the infinite slope of rsqrt at 0 out of the gradient, the outer one makes the gradient 0.
+    # The inner `where` keeps the infinite slope of rsqrt at 0 out of the gradient, the outer one
+    # makes the gradient 0.
     return x * torch.where(dead, 0, torch.where(dead, 1, squares).rsqrt())
 
 
@@ -63,9 +71,11 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def divide_by_largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Largest absolute value 1, so that squares cannot overflow; all zero where the largest value is below `DEAD`.
+    """Largest absolute value 1, so that squares cannot overflow; all zero where the largest value
+    is below `DEAD`.
 
-    The divisor is detached. The gradient is exact all the same if what is computed next does not depend on scale.
+    The divisor is detached. The gradient is exact all the same if what is computed next does not
+    depend on scale.
     """
     largest = x.detach().abs().amax(dim, keepdim=True)
     dead = largest < DEAD
@@ -75,7 +85,8 @@ def divide_by_largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 def _units(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     if student.shape != teacher.shape:
         raise ValueError(
-            f"factors differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+            f"factors differ in shape: student {tuple(student.shape)}, teacher "
+            f"{tuple(teacher.shape)}"
         )
     return unit(student), unit(teacher)
 
@@ -96,16 +107,20 @@ def l1(student: Tensor, teacher: Tensor) -> Tensor:
     return (x - y).abs().mean()
 
 
-@measure("l2", label="L2")
+@measure("l2", label="L2", whole_batch=True)
 def l2(student: Tensor, teacher: Tensor) -> Tensor:
-    """sqrt(mean (x^ - y^)^2) over batch and dimensions; 0 .. 2/sqrt(N). Gradient 0 at x^ = y^ (authors': NaN)."""
+    """sqrt(mean (x^ - y^)^2) over batch and dimensions; 0 .. 2/sqrt(N). Gradient 0 at x^ = y^
+    (authors': NaN).
+    """
     x, y = _units(student, teacher)
     return _root((x - y).square().mean())
 
 
 @measure("cosine", unit="one")
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean over the batch of 1 - cos(x, y); 0 .. 2. It is half of ||x^ - y^||^2. A zero factor has cosine 0."""
+    """mean over the batch of 1 - cos(x, y); 0 .. 2. It is half of ||x^ - y^||^2. A zero factor has
+    cosine 0.
+    """
     return 1 - _cosines(student, teacher).mean()
 
 
@@ -114,12 +129,13 @@ def _cosines(student: Tensor, teacher: Tensor) -> Tensor:
     return (x * y).sum(1)
 
 
-@measure("partial-l2", label="partial L2")
+@measure("partial-l2", label="partial L2", whole_batch=True)
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
     """`l2` that forgives where x^ <= y^ <= 0; 0 .. 2/sqrt(N).
 
-    Overhaul Distillation (Heo et al. 2019) sums the squares of features that are not normalised. Normalised factors and
-    the root are our choice: the negative, which exploration minimises, is then bounded, and the scale is that of `l2`.
+    Overhaul Distillation (Heo et al. 2019) sums the squares of features that are not normalised.
+    Normalised factors and the root are our choice: the negative, which exploration minimises, is
+    then bounded, and the scale is that of `l2`.
     """
     x, y = _units(student, teacher)
     forgiven = (x <= y) & (y <= 0)
@@ -132,15 +148,16 @@ def orthogonal(student: Tensor, teacher: Tensor) -> Tensor:
     return _cosines(student, teacher).abs().mean()
 
 
-@measure("cka", label="CKA", unit="one", similarity=True)
+@measure("cka", label="CKA", unit="one", similarity=True, whole_batch=True)
 def cka(student: Tensor, teacher: Tensor) -> Tensor:
-    """Debiased linear CKA of the spatially average-pooled factors (B, C); 1 for equal, about 0 for independent factors.
+    """Debiased linear CKA of the spatially average-pooled factors (B, C); 1 for equal, about 0 for
+    independent factors.
 
-    Gram form: the cosine between the two U-centred B x B Gram matrices, whose inner product is B(B-3) times the
-    unbiased HSIC (Song et al. 2012). It can be slightly negative, and never leaves -1 .. 1. Pooled and debiased,
-    because biased CKA of *independent* factors is about 0.94 at B = 128, N = 2048: minimising that is mostly
-    minimising an artefact. Needs B >= 4; smaller batches and constant factors give 0 with gradient 0. C, H and W of
-    the two may differ.
+    Gram form: the cosine between the two U-centred B x B Gram matrices, whose inner product is
+    B(B-3) times the unbiased HSIC (Song et al. 2012). It can be slightly negative, and never leaves
+    -1 .. 1. Pooled and debiased, because biased CKA of *independent* factors is about 0.94 at B =
+    128, N = 2048: minimising that is mostly minimising an artefact. Needs B >= 4; smaller batches
+    and constant factors give 0 with gradient 0. C, H and W of the two may differ.
     """
     if len(student) != len(teacher):
         raise ValueError(f"batches differ: student {len(student)}, teacher {len(teacher)}")
@@ -151,7 +168,9 @@ def cka(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _centred_gram(factor: Tensor) -> Tensor:
-    """U-centred Gram matrix (B, B), zero on the diagonal, of the pooled factor, up to a positive number."""
+    """U-centred Gram matrix (B, B), zero on the diagonal, of the pooled factor, up to a positive
+    number.
+    """
     n = len(factor)
     x = divide_by_largest(_wide(factor).reshape(n, factor.shape[1], -1), dim=(0, 1, 2)).mean(2)
     x = x - x.mean(0)  # U-centring makes this void, except for rounding
@@ -163,25 +182,30 @@ def _centred_gram(factor: Tensor) -> Tensor:
     return (gram - rows[:, None] - rows[None, :] + rows.sum() / (n - 1)) * others
 
 
-@measure("centred-l1", label="centred L1", sides=("explore",))
+@measure("centred-l1", label="centred L1", sides=("explore",), whole_batch=True)
 def centred_l1(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean |x^ - y^| over batch and dimensions, of factors centred over the batch; 0 .. 2/sqrt(N). Our choice.
+    """mean |x^ - y^| over batch and dimensions, of factors centred over the batch; 0 .. 2/sqrt(N).
+    Our choice.
 
-    Exploration by `l1` is satisfied by one factor for all images. Here such a factor counts as zero, for
-    x^ = c / sqrt(||c||^2 + RESIDUE^2 ||x||^2) with c = x - mean over the batch: what is common to all images is taken
-    out first. The second term bounds the gradient by 2 / (RESIDUE ||x||) and keeps noise on a constant from being blown
-    up to full length. What maximises this distance is -sign(y^)/sqrt(N), nearly the *opposite* deviation: a push that
-    must look at the image. A batch of one image has no deviation: value and gradient are 0.
+    Exploration by `l1` is satisfied by one factor for all images. Here such a factor counts as
+    zero, for x^ = c / sqrt(||c||^2 + RESIDUE^2 ||x||^2) with c = x - mean over the batch: what is
+    common to all images is taken out first. The second term bounds the gradient by 2 / (RESIDUE
+    ||x||) and keeps noise on a constant from being blown up to full length. What maximises this
+    distance is -sign(y^)/sqrt(N), nearly the *opposite* deviation: a push that must look at the
+    image. A batch of one image has no deviation: value and gradient are 0.
     """
     if student.shape != teacher.shape:
         raise ValueError(
-            f"factors differ in shape: student {tuple(student.shape)}, teacher {tuple(teacher.shape)}"
+            f"factors differ in shape: student {tuple(student.shape)}, teacher "
+            f"{tuple(teacher.shape)}"
         )
     return (_centred_unit(student) - _centred_unit(teacher)).abs().mean()
 
 
 def _centred_unit(x: Tensor) -> Tensor:
-    """Deviation from the mean of the batch, (B, ...) -> (B, N), of length below 1; see `centred_l1`."""
+    """Deviation from the mean of the batch, (B, ...) -> (B, N), of length below 1; see
+    `centred_l1`.
+    """
     x = divide_by_largest(_wide(x).flatten(1), dim=(0, 1))
     deviation = x - x.mean(0)
     squares = deviation.square().sum(1, keepdim=True) + RESIDUE**2 * x.square().sum(1, keepdim=True)
@@ -189,20 +213,23 @@ def _centred_unit(x: Tensor) -> Tensor:
     return deviation * torch.where(dead, 0, torch.where(dead, 1, squares).rsqrt())
 
 
-# ---------------------------------------------------------------------- margin ReLU of Overhaul Distillation
+# ------------------------------------------------------------- margin ReLU of Overhaul Distillation
 
 
 def margin_relu(teacher: Tensor, margin: Tensor) -> Tensor:
-    """max(teacher, margin) per channel, (B, C, H, W) and (C,): the teacher of Overhaul Distillation's partial L2."""
+    """max(teacher, margin) per channel, (B, C, H, W) and (C,): the teacher of Overhaul
+    Distillation's partial L2.
+    """
     return torch.maximum(teacher, margin.to(teacher.dtype)[:, None, None])
 
 
 @torch.no_grad()
 def expected_negative(bn: nn.BatchNorm2d) -> Tensor:
-    """E[z | z < 0] for z ~ N(beta, gamma^2), the output of the layer per channel: (C,), not positive, without gradient.
+    """E[z | z < 0] for z ~ N(beta, gamma^2), the output of the layer per channel: (C,), not
+    positive, without gradient.
 
-    beta - |gamma| phi(a) / Phi(-a) with a = beta/|gamma|, by the scaled erfc so that no tail underflows. (The code of
-    Overhaul Distillation takes -3 |gamma| instead where Phi(-a) < 0.001.)
+    beta - |gamma| phi(a) / Phi(-a) with a = beta/|gamma|, by the scaled erfc so that no tail
+    underflows. (The code of Overhaul Distillation takes -3 |gamma| instead where Phi(-a) < 0.001.)
     """
     mean, sd = bn.bias.double(), bn.weight.double().abs().clamp(min=1e-9)
     ratio = math.sqrt(2 / math.pi) / torch.special.erfcx(mean / sd / math.sqrt(2))
@@ -213,7 +240,9 @@ def expected_negative(bn: nn.BatchNorm2d) -> Tensor:
 
 
 def soft_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (B, classes), batch mean; T^2 keeps the gradient's size."""
+    """T^2 KL(softmax(teacher / T) || softmax(student / T)) of logits (B, classes), batch mean; T^2
+    keeps the gradient's size.
+    """
     log_student, log_teacher = (
         F.log_softmax(student / temperature, 1),
         F.log_softmax(teacher / temperature, 1),

@@ -1,7 +1,8 @@
 """DML and IE-DML: two networks, both trained from scratch, teach each other.
 
-DML: Zhang, Xiang, Hospedales, Lu, "Deep mutual learning", CVPR 2018. IE-DML replaces its divergence by two opposite
-IE-KD processes. Our sources name it and its four steps, whose list is lost: their order is our choice.
+DML: Zhang, Xiang, Hospedales, Lu, "Deep mutual learning", CVPR 2018. IE-DML replaces its divergence
+by two opposite IE-KD processes. Our sources name it and its four steps, whose list is lost: their
+order is our choice.
 """
 
 from __future__ import annotations
@@ -28,14 +29,17 @@ from iekd.networks import Output
     taught="peer",
     fields=("dml_weight",),
     build=lambda run, networks: DML(run.dml_weight),
-    source='two networks, both from scratch, teach each other (Zhang, Xiang, Hospedales, Lu, "Deep mutual learning", CVPR 2018).',
+    source="two networks, both from scratch, teach each other (Zhang, Xiang, Hospedales, Lu, "
+    '"Deep mutual learning", CVPR 2018).',
 )
 class DML(nn.Module):
-    """For each network: task = CE, dml = weight * KL(p_other || p_own) at temperature 1, batch mean; weight 1.
+    """For each network: task = CE, dml = weight * KL(p_other || p_own) at temperature 1, batch
+    mean; weight 1.
 
-    The other's probabilities are a constant. One network is updated after the other, the second learns from what the first has become
-    (its algorithm), by a fresh forward pass in training mode: the first's BN statistics see every batch twice.
-    IE-KD's code: 200 epochs, batch 64, rate divided by 10 at epochs 60, 120 and 180.
+    The other's probabilities are a constant. One network is updated after the other, the second
+    learns from what the first has become (its algorithm), by a fresh forward pass in training mode:
+    the first's BN statistics see every batch twice. IE-KD's code: 200 epochs, batch 64, rate
+    divided by 10 at epochs 60, 120 and 180.
     """
 
     def __init__(self, weight: float):
@@ -49,11 +53,8 @@ class DML(nn.Module):
         yield "student", ours, self.terms(batch, ours, theirs)
         with torch.no_grad():
             renewed = student(images)
-        yield (
-            "peer",
-            theirs,
-            self.terms(batch, theirs, renewed),
-        )  # the peer is as it was: its forward pass still holds
+        # the peer is as it was: its forward pass still holds
+        yield ("peer", theirs, self.terms(batch, theirs, renewed))
 
     def terms(self, batch: Batch, own: Output, other: Output) -> dict[str, Tensor]:
         divergence = soft_divergence(own.logits, other.logits.detach(), temperature=1)
@@ -68,8 +69,9 @@ Update = tuple[str, Output | None, dict[str, Tensor]]
     taught="peer",
     fields=("factor_ratio", "reconstruction", "decoder", "inherit_weight", *SPLIT, "turns"),
     compares=features.last,
-    source="two networks from scratch, each the other's teacher by inheritance and exploration: deep mutual learning whose divergence is "
-    "replaced by two opposite IE-KD processes (our sources name it and its four steps, whose list is lost: their order is our choice).",
+    source="two networks from scratch, each the other's teacher by inheritance and exploration: "
+    "deep mutual learning whose divergence is replaced by two opposite IE-KD processes (our "
+    "sources name it and its four steps, whose list is lost: their order is our choice).",
     build=lambda run, networks: IEDML(
         networks.student.feature_channels,
         networks.teacher.feature_channels,
@@ -85,12 +87,15 @@ Update = tuple[str, Output | None, dict[str, Tensor]]
     ),
 )
 class IEDML(nn.Module):
-    """Each network has an auto-encoder of its own feature, trained along, and two halves that see the factor of the other.
+    """Each network has an auto-encoder of its own feature, trained along, and two halves that see
+    the factor of the other.
 
-    Four updates a batch: the first network's auto-encoder; the second network with its two encoders (task, inherit, explore, as in
-    IE-FT, L1); the second's auto-encoder; the first network with its two encoders. What teaches is a constant, and as its latest update
-    left it. With `turns` 'epoch', one of the four is made an epoch, in turn: give it four times the epochs. Networks and auto-encoders
-    that teach stay in training mode (statistics of the batch; nothing here is ever frozen), and share optimiser and learning rate.
+    Four updates a batch: the first network's auto-encoder; the second network with its two encoders
+    (task, inherit, explore, as in IE-FT, L1); the second's auto-encoder; the first network with its
+    two encoders. What teaches is a constant, and as its latest update left it. With `turns`
+    'epoch', one of the four is made an epoch, in turn: give it four times the epochs. Networks and
+    auto-encoders that teach stay in training mode (statistics of the batch; nothing here is ever
+    frozen), and share optimiser and learning rate.
     """
 
     def __init__(
@@ -139,14 +144,13 @@ class IEDML(nn.Module):
         yield from self._lesson(batch, 0, "student", ours, "peer", theirs)
         with torch.no_grad():
             renewed = peer(images)
-        yield from self._lesson(
-            batch, 2, "peer", renewed, "student", ours
-        )  # the student is as it was: its forward pass still holds
+        # the student is as it was: its forward pass still holds
+        yield from self._lesson(batch, 2, "peer", renewed, "student", ours)
 
     def _lesson(
         self, batch: Batch, number: int, teacher: str, told: Output, learner: str, output: Output
     ) -> Iterator[Update]:
-        """Two of the four updates: the teaching network's auto-encoder, then the learning network."""
+        """Two of the four updates: the teacher's auto-encoder, then the learning network."""
         told = Output(
             told.logits.detach(), {name: value.detach() for name, value in told.features.items()}
         )
@@ -158,7 +162,9 @@ class IEDML(nn.Module):
             yield learner, output, self.losses[learner](batch, output, told)
 
     def parts(self, own: Output, other: Output, learner: str = "student") -> dict[str, Part]:
-        """What the two halves of one network compare with the factor of the other's present feature, a constant."""
+        """What the two halves of one network compare with the factor of the other's present
+        feature, a constant.
+        """
         with torch.no_grad():
             factor = self._encoder("peer" if learner == "student" else "student")(other.feature)
         return self.losses[learner].parts(

@@ -1,7 +1,9 @@
-"""OD and IE-OD: the student matches the teacher's features before ReLU as far as they count; with IE, one half explores.
+"""OD and IE-OD: the student matches the teacher's features before ReLU as far as they count; with
+IE, one half explores.
 
-OD: Heo et al., "A comprehensive overhaul of feature distillation", ICCV 2019. The paper only names IE-OD. Our choice:
-OD on the inheriting half, its dissimilarity on the exploring half, at every stage.
+OD: Heo et al., "A comprehensive overhaul of feature distillation", ICCV 2019. The paper only names
+IE-OD. Our choice: OD on the inheriting half, its dissimilarity on the exploring half, at every
+stage.
 """
 
 from __future__ import annotations
@@ -21,16 +23,20 @@ from iekd.networks import Output
 
 
 def partial_squares(student: Tensor, teacher: Tensor) -> Tensor:
-    """Partial L2: squared differences, 0 where student <= teacher <= 0, summed over (C, H, W), mean over the batch."""
+    """Partial L2: squared differences, 0 where student <= teacher <= 0, summed over (C, H, W), mean
+    over the batch.
+    """
     forgiven = (student <= teacher) & (teacher <= 0)
     return torch.where(forgiven, 0, (student - teacher).square()).sum((1, 2, 3)).mean()
 
 
 class Stage(nn.Module):
-    """The two sides of one stage before ReLU: the student through a connector, the teacher through its margin ReLU.
+    """The two sides of one stage before ReLU: the student through a connector, the teacher through
+    its margin ReLU.
 
-    The margin is the expected negative response of each of the teacher's channels, from the last BN before the ReLU;
-    for a ResNet, as in the authors' code, that leaves out what the shortcut adds. `channels` selects some of the student's.
+    The margin is the expected negative response of each of the teacher's channels, from the last BN
+    before the ReLU; for a ResNet, as in the authors' code, that leaves out what the shortcut adds.
+    `channels` selects some of the student's.
     """
 
     def __init__(self, pair: Pair, norm: nn.BatchNorm2d, channels: Tensor | None = None):
@@ -57,15 +63,17 @@ class Stage(nn.Module):
     fields=("od_weight",),
     compares=features.stages,
     reads="stages_pre",
-    source="the student's features before ReLU match the teacher's, as far as they count (Heo et al., \"A comprehensive overhaul of "
-    'feature distillation", ICCV 2019).',
+    source="the student's features before ReLU match the teacher's, as far as they count (Heo et "
+    'al., "A comprehensive overhaul of feature distillation", ICCV 2019).',
     build=lambda run, networks: OD(networks.pairs, networks.teacher.norms, run.od_weight),
 )
 class OD(nn.Module):
-    """task = CE, od = weight * sum over the n stages of 2^(k - n) * `partial_squares`, a *sum* over (C, H, W); weight 1e-3.
+    """task = CE, od = weight * sum over the n stages of 2^(k - n) * `partial_squares`, a *sum* over
+    (C, H, W); weight 1e-3.
 
-    Weight and the halving from stage to stage are those of the authors' code for CIFAR-100. There the teacher runs in training mode,
-    so that its BN uses the batch; here every method's teacher is the same frozen one in eval mode. Connectors: 1x1 conv and BN.
+    Weight and the halving from stage to stage are those of the authors' code for CIFAR-100. There
+    the teacher runs in training mode, so that its BN uses the batch; here every method's teacher is
+    the same frozen one in eval mode. Connectors: 1x1 conv and BN.
     """
 
     def __init__(self, pairs: Sequence[Pair], norms: Mapping[str, nn.BatchNorm2d], weight: float):
@@ -83,11 +91,13 @@ class OD(nn.Module):
 
 @method(
     "ie-od",
+    whole_batch=True,
     taught="teacher",
     fields=("od_weight", *SPLIT),
     compares=features.stages,
     reads="stages_pre",
-    source="part of each stage's channels inherits the teacher's features before ReLU, the rest is pushed away from them to explore.",
+    source="part of each stage's channels inherits the teacher's features before ReLU, the rest "
+    "is pushed away from them to explore.",
     build=lambda run, networks: IEOD(
         networks.pairs,
         networks.teacher.norms,
@@ -99,12 +109,14 @@ class OD(nn.Module):
     ),
 )
 class IEOD(nn.Module):
-    """task = CE, inherit = weight * OD's loss of the inheriting half (sum over (C, H, W), weight 1e-3: that of OD),
-    explore = -explore_weight * sum over the stages of 2^(k - n) * `measures.partial_l2` of the other half (weight 50: that of IE-FT).
+    """task = CE, inherit = weight * OD's loss of the inheriting half (sum over (C, H, W), weight
+    1e-3: that of OD), explore = -explore_weight * sum over the stages of 2^(k - n) *
+    `measures.partial_l2` of the other half (weight 50: that of IE-FT).
 
-    OD's partial L2 has no lower bound when negated: the connector alone could grow without end. `measures.partial_l2` takes it of
-    L2-normalised features and its root, so it stays within 0 .. 2 / sqrt(N), N = C H W; at weight 50 and N = 4096 the last stage
-    starts near -1. Each half has connectors of its own. With ratio 1 this is OD.
+    OD's partial L2 has no lower bound when negated: the connector alone could grow without end.
+    `measures.partial_l2` takes it of L2-normalised features and its root, so it stays within 0 .. 2
+    / sqrt(N), N = C H W; at weight 50 and N = 4096 the last stage starts near -1. Each half has
+    connectors of its own. With ratio 1 this is OD.
     """
 
     def __init__(
@@ -140,7 +152,9 @@ class IEOD(nn.Module):
         return terms
 
     def parts(self, student: Output, teacher: Output) -> dict[str, Part]:
-        """What each half compares at the last stage: features before ReLU, through its connector, with the teacher's."""
+        """What each half compares at the last stage: features before ReLU, through its connector,
+        with the teacher's.
+        """
         losses = {"inherit": self._inherit, "explore": self._explore}
         found = {}
         for name, stages in (("inherit", self.inherit), ("explore", self.explore)):

@@ -1,4 +1,5 @@
-"""Methods and measures by name: one row each, written beside its code, in this library or in a reader's own file or cell.
+"""Methods and measures by name: one row each, written beside its code, in this library or in a
+reader's own file or cell.
 
     @iekd.measure("huber", unit="l1")
     def huber(student, teacher): ...
@@ -7,8 +8,9 @@
     class Gap(nn.Module):
         def __init__(self, networks, *, gap_weight: float = 1.0): ...
 
-From then on configuration, training, tables, figures and analysis know the name. Files named in $IEKD_IMPORT (separated
-as in $PATH) are imported first, so that the processes of a sweep know what they register.
+From then on configuration, training, tables, figures and analysis know the name. Files named in
+$IEKD_IMPORT (separated as in $PATH) are imported first, so that the processes of a sweep know what
+they register.
 """
 
 from __future__ import annotations
@@ -43,9 +45,11 @@ TAUGHT = {"": (), "teacher": TEACHER, "factor": (*TEACHER, *FACTOR), "peer": ("p
 
 
 class Networks(NamedTuple):
-    """What a method is built for: the networks at their initial values, and the pairs of stages that it compares.
+    """What a method is built for: the networks at their initial values, and the pairs of stages
+    that it compares.
 
-    `teacher` is the peer in mutual learning. `labels`: the classes of all training images, for a method with a memory.
+    `teacher` is the peer in mutual learning. `labels`: the classes of all training images, for a
+    method with a memory.
     """
 
     student: nn.Module | None
@@ -69,6 +73,7 @@ class Method:
     reads: str
     build: Callable[[Any, Networks], nn.Module]
     options: Mapping[str, inspect.Parameter] = field(default_factory=dict)
+    whole_batch: bool = False
 
     def needs(self, pairs: list[Pair], teacher: Shapes) -> list[str]:
         """The teacher's features that the method reads, beside the logits."""
@@ -84,7 +89,9 @@ class Method:
         return [self.reads]
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options with their values. Raises `ValueError` for one that is not declared, or of another type."""
+        """All options with their values. Raises `ValueError` for one that is not declared, or of
+        another type.
+        """
         if unknown := [name for name in given if name not in self.options]:
             declared = ", ".join(self.options) or "none"
             raise ValueError(
@@ -119,20 +126,27 @@ def method(
     fields: tuple[str, ...] = (),
     compares: Callable[[Shapes, Shapes], list[Pair]] | None = None,
     reads: str = "",
+    whole_batch: bool = False,
     build: Callable[[Any, Networks], nn.Module] | None = None,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Register a class as the method of this name. It has `forward(batch, student, teacher) -> {term: loss}`.
+    """Register a class as the method of this name. It has `forward(batch, student, teacher) ->
+    {term: loss}`.
 
     Args:
-        name: small letters, digits and hyphens; it stands in the paths of records.
-        label: what tables and figures call it; default: the name in capitals.
-        source: what it does and where it comes from, one sentence.
-        taught: by nobody, a trained 'teacher', its 'factor' as well, or a 'peer' (mutual learning).
-        fields: further fields of a run that it reads.
-        compares: which stages of student and teacher must have equal height and width, for example `features.last`.
-        reads: the teacher's features that it reads: 'factor', 'pooled', 'last', 'stages', 'stages_pre', or ''.
-        build: makes it for a run's configuration and `Networks`. Default: `cls(networks, **options)`, where the options
-            are the keyword parameters of its constructor, each with a type (int, float, str) and a default.
+    name: small letters, digits and hyphens; it stands in the paths of records.
+    label: what tables and figures call it; default: the name in capitals.
+    source: what it does and where it comes from, one sentence.
+    taught: by nobody, a trained 'teacher', its 'factor' as well, or a 'peer' (mutual learning).
+    fields: further fields of a run that it reads.
+    compares: which stages of student and teacher must have equal height and width, for example
+    `features.last`.
+    reads: the teacher's features that it reads: 'factor', 'pooled', 'last', 'stages', 'stages_pre',
+    or ''.
+    whole_batch: whether its loss is no mean over the images of a batch (it relates them to one
+    another, or keeps a memory): several processes with a shard of the batch each cannot train it.
+    build: makes it for a run's configuration and `Networks`. Default: `cls(networks, **options)`,
+    where the options are the keyword parameters of its constructor, each with a type (int, float,
+    str) and a default.
 
     Raises:
         ConfigError: the name cannot be used, or a parameter cannot be an option.
@@ -152,6 +166,7 @@ def method(
             reads,
             build or (lambda run, networks: kind(networks, **run.options)),
             options,
+            whole_batch or taught == "peer",
         )
         METHODS[name] = row
         return kind
@@ -168,7 +183,8 @@ def _options(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
             continue
         if hints.get(parameter.name) not in OPTION_TYPES or parameter.default is parameter.empty:
             raise ConfigError(
-                f"{kind.__name__}: {parameter.name} is a parameter of runs, so it needs a type (int, float or str) "
+                f"{kind.__name__}: {parameter.name} is a parameter of runs, so it needs a type "
+                "(int, float or str) "
                 f"and a default, for example `{parameter.name}: float = 1.0`"
             )
         found[parameter.name] = parameter.replace(annotation=hints[parameter.name])
@@ -186,6 +202,7 @@ class MeasureRow(NamedTuple):
 
     function: Measure
     label: str
+    whole_batch: bool = False
 
 
 MEASURES: dict[str, MeasureRow] = {}
@@ -200,24 +217,28 @@ def measure(
     unit: Literal["l1", "one"] = "l1",
     similarity: bool = False,
     sides: tuple[str, ...] = ("inherit", "explore"),
+    whole_batch: bool = False,
 ) -> Callable[[Measure], Measure]:
-    """Register a function of two factors (B, C, H, W) as the measure of this name. It returns a scalar.
+    """Register a function of two factors (B, C, H, W) as the measure of this name. It returns a
+    scalar.
 
-    Inheritance minimises a distance, exploration its negative. What is small for factors that differ is a `similarity`:
-    exploration minimises it, and inheritance cannot use it.
+    Inheritance minimises a distance, exploration its negative. What is small for factors that
+    differ is a `similarity`: exploration minimises it, and inheritance cannot use it.
 
     Args:
-        name: small letters, digits and hyphens; it stands in the paths of records.
-        label: what tables and figures call it; default: the name.
-        unit: 'l1' for a value of the order of the mean L1 between unit factors, which falls with their size N like
-            1/sqrt(N); 'one' for a value that does not depend on N: its loss is then multiplied by `l1_unit`.
-        similarity: whether it is large for factors that are alike.
-        sides: the halves that may use it.
+    name: small letters, digits and hyphens; it stands in the paths of records.
+    label: what tables and figures call it; default: the name.
+    unit: 'l1' for a value of the order of the mean L1 between unit factors, which falls with their
+    size N like 1/sqrt(N); 'one' for a value that does not depend on N: its loss is then multiplied
+    by `l1_unit`.
+    similarity: whether it is large for factors that are alike.
+    sides: the halves that may use it.
+    whole_batch: whether it is no mean over the images of a batch; see `method`.
     """
 
     def register(function: Measure) -> Measure:
         _check_name(name, MEASURES, function)
-        MEASURES[name] = MeasureRow(function, label or name)
+        MEASURES[name] = MeasureRow(function, label or name, whole_batch)
         if "inherit" in sides and not similarity:
             INHERIT[name] = _loss(function, +1, unit == "one")
         if "explore" in sides:
@@ -247,7 +268,9 @@ def _loss(measure: Measure, sign: int, dimensionless: bool = False) -> Measure:
 
 
 def _check_name(name: str, table: Mapping[str, Any], thing: Callable) -> None:
-    """Refuse a name that paths cannot hold, and one of this library's; a cell that is run again replaces its own."""
+    """Refuse a name that paths cannot hold, and one of this library's; a cell that is run again
+    replaces its own.
+    """
     if not NAME.fullmatch(name):
         raise ConfigError(
             f"{name!r} cannot name this: use small letters, digits and hyphens, as in 'my-loss'"

@@ -10,19 +10,18 @@ from torch import Tensor
 
 from iekd.method.features import Pair
 
-SPLIT = (
-    "explore_weight",
-    "split",
-    "split_ratio",
-)  # the fields of a run whose method splits channels
+# the fields of a run whose method splits channels
+SPLIT = ("explore_weight", "split", "split_ratio")
 
 
 def channel_split(
     channels: int, ratio: float, how: Literal["random", "halves"], seed: int, stage: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the inheriting and of the exploring channels: disjoint, together all of them, round(ratio * channels) inherit.
+    """Indices of the inheriting and of the exploring channels: disjoint, together all of them,
+    round(ratio * channels) inherit.
 
-    'random' is one permutation per seed and stage, fixed for the run (described); 'halves' is first part, second part (authors' code).
+    'random' is one permutation per seed and stage, fixed for the run (described); 'halves' is first
+    part, second part (authors' code).
     """
     order = torch.arange(channels)
     if how == "random":
@@ -38,7 +37,9 @@ def channel_split(
 def split_stages(
     pairs: Sequence[Pair], ratio: float, how: Literal["random", "halves"], seed: int
 ) -> tuple[list[tuple[Pair, Tensor]], list[tuple[Pair, Tensor]]]:
-    """The stages with their inheriting, and with their exploring channels; a stage whose half has no channels is left out of it."""
+    """The stages with their inheriting, and with their exploring channels; a stage whose half has
+    no channels is left out of it.
+    """
     splits = [
         (pair, channel_split(pair.student_channels, ratio, how, seed, stage))
         for stage, pair in enumerate(pairs)

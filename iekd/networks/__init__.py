@@ -1,4 +1,6 @@
-"""Networks by name: `build(name, classes)(images)` returns an `Output`: logits, and features for the methods."""
+"""Networks by name: `build(name, classes)(images)` returns an `Output`: logits, and features for
+the methods.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ ALLOWED = (
     "resnet<d>x<m> with its channels times m (resnet8x0.5, resnet32x4); "
     "resnet10, resnet18, resnet34 of ImageNet, with x<m> as well, and with _3x3 for small images "
     "(resnet34x0.25_3x3); "
-    "wrn<d>_<k> with depth d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13; mobilenetv2x0.5"
+    "wrn<d>_<k> with depth d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13; "
+    "mobilenetv2x0.5"
 )
 
 
@@ -33,16 +36,20 @@ def check_name(name: str) -> None:
 
 
 def build(name: str, num_classes: int, in_channels: int = 3) -> nn.Module:
-    """A freshly initialised network, in training mode. Its `feature_channels` are the channels of `Output.feature`.
+    """A freshly initialised network, in training mode. Its `feature_channels` are the channels of
+    `Output.feature`.
 
-    Initialisation draws from torch's global generator: seed it first. Raises ValueError for an unknown name.
+    Initialisation draws from torch's global generator: seed it first. Raises ValueError for an
+    unknown name.
     """
     return _constructor(name)(num_classes=num_classes, in_channels=in_channels)
 
 
 @cache
 def feature_shapes(name: str, image: tuple[int, int, int]) -> dict[str, tuple[int, ...]]:
-    """(C, H, W) of every feature, (C,) of 'pooled', for images of shape (C, H, W). Nothing is computed: the tensors have no data."""
+    """(C, H, W) of every feature, (C,) of 'pooled', for images of shape (C, H, W). Nothing is
+    computed: the tensors have no data.
+    """
     with torch.device("meta"), torch.no_grad():
         output = build(name, 10, image[0]).eval()(torch.empty(1, *image))
     return {feature: tuple(value.shape[1:]) for feature, value in output.features.items()}
@@ -82,7 +89,9 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
 
 
 def _other_spelling(name: str) -> str:
-    """' (did you mean ...?)' for the same letters and digits: 'ResNet20', 'WRN-16-2'; a depth that does not exist is better not guessed."""
+    """' (did you mean ...?)' for the same letters and digits: 'ResNet20', 'WRN-16-2'; a depth that
+    does not exist is better not guessed.
+    """
 
     def bare(text: str) -> str:
         return re.sub("[^a-z0-9.]", "", text.lower())
@@ -109,7 +118,7 @@ def _other_spelling(name: str) -> str:
 
 
 def _is_multiplier(text: str) -> bool:
-    """Positive, not 1, and in its shortest form: one network has one name, so that one run has one identity."""
+    """Positive, not 1, in its shortest form: one network has one name, so one run one identity."""
     try:
         value = float(text)
     except ValueError:

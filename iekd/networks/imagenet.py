@@ -16,16 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from torch import Tensor, nn
-from torch.nn.functional import relu
 
-from iekd.networks.common import Output, finish, he_init
-from iekd.networks.resnet import run_stages, stage
+from iekd.networks.resnet import StagedResNet
 
 BLOCKS = {10: (1, 1, 1, 1), 18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 CHANNELS = (64, 128, 256, 512)
 
 
-class ImageNetResNet(nn.Module):
+class ImageNetResNet(StagedResNet):
     """A stem and four stages with 64, 128, 256, 512 channels times `width` (floor, at least 4).
 
     `small` chooses the 3x3 stem. The stem has the channels of the first stage.
@@ -34,38 +32,19 @@ class ImageNetResNet(nn.Module):
     def __init__(
         self, depth: int, width: float, small: bool, num_classes: int, in_channels: int = 3
     ) -> None:
-        super().__init__()
         channels = [max(4, int(c * width)) for c in CHANNELS]
-        self.feature_channels = channels[-1]
         size, padding = (3, 1) if small else (7, 3)
-        self.conv = nn.Conv2d(in_channels, channels[0], size, 2, padding=padding, bias=False)
-        self.norm = nn.BatchNorm2d(channels[0])
-        self.pool = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
-        inputs = [channels[0], *channels]
-        self.stages = nn.ModuleList(
-            stage(inputs[k], channels[k], 2 if k else 1, blocks)
-            for k, blocks in enumerate(BLOCKS[depth])
-        )
-        self.head = nn.Linear(channels[-1], num_classes)
-        he_init(self)
-
-    @property
-    def norms(self) -> dict[str, nn.BatchNorm2d]:
-        """The normalisation whose output, plus the shortcut, is 'stage<k>_pre', by stage."""
-        return {f"stage{number}": blocks[-1].norm2 for number, blocks in enumerate(self.stages, 1)}
-
-    def forward(self, images: Tensor) -> Output:
-        """Images (B, in_channels, H, W), normalised; H and W from 8."""
-        x = self.pool(relu(self.norm(self.conv(images))))
-        return finish(self.head, run_stages(self.stages, x))
+        conv = nn.Conv2d(in_channels, channels[0], size, 2, padding=padding, bias=False)
+        pool = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
+        super().__init__(conv, pool, channels, BLOCKS[depth], num_classes)
 
 
 def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of torchvision's `resnet18` or `resnet34`, by the names of our network.
 
     For published weights, without running what a download says:
-    `torchvision.models.ResNet34_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True, weights_only=True)`.
-    Raises ValueError for a name that no torchvision ResNet has.
+    `torchvision.models.ResNet34_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True,
+    weights_only=True)`. Raises ValueError for a name that no torchvision ResNet has.
     """
     return {_our_name(name): value for name, value in state.items()}
 

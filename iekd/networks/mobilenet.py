@@ -1,11 +1,14 @@
-"""MobileNetV2 for CIFAR (Sandler et al. 2018, table 2), in the form of the distillation literature (RepDistiller).
+"""MobileNetV2 for CIFAR (Sandler et al. 2018, table 2), in the form of the distillation literature
+(RepDistiller).
 
-That form has fewer strides than the original, because the images are small: a 32 x 32 image is 16 x 16 after the stem and 2 x 2 at
-the end. Half width has 812,836 parameters at 100 classes, the 0.81 M of that literature.
+That form has fewer strides than the original, because the images are small: a 32 x 32 image is 16 x
+16 after the stem and 2 x 2 at the end. Half width has 812,836 parameters at 100 classes, the 0.81 M
+of that literature.
 
-A block ends in a linear layer, without ReLU. What the next layer reads of it is ReLU(BN(conv)), its own expansion: as in the other
-networks that is the feature, 'stage<k>_pre' and 'stage<k>'; the last one is the 1280-channel layer before pooling. RepDistiller gives
-the linear outputs, to which an attention map or a margin ReLU does not apply; for this network the authors of AB choose as here.
+A block ends in a linear layer, without ReLU. What the next layer reads of it is ReLU(BN(conv)), its
+own expansion: as in the other networks that is the feature, 'stage<k>_pre' and 'stage<k>'; the last
+one is the 1280-channel layer before pooling. RepDistiller gives the linear outputs, to which an
+attention map or a margin ReLU does not apply; for this network the authors of AB choose as here.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ LAST = 1280  # channels of the last layer, at any width up to 1
 
 
 class Block(nn.Module):
-    """Inverted residual: 1x1 expansion, 3x3 depthwise, linear 1x1; added to its input where the shape stays."""
+    """Inverted residual: 1x1 expansion, 3x3 depthwise, linear 1x1, + input if shapes match."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class Block(nn.Module):
 
 
 class MobileNetV2(nn.Module):
-    """Stem, 17 blocks and a last 1x1 convolution; all but the last have their channels times `width`, rounded down."""
+    """Stem, 17 blocks and a last 1x1 convolution; all others have `width` times their channels."""
 
     feature_channels = LAST
 
@@ -64,17 +67,15 @@ class MobileNetV2(nn.Module):
             nn.ReLU(),
         )
         self.blocks = nn.ModuleList()
-        self.ends: list[
-            int
-        ] = []  # the blocks at whose entry a stage ends: the next block has a stride
+        # the blocks at whose entry a stage ends: they have a stride
+        self.ends: list[int] = []
         for expansion, channels, count, stride in BLOCKS:
             if stride == 2:
                 self.ends.append(len(self.blocks))
-            for place in range(count):
-                self.blocks.append(
-                    Block(inputs, int(channels * width), 1 if place else stride, expansion)
-                )
-                inputs = int(channels * width)
+            outputs = int(channels * width)
+            for k in range(count):
+                self.blocks.append(Block(inputs, outputs, 1 if k else stride, expansion))
+                inputs = outputs
         self.last = nn.Sequential(nn.Conv2d(inputs, LAST, 1, bias=False), nn.BatchNorm2d(LAST))
         self.head = nn.Linear(LAST, num_classes)
         he_init(self)
@@ -88,14 +89,13 @@ class MobileNetV2(nn.Module):
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
         x, features = self.stem(images), {}
-        for place, block in enumerate(self.blocks):
+        for k, block in enumerate(self.blocks):
             before = block.expand(x)
             active = relu(before)
-            if place in self.ends:
+            if k in self.ends:
                 number = len(features) // 2 + 1
                 features |= {f"stage{number}_pre": before, f"stage{number}": active}
             x = block(x, active)
         before, number = self.last(x), len(self.ends) + 1
-        return finish(
-            self.head, {**features, f"stage{number}_pre": before, f"stage{number}": relu(before)}
-        )
+        features |= {f"stage{number}_pre": before, f"stage{number}": relu(before)}
+        return finish(self.head, features)

@@ -1,13 +1,17 @@
-"""CIFAR ResNet (He et al. 2016, section 4.2) with option-B shortcuts: 1x1 conv + BN, where the shape changes.
+"""CIFAR ResNet (He et al. 2016, section 4.2) with option-B shortcuts: 1x1 conv + BN, where the
+shape changes.
 
-ResNet-20 has 272,474 parameters and ResNet-56 855,770 at 10 classes, as in the IE-KD authors' code. (Option A, without
-parameters in the shortcuts, has 2,752 fewer: the 0.27 M and 0.85 M of the original paper hold for both.)
+ResNet-20 has 272,474 parameters and ResNet-56 855,770 at 10 classes, as in the IE-KD authors' code.
+(Option A, without parameters in the shortcuts, has 2,752 fewer: the 0.27 M and 0.85 M of the
+original paper hold for both.)
 
-ResNet-8x4 and ResNet-32x4 are those of RepDistiller (Tian et al. 2020, models/resnet.py): the stages are four times as wide, the stem
-twice; 1,233,540 and 7,433,860 parameters at 100 classes.
+ResNet-8x4 and ResNet-32x4 are those of RepDistiller (Tian et al. 2020, models/resnet.py): the
+stages are four times as wide, the stem twice; 1,233,540 and 7,433,860 parameters at 100 classes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -27,7 +31,7 @@ class Projection(nn.Sequential):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut. Returns the sum *before* the ReLU: the network keeps both sides of it."""
+    """Two 3x3 convolutions and a shortcut. Returns the sum *before* the ReLU, a feature."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -35,33 +39,36 @@ class Block(nn.Module):
         self.norm1 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
-        self.shortcut = (
-            nn.Identity()
-            if (inputs, stride) == (outputs, 1)
-            else Projection(inputs, outputs, stride)
-        )
+        same = (inputs, stride) == (outputs, 1)
+        self.shortcut = nn.Identity() if same else Projection(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm2(self.conv2(relu(self.norm1(self.conv1(x))))) + self.shortcut(x)
 
 
-class ResNet(nn.Module):
-    """Depth 6n + 2: stem and three stages of n blocks with 16, 32, 64 channels times `width` (floor, at least 4).
+class StagedResNet(nn.Module):
+    """A stem (`conv`, BN, ReLU, `pool`), stages of basic blocks, and a linear classifier; here, and
+    for ImageNet.
 
-    The stem has the channels of the first stage, but never more than 32.
+    All stages but the first halve height and width.
     """
 
-    def __init__(self, depth: int, width: float, num_classes: int, in_channels: int = 3) -> None:
+    def __init__(
+        self,
+        conv: nn.Conv2d,
+        pool: nn.Module,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        num_classes: int,
+    ) -> None:
         super().__init__()
-        blocks = (depth - 2) // 6
-        channels = [max(4, int(c * width)) for c in (16, 32, 64)]
         self.feature_channels = channels[-1]
-        stem = min(channels[0], 32)
-        self.conv = nn.Conv2d(in_channels, stem, 3, padding=1, bias=False)
-        self.norm = nn.BatchNorm2d(stem)
-        inputs = [stem, *channels]
+        self.conv = conv
+        self.norm = nn.BatchNorm2d(conv.out_channels)
+        self.pool = pool
+        inputs = [conv.out_channels, *channels]
         self.stages = nn.ModuleList(
-            stage(inputs[k], channels[k], 2 if k else 1, blocks) for k in range(3)
+            stage(inputs[k], channels[k], 2 if k else 1, count) for k, count in enumerate(blocks)
         )
         self.head = nn.Linear(channels[-1], num_classes)
         he_init(self)
@@ -73,22 +80,31 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
-        return finish(self.head, run_stages(self.stages, relu(self.norm(self.conv(images)))))
+        x = self.pool(relu(self.norm(self.conv(images))))
+        features = {}
+        for number, blocks in enumerate(self.stages, 1):
+            for block in blocks:
+                before = block(x)
+                x = relu(before)
+            features |= {f"stage{number}_pre": before, f"stage{number}": x}
+        return finish(self.head, features)
 
 
-def stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.ModuleList:
+class ResNet(StagedResNet):
+    """Depth 6n + 2: stem and three stages of n blocks with 16, 32, 64 channels times `width`
+    (floor, at least 4).
+
+    The stem has the channels of the first stage, but never more than 32.
+    """
+
+    def __init__(self, depth: int, width: float, num_classes: int, in_channels: int = 3) -> None:
+        channels = [max(4, int(c * width)) for c in (16, 32, 64)]
+        conv = nn.Conv2d(in_channels, min(channels[0], 32), 3, padding=1, bias=False)
+        blocks = [(depth - 2) // 6] * 3
+        super().__init__(conv, nn.Identity(), channels, blocks, num_classes)
+
+
+def stage(inputs: int, outputs: int, stride: int, blocks: int, kind: type = Block) -> nn.ModuleList:
     """`blocks` blocks, of which the first changes channels and size."""
-    return nn.ModuleList(
-        [Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))]
-    )
-
-
-def run_stages(stages: nn.ModuleList, x: Tensor) -> dict[str, Tensor]:
-    """What the stages make of the stem's output: 'stage<k>_pre' and 'stage<k>' (B, C, H, W) of each."""
-    features = {}
-    for number, blocks in enumerate(stages, 1):
-        for block in blocks:
-            before = block(x)
-            x = relu(before)
-        features |= {f"stage{number}_pre": before, f"stage{number}": x}
-    return features
+    later = [kind(outputs, outputs, 1) for _ in range(blocks - 1)]
+    return nn.ModuleList([kind(inputs, outputs, stride), *later])

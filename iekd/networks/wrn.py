@@ -1,7 +1,8 @@
 """Wide residual network WRN-d-k (Zagoruyko and Komodakis 2016): pre-activation blocks, no dropout.
 
-BN and ReLU come before each convolution, so the end of a stage is a bare sum. What the next layer reads of it is
-ReLU(BN(sum)): 'stage1_pre' and 'stage2_pre' are the BN at the entry of the next stage, 'stage3_pre' is the final BN.
+BN and ReLU come before each convolution, so the end of a stage is a bare sum. What the next layer
+reads of it is ReLU(BN(sum)): 'stage1_pre' and 'stage2_pre' are the BN at the entry of the next
+stage, 'stage3_pre' is the final BN.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from iekd.networks.common import Output, finish, he_init, thin
+from iekd.networks.resnet import stage
 
 
 class Block(nn.Module):
-    """BN, ReLU, 3x3, BN, ReLU, 3x3 and a shortcut: the identity, or a 1x1 convolution of the *activated* input.
+    """BN, ReLU, 3x3, BN, ReLU, 3x3 and a shortcut: the identity, or a 1x1 convolution of the
+    *activated* input.
 
-    The network calls `norm1` and keeps its output as a feature (a second call would update the statistics twice).
+    The network calls `norm1` and keeps its output as a feature (a second call would update the
+    statistics twice).
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
@@ -35,7 +39,7 @@ class Block(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """Depth d = 6n + 4: a stem of 16 channels and three stages of n blocks with 16k, 32k, 64k channels."""
+    """Depth 6n + 4: a stem of 16 channels, three stages of n blocks with 16k, 32k, 64k channels."""
 
     def __init__(self, depth: int, factor: int, num_classes: int, in_channels: int = 3) -> None:
         super().__init__()
@@ -44,7 +48,7 @@ class WideResNet(nn.Module):
         self.feature_channels = channels[-1]
         self.conv = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=False)
         self.stages = nn.ModuleList(
-            stage(channels[k], channels[k + 1], 2 if k else 1, blocks) for k in range(3)
+            stage(channels[k], channels[k + 1], 2 if k else 1, blocks, Block) for k in range(3)
         )
         self.norm = nn.BatchNorm2d(channels[-1])
         self.head = nn.Linear(channels[-1], num_classes)
@@ -63,18 +67,11 @@ class WideResNet(nn.Module):
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
         x, features = self.conv(images), {}
         for number, blocks in enumerate(self.stages):
-            for place, block in enumerate(blocks):
+            for k, block in enumerate(blocks):
                 before = block.norm1(x)
                 active = relu(before)
-                if number and not place:
+                if number and k == 0:
                     features |= {f"stage{number}_pre": before, f"stage{number}": active}
                 x = block(x, active)
         before = self.norm(x)
         return finish(self.head, {**features, "stage3_pre": before, "stage3": relu(before)})
-
-
-def stage(inputs: int, outputs: int, stride: int, blocks: int) -> nn.ModuleList:
-    """`blocks` blocks, of which the first changes channels and size."""
-    return nn.ModuleList(
-        [Block(inputs, outputs, stride), *(Block(outputs, outputs, 1) for _ in range(blocks - 1))]
-    )

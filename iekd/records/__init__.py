@@ -1,3 +1,44 @@
 """The evidence: what a finished run leaves, where it lies, and all of it as one table."""
 
-from iekd.records.record import *  # noqa: F403
+from iekd.records.analyses import Analysis, analysis_of, analysis_path, read_analysis
+from iekd.records.frame import as_row, history, load
+from iekd.records.provenance import provenance
+from iekd.records.record import (
+    ANALYSIS,
+    SCHEMA,
+    Metric,
+    Record,
+    files,
+    find,
+    is_place,
+    orphans,
+    pass_over,
+    read,
+    record_path,
+    weights_at_hand,
+    weights_paths,
+)
+
+__all__ = [
+    "ANALYSIS",
+    "SCHEMA",
+    "Analysis",
+    "Metric",
+    "Record",
+    "analysis_of",
+    "analysis_path",
+    "as_row",
+    "files",
+    "find",
+    "history",
+    "is_place",
+    "load",
+    "orphans",
+    "pass_over",
+    "provenance",
+    "read",
+    "read_analysis",
+    "record_path",
+    "weights_at_hand",
+    "weights_paths",
+]

@@ -1,7 +1,7 @@
-"""Files that are whole or not there: the runs folder, atomic writes, locks, tensors with a checksum.
+"""Files that are whole or not there: the runs folder, atomic writes, locks, checked tensors.
 
-Tensors are safetensors files; nothing is ever unpickled. The checksum of the tensors' bytes lies in the file's metadata, so a
-truncated or altered file is noticed when it is read.
+Tensors are safetensors files; nothing is ever unpickled. The checksum of the tensors' bytes lies in
+the file's metadata, so a truncated or altered file is noticed when it is read.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import torch
 from filelock import FileLock, Timeout
@@ -25,34 +25,29 @@ from torch import Tensor
 from iekd.checkout import ROOT
 from iekd.errors import StoreError
 
-DELETE_IT = (
-    " Delete it; the run that made it will make it again."  # ends the message about a damaged file
-)
-NO_LOCKS = (
-    errno.ENOLCK,
-    errno.EOPNOTSUPP,
-    errno.ENOTSUP,
-    errno.ENOSYS,
-    errno.EINVAL,
-)  # the answers of a file system without locks
-# What $IEKD_RUNS must not be, for it would make a folder of that name where one stands, and what to do.
+# Ends the message about a damaged file.
+DELETE_IT = " Delete it; the run that made it will make it again."
+# The answers of a file system without locks.
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+# What $IEKD_RUNS must not be, for it would make a folder of that name here, and what to do.
 NO_FOLDER = {
-    r"[A-Za-z][\w+.@-]+:/.*": "is an address; name a folder of this machine, for example where that storage is mounted",
+    r"[A-Za-z][\w+.@-]+:/.*": "is an address; name a folder of this machine, "
+    "for example where that storage is mounted",
     r"['\"].*|.*['\"]": "has quotation marks; leave them out",
     r"\s.*|.*\s": "begins or ends with a blank; leave it out",
-    r".*(\$\w|\$\{\w|%\w+%).*": "has a variable that no shell has filled in; write out what it stands for",
+    r".*(\$\w|\$\{\w|%\w+%).*": "has a variable that no shell has filled in; "
+    "write out what it stands for",
 }
 
 
 def runs_folder() -> Path:
-    """Where grids, records and the cache lie: $IEKD_RUNS, or `runs/` of the checkout, or `runs/` of the current folder.
+    """Where records and the cache lie: $IEKD_RUNS, or `runs/` of the checkout or of this folder.
 
     Raises `StoreError` for a name that cannot have been meant as a folder.
     """
     if named := os.environ.get("IEKD_RUNS"):
         return _folder(named)
-    checkout = ROOT
-    return (checkout if (checkout / "pyproject.toml").exists() else Path.cwd()) / "runs"
+    return (ROOT if (ROOT / "pyproject.toml").exists() else Path.cwd()) / "runs"
 
 
 def _folder(named: str) -> Path:
@@ -76,7 +71,7 @@ def cache_folder() -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file. Raises `StoreError` where one may not look: what cannot be seen is not missing."""
+    """Whether there is such a file. Raises `StoreError` where one may not look."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -87,7 +82,7 @@ def exists(path: Path) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder; none if it is not there. Raises `StoreError` where one may not look."""
+    """Every file below a folder, if it is there. Raises `StoreError` where one may not look."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -99,16 +94,20 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill at any moment, sees the old content or the new one. Raises as `atomic` does."""
+    """Write a file so that a reader, or a kill, sees the old content or the new one.
+
+    Raises as `atomic` does.
+    """
     with atomic(path) as file:
         file.write(content)
 
 
 @contextmanager
-def atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes its place when the block ends well; until then, and after an exception, nothing has changed.
+def atomic(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to, which takes its place when the block ends well.
 
-    Raises `StoreError` when the disk is full or the folder cannot be written.
+    Until then, and after an exception, nothing has changed. Raises `StoreError` when the disk is
+    full or the folder cannot be written.
     """
     temporary = None
     try:
@@ -133,8 +132,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Held by one process at a time; the system frees it if the process dies.
 
-    Raises filelock's `Timeout` if another process holds it and this one shall not wait, and `StoreError` if the file cannot be made or
-    the file system has no locks.
+    Raises filelock's `Timeout` if another process holds it and this one does not `wait`, and
+    `StoreError` if the file cannot be made or the file system has no locks.
     """
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:
@@ -145,11 +144,9 @@ def locked(path: Path, wait: bool = True) -> Iterator[None]:
     except NotImplementedError as error:  # of an older filelock
         raise _no_locks(path, str(error)) from error
     except OSError as error:
-        raise (
-            _no_locks(path, str(error.strerror))
-            if error.errno in NO_LOCKS
-            else _cannot_write(path, error)
-        ) from error
+        if error.errno in NO_LOCKS:
+            raise _no_locks(path, str(error.strerror)) from error
+        raise _cannot_write(path, error) from error
     try:
         yield
     finally:
@@ -171,7 +168,8 @@ def check_writable(path: Path) -> None:
 def cannot_read(path: Path, error: OSError) -> StoreError:
     """The error for a file or folder that is not damaged, but out of reach."""
     return StoreError(
-        f"cannot read {path}: {error.strerror or error}. Have it made readable for you, or set IEKD_RUNS to another folder."
+        f"cannot read {path}: {error.strerror or error}. Have it made readable for you, "
+        "or set IEKD_RUNS to another folder."
     )
 
 
@@ -187,14 +185,16 @@ def _cannot_write(path: Path, error: OSError) -> StoreError:
     other = "set IEKD_RUNS to another folder" if trained else "name another place"
     then = ": it goes on from the last checkpoint" if trained else ""
     return StoreError(
-        f"cannot write {path}: {error.strerror or error}. {do} (or {other}) and start the same command again{then}."
+        f"cannot write {path}: {error.strerror or error}. {do} (or {other}) "
+        f"and start the same command again{then}."
     )
 
 
 def _no_locks(path: Path, why: str) -> StoreError:
     return StoreError(
-        f"cannot lock {path}: this file system has no locks ({why}), so two processes could train one run. Set IEKD_RUNS to a folder on "
-        "a disk of this machine, and bring results together with `iekd bundle` and `iekd merge`."
+        f"cannot lock {path}: this file system has no locks ({why}), so two processes could train "
+        "one run. Set IEKD_RUNS to a folder on a disk of this machine, and bring results together "
+        "with `iekd bundle` and `iekd merge`."
     )
 
 
@@ -204,9 +204,8 @@ def checksum(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        digest.update(
-            tensor.flatten().view(torch.uint8).numpy()
-        )  # no copy: a view cache has gigabytes
+        # No copy: a cache of views has gigabytes.
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -223,7 +222,7 @@ def save_tensors(
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file written by `save_tensors`.
 
-    Raises `StoreError` if the file is not such a file, is truncated, or its bytes do not match its checksum.
+    Raises `StoreError` if it is no such file, truncated, or does not match its checksum.
     """
     _check_readable(path)
     try:
@@ -248,8 +247,10 @@ def _check_readable(path: Path) -> None:
 
 
 def stored_checksum(path: Path) -> str | None:
-    """The checksum that a tensor file claims, without reading its tensors; None if it is no whole tensor file. Raises `StoreError` for one
-    that may not be read."""
+    """The checksum that a tensor file claims, without reading its tensors.
+
+    None if it is no whole tensor file. Raises `StoreError` for one that may not be read.
+    """
     _check_readable(path)
     try:
         with safe_open(path, framework="pt") as file:

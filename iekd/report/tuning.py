@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from iekd import data
 from iekd.config import RunConfig
-from iekd.config.run import NATIVE_SIZE, fields_of
+from iekd.config.run import fields_of
 from iekd.networks import feature_shapes
 from iekd.report.labels import method_name
 
@@ -21,7 +22,7 @@ from iekd.report.labels import method_name
 # a sum. Other weights mean the same on maps of any size, but for NST's, which has no such law.
 SIZE_LAW = {"at_weight": -1.0, "od_weight": 1.0, "ab_weight": 1.0}
 SIZE_LAW |= dict.fromkeys(("ft_weight", "inherit_weight", "explore_weight"), -0.5)
-PAPER_SIDE = NATIVE_SIZE["cifar10"]  # pixels, for which weights were published
+PAPER_SIDE = data.FACTS["cifar10"].side  # pixels, for which weights were published
 
 
 def weights(config: RunConfig) -> dict[str, float]:
@@ -33,7 +34,7 @@ def weights(config: RunConfig) -> dict[str, float]:
 
 def map_side(config: RunConfig, pixels: int = 0) -> int:
     """Side of the student's last feature map, for the run's own images or for `pixels` a side."""
-    side = pixels or config.image_size or NATIVE_SIZE[config.dataset]
+    side = pixels or config.image_size or data.FACTS[config.dataset].side
     shapes = feature_shapes(config.student, (3, side, side))
     return [shape for name, shape in shapes.items() if name.startswith("stage")][-1][-1]
 

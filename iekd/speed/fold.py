@@ -1,7 +1,9 @@
-"""Batch normalisation folded into the convolution before it: in a frozen network it is a linear map with constants.
+"""Batch normalisation folded into the convolution before it: in a frozen network it is a linear map
+with constants.
 
-gamma (W * x + b - mean) / sqrt(var + eps) + beta  =  W' * x + b',  with  W' = s W,  b' = s (b - mean) + beta,  s = gamma / sqrt(var + eps)
-for each output channel. The result differs by rounding only; a ResNet is rid of a third of its passes over memory.
+gamma (W * x + b - mean) / sqrt(var + eps) + beta  =  W' * x + b',  with  W' = s W,  b' = s (b -
+mean) + beta,  s = gamma / sqrt(var + eps) for each output channel. The result differs by rounding
+only; a ResNet is rid of a third of its passes over memory.
 """
 
 from __future__ import annotations
@@ -14,10 +16,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold(network: nn.Module) -> nn.Module:
-    """A copy in eval mode, without gradient, in which every pair convolution -> BN is one convolution with bias; `network` stays.
+    """A copy in eval mode, without gradient, in which every pair convolution -> BN is one
+    convolution with bias; `network` stays.
 
-    Only a BN that alone reads its convolution is folded: one after a sum or after a shared tensor (pre-activation networks) stays.
-    Features and logits, by the same names, differ by float32 rounding. The network must be traceable by torch.fx (no branch on values).
+    Only a BN that alone reads its convolution is folded: one after a sum or after a shared tensor
+    (pre-activation networks) stays. Features and logits, by the same names, differ by float32
+    rounding. The network must be traceable by torch.fx (no branch on values).
     """
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     modules = dict(folded.named_modules())

@@ -1,7 +1,7 @@
 """ReLU and residual sum computed inside the convolution before them, in frozen networks on a CPU.
 
-oneDNN applies both while a convolution's result is still in the cache; as operators of their own each is a pass over memory. The result
-differs by rounding at most.
+oneDNN applies both while a convolution's result is still in the cache; as operators of their own
+each is a pass over memory. The result differs by rounding at most.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 RELU = (F.relu, torch.relu)
-# What torch.compile's CPU backend calls as well. Without it (a build without oneDNN, another name in another version) nothing is fused.
+# What torch.compile's CPU backend calls as well. Without it (a build without oneDNN, another name
+# in another version) nothing is fused.
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_convolution_pointwise"
 )
 
 
 class FusedConv(nn.Module):
-    """A frozen convolution of float32 tensors (B, C, H, W) on the CPU, then + `other` if given, then ReLU if `relu`."""
+    """A frozen float32 convolution on the CPU, then + `other` if given, then ReLU if `relu`."""
 
     def __init__(self, convolution: nn.Conv2d, relu: bool):
         super().__init__()
@@ -45,10 +46,11 @@ class FusedConv(nn.Module):
 
 
 def fuse(network: nn.Module) -> nn.Module:
-    """A copy of a frozen network for a CPU, convolutions fused with what follows; features and logits by the same names.
+    """A copy of a frozen network for a CPU, convolutions fused with what follows; features and
+    logits by the same names.
 
-    A sum or a ReLU is fused where it alone reads what comes before it. The network must be traceable by torch.fx. One that is not in
-    float32, or a torch without oneDNN, is left as it is.
+    A sum or a ReLU is fused where it alone reads what comes before it. The network must be
+    traceable by torch.fx. One that is not in float32, or a torch without oneDNN, is left as it is.
     """
     if not AVAILABLE or next(network.parameters()).dtype != torch.float32:
         return network
@@ -73,7 +75,7 @@ def _drop_identities(traced: fx.GraphModule) -> None:
 
 
 def _fuse_one(traced: fx.GraphModule, node: fx.Node, convolution: nn.Conv2d) -> None:
-    """Replace a convolution and what follows it by one `FusedConv`, which stands where the last of them stood."""
+    """Replace a convolution and what follows it by one `FusedConv`, where the last stood."""
     last, inputs = node, (node.args[0],)
     after = _only_user(last)
     if after is not None and after.target is operator.add and after.args[0] is not after.args[1]:

@@ -1,21 +1,24 @@
-"""The allocator of a process that trains on a CPU: freed memory is kept for the next step, and lies in huge pages.
+"""The allocator of a process that trains on a CPU: freed memory is kept for the next step, and lies
+in huge pages.
 
-Every step needs the same tensors again. By default glibc gives large ones back to the system when they are freed, and each new page is
-cleared by the kernel and looked up one by one: on two cores up to a quarter of a small network's step.
+Every step needs the same tensors again. By default glibc gives large ones back to the system when
+they are freed, and each new page is cleared by the kernel and looked up one by one: on two cores up
+to a quarter of a small network's step.
 """
 
 from __future__ import annotations
 
 import ctypes
 
-# Read by glibc when a process starts, so only processes that we start can have it (of `iekd sweep` and `iekd bench`). Linux only.
+# Read by glibc when a process starts, so only processes that we start can have it (of `iekd sweep`
+# and `iekd bench`). Linux only.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 2**30  # bytes
 
 
 def keep() -> None:
-    """From now on freed memory stays with this process. Does nothing where the C library is not glibc."""
+    """From now on freed memory stays with this process; does nothing without glibc."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)

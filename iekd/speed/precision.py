@@ -1,7 +1,9 @@
-"""What a run computes in: float32, TensorFloat-32 (a GPU's float32 with ten bits of mantissa in convolutions and products), or bfloat16
-where it is safe: convolutions and matrix products of the networks. Parameters, normalisation and losses stay in float32.
+"""What a run computes in: float32, TensorFloat-32 (a GPU's float32 with ten bits of mantissa in
+convolutions and products), or bfloat16 where it is safe: convolutions and matrix products of the
+networks. Parameters, normalisation and losses stay in float32.
 
-bfloat16 pays on GPUs with tensor cores and on processors with AMX; elsewhere it may be slower than float32.
+bfloat16 pays on GPUs with tensor cores and on processors with AMX; elsewhere it may be slower than
+float32.
 """
 
 from __future__ import annotations
@@ -14,16 +16,18 @@ from torch import Tensor, nn
 from iekd.networks import Output
 
 
-def settle(precision: str) -> None:
-    """From now on this process computes float32 in TF32 on a GPU, or strictly not. PyTorch's own choice is TF32 for convolutions only.
+def set_tf32(precision: str) -> None:
+    """From now on this process computes float32 in TF32 on a GPU, or strictly not. PyTorch's own
+    choice is TF32 for convolutions only.
 
-    It holds for the whole process: make a run, then train it, before one of another precision is made (packs have one precision).
+    It holds for the whole process: make a run, then train it, before one of another precision is
+    made (packs have one precision).
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 def train_in_bf16(network: nn.Module) -> nn.Module:
-    """Let a network compute in bfloat16 while it is in training mode. Its outputs are float32; in eval mode nothing changes."""
+    """Let a network compute in bfloat16 while it is in training mode; its outputs are float32."""
     network.forward = MethodType(_forward, network)  # bound, so that a deep copy has its own
     return network
 

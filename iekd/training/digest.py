@@ -1,8 +1,9 @@
 """A digest of the code that computes a run's loss, so that an edited loss is noticed.
 
-It reads the method's class, the measures that the run names, and what these use of this library, as syntax trees:
-docstrings, comments, annotations and layout do not count, nor does the module that a name comes from. So reformatting
-a file or moving it leaves the digest alone, and every change of the arithmetic changes it.
+It reads the method's class, the measures that the run names, and what these use of this library, as
+syntax trees: docstrings, comments, annotations and layout do not count, nor does the module that a
+name comes from. So reformatting a file or moving it leaves the digest alone, and every change of
+the arithmetic changes it.
 """
 
 from __future__ import annotations
@@ -18,22 +19,35 @@ from typing import Any
 
 from iekd.config import RunConfig
 from iekd.method import registry
+from iekd.records import Record
 
 PLAIN = (bool, int, float, str)  # constants whose value is code
 
 
 def of(config: RunConfig) -> str | None:
-    """Twelve hexadecimal digits for the loss of a run; None where the source of its code cannot be read."""
+    """Twelve hexadecimal digits for the loss of a run; None where its source cannot be read."""
     losses: list[Callable] = [registry.methods()[config.method].kind]
-    tables = {"inherit": registry.INHERIT, "explore": registry.EXPLORE}
-    for side, table in tables.items() if config.method == "ie-ft" else ():
-        if (name := getattr(config, side)) != "none":
-            losses += [table[name], registry.MEASURES[name].function]
+    if config.method == "ie-ft":
+        tables = {"inherit": registry.INHERIT, "explore": registry.EXPLORE}
+        for side, table in tables.items():
+            name = getattr(config, side)
+            if name != "none":
+                losses += [table[name], registry.MEASURES[name].function]
     return digest(*losses)
 
 
+def is_edited(record: Record) -> bool:
+    """Whether the loss of a finished run was edited since."""
+    return record.loss_digest is not None and of(record.config) not in (record.loss_digest, None)
+
+
+def is_void(record: Record) -> bool:
+    """Whether its record counts no more because its loss was edited: at `smoke` scale only."""
+    return record.config.preset == "smoke" and is_edited(record)
+
+
 def digest(*things: Callable) -> str | None:
-    """The digest of classes and functions, with all that they use of the packages that they come from."""
+    """The digest of classes and functions, with all that they use of their own packages."""
     ours = {"iekd", *(thing.__module__.partition(".")[0] for thing in things)}
     seen: dict[int, str] = {}
     try:
@@ -75,7 +89,7 @@ def _source(thing: Callable) -> str:
 
 
 def _names(thing: Callable) -> Mapping[str, Any]:
-    """What the names in its source stand for: globals of its module, and for a closure what it closes over."""
+    """What the names in its source stand for: globals of its module, and what a closure holds."""
     if isinstance(thing, type):
         return vars(sys.modules[thing.__module__])
     cells = [cell.cell_contents for cell in thing.__closure__ or ()]
@@ -83,7 +97,7 @@ def _names(thing: Callable) -> Mapping[str, Any]:
 
 
 def _used(tree: ast.AST, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Name and value of every global that the code uses: `l1`, `measures.l1`, `measures.EXPLORE["l1"]`."""
+    """Name and value of every global in use: `l1`, `measures.l1`, `measures.EXPLORE["l1"]`."""
     for node in ast.walk(tree):
         match node:
             case ast.Name(id=name) if name in names:
@@ -119,7 +133,7 @@ def _text(node: Any, names: Mapping[str, Any]) -> str:
 
 
 def _registers(decorator: ast.expr) -> bool:
-    """Whether it only puts the thing into the registry: `@method("kd", ...)`, `@iekd.measure("l1")`."""
+    """Whether it only registers the thing: `@method("kd", ...)`, `@iekd.measure("l1")`."""
     match decorator:
         case ast.Call(ast.Name(name) | ast.Attribute(attr=name)):
             return name in ("method", "measure")

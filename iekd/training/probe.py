@@ -1,8 +1,10 @@
-"""What a method's loss asks of the student, seen at the end of every epoch: columns `probe_*` of a run's history.
+"""What a method's loss asks of the student, seen at the end of every epoch: columns `probe_*` of a
+run's history.
 
-On the first `IMAGES` training images, not augmented, as one batch in training mode: with the statistics of the batch,
-as the loss sees them. The running statistics are put back afterwards, so a run is the same with and without its probe.
-Only methods that lay open their `parts` are probed: those with halves and, as a control, FT.
+On the first `IMAGES` training images, not augmented, as one batch in training mode: with the
+statistics of the batch, as the loss sees them. The running statistics are put back afterwards, so a
+run is the same with and without its probe. Only methods that lay open their `parts` are probed:
+those with halves and, as a control, FT.
 """
 
 from __future__ import annotations
@@ -20,21 +22,23 @@ from iekd.method import measures
 from iekd.method.features import Part, rolled
 from iekd.networks import Output
 from iekd.networks.common import finish
-from iekd.training.engine import SUFFIX, Run
+from iekd.training.loop import SUFFIX
+from iekd.training.run import Run
 
 IMAGES = 512
 
 
 def probe(run: Run) -> dict[str, float | None]:
-    """The columns for a run as it is now; those of a peer end in '_peer'. Empty for a method without parts.
+    """The columns for a run as it is now; those of a peer end in '_peer'. Empty without parts.
 
     For every loss term (`ft`, `inherit`, `explore`) at the last stage:
-    `probe_share_*`     part of the compared factor's energy that differs between images, 0 .. 1 (`share`)
+    `probe_share_*`     part of the compared factor's energy that differs between images (`share`)
     `probe_negative_*`  part of its entries that are negative
-    `probe_loss_*`      the weighted term; `probe_rolled_*` with every image's factor replaced by that of the image
-                        before it; `probe_mean_*` with the mean factor of all images for each of them
-    `probe_gradient_*`  length of the term's gradient on the student's whole last feature / that of the cross-entropy
-    `probe_cka_*`       debiased CKA of the term's channels of that feature, raw and pooled, with the teacher's feature
+    `probe_loss_*`      the weighted term
+    `probe_rolled_*`    the term with every image's factor replaced by that of the image before it
+    `probe_mean_*`      the term with the mean factor of all images for each of them
+    `probe_gradient_*`  length of its gradient on the student's last feature / cross-entropy's
+    `probe_cka_*`       debiased CKA of its channels of that feature with the teacher's feature
     `probe_share_target`, `probe_negative_target` say the same of what the student is compared with.
     """
     method = run.learner["method"]
@@ -57,7 +61,8 @@ def probe(run: Run) -> dict[str, float | None]:
 
 
 def share(factor: Tensor) -> Tensor:
-    """Part of the energy of L2-normalised factors (B, ...) that differs between images: 1 - ||mean of x^||^2.
+    """Part of the energy of L2-normalised factors (B, ...) that differs between images: 1 - ||mean
+    of x^||^2.
 
     0 for one factor for all images; about 1 - 1/B for factors that have nothing in common.
     """
@@ -109,9 +114,9 @@ def _columns(
                 "share_target": share(part.target),
                 "negative_target": (part.target < 0).float().mean(),
             }
-    values = (
-        torch.stack([value.detach().double() for value in found.values()]).tolist() if found else []
-    )
+    if not found:
+        return {}
+    values = torch.stack([value.detach().double() for value in found.values()]).tolist()
     return {f"probe_{name}": _finite(value) for name, value in zip(found, values, strict=True)}
 
 
@@ -120,20 +125,25 @@ def _finite(value: float) -> float | None:
 
 
 def _gradient_lengths(parts: dict[str, Part], student: Output, labels: Tensor) -> dict[str, Tensor]:
-    """Length of the gradient of each term, and of the cross-entropy ('task'), on the student's last feature.
+    """Length of the gradient of each term, and of the cross-entropy ('task'), on the student's last
+    feature.
 
-    On the feature before its ReLU if a term reads that (IE-OD). NaN for a term that reads an earlier stage.
+    On the feature before its ReLU if a term reads that (IE-OD). NaN for a term that reads an
+    earlier stage.
     """
     terms = {"task": cross_entropy(student.logits, labels)}
     terms |= {name: part.value for name, part in parts.items()}
     last = [name for name in student.features if name.startswith("stage")][-1]
-    for place in (student.features[last], student.features[f"{last}_pre"]):
-        gradients = {name: _gradient(term, place) for name, term in terms.items()}
+    for feature in (student.features[last], student.features[f"{last}_pre"]):
+        gradients = {name: _gradient(term, feature) for name, term in terms.items()}
         if all(gradient is not None for gradient in gradients.values()):
             break
-    none = torch.tensor(math.nan)
-    return {name: none if g is None else g.norm() for name, g in gradients.items()}
+    lengths = dict.fromkeys(gradients, torch.tensor(math.nan))
+    for name, gradient in gradients.items():
+        if gradient is not None:
+            lengths[name] = gradient.norm()
+    return lengths
 
 
-def _gradient(term: Tensor, place: Tensor) -> Tensor | None:
-    return torch.autograd.grad(term, place, retain_graph=True, allow_unused=True)[0]
+def _gradient(term: Tensor, feature: Tensor) -> Tensor | None:
+    return torch.autograd.grad(term, feature, retain_graph=True, allow_unused=True)[0]

@@ -1,4 +1,6 @@
-"""Leaving in good order when a signal says so: SIGTERM (a scheduler, a sweep), SIGINT (Ctrl-C), SIGHUP (a closed terminal)."""
+"""Leaving in good order when a signal says so: SIGTERM (a scheduler, a sweep), SIGINT (Ctrl-C),
+SIGHUP (a closed terminal).
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 # Windows has the first two; the alarm is our own.
-SIGNALS = [
-    getattr(signal, name)
-    for name in ("SIGTERM", "SIGINT", "SIGHUP", "SIGALRM")
-    if hasattr(signal, name)
-]
-LATER = 75  # exit status, EX_TEMPFAIL of sysexits.h: not finished though nothing is wrong, the same command goes on
+_NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGALRM")
+SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+# Exit status, EX_TEMPFAIL of sysexits.h: not finished though nothing is wrong, the same command
+# goes on.
+LATER = 75
 GRACE = 20.0  # seconds that an epoch gets to finish; SLURM kills 30 s after SIGTERM
 
 # Signals belong to the process, so their state does too.
@@ -22,7 +23,10 @@ _patience: float | None = None  # seconds that it may wait for `check`; None = n
 
 
 class Stopped(KeyboardInterrupt):
-    """A signal asked this process to stop. `status` is the shell's 128 + number: 143 for SIGTERM, 130 for Ctrl-C."""
+    """A signal asked this process to stop.
+
+    `status` is the shell's 128 + number: 143 for SIGTERM, 130 for Ctrl-C.
+    """
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -31,14 +35,16 @@ class Stopped(KeyboardInterrupt):
 
 @contextmanager
 def on_signals() -> Iterator[None]:
-    """Inside, the signals raise `Stopped` in the main thread: at once, or within `deferred` at the next `check`.
+    """Inside, the signals raise `Stopped` in the main thread: at once, or within `deferred` at the
+    next `check`.
 
     A signal that the parent process had switched off (nohup) stays so.
     """
     global _first
     before = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in (n for n in SIGNALS if before[n] is not signal.SIG_IGN):
-        signal.signal(number, _on_signal)
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, _on_signal)
     try:
         yield
     finally:
@@ -56,18 +62,12 @@ def deferred(seconds: float = GRACE) -> Iterator[None]:
         yield
     finally:
         _patience = None
-        if asked():
-            _alarm_after(0)
+        _alarm_after(0)
 
 
 def asked() -> bool:
     """Whether a signal has come."""
     return _first is not None
-
-
-def number() -> int:
-    """The signal that has come, 0 if none has."""
-    return _first or 0
 
 
 def check() -> None:
@@ -77,22 +77,20 @@ def check() -> None:
 
 
 def _on_signal(number: int, frame: object) -> None:
-    """A scheduler signals a whole process group and a sweep passes its signal on: only a person means more by a second one."""
+    """Schedulers signal a whole group, sweeps forward: only a second Ctrl-C asks for more."""
     global _first
-    again, _first = _first is not None, _first or number
-    if again and number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+    repeated, _first = _first is not None, _first or number
+    if repeated and number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
         return
-    if again or _patience is None:
+    if repeated or _patience is None:
         raise Stopped(_first)
     _alarm_after(_patience)
     # not print, which this may interrupt
-    os.write(
-        2,
-        f"\n{signal.Signals(number).name}: stopping, in {_patience:.0f} s at the latest\n".encode(),
-    )
+    name = signal.Signals(number).name
+    os.write(2, f"\n{name}: stopping, in {_patience:.0f} s at the latest\n".encode())
 
 
 def _alarm_after(seconds: float) -> None:
     """Raise SIGALRM then; 0 = never."""
-    if hasattr(signal, "setitimer"):
+    if asked() and hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor, nn
 
+from iekd.method.features import Batch
 from iekd.networks import Output
 from iekd.speed import precision
 from iekd.speed.fold import fold
@@ -14,68 +15,58 @@ from iekd.speed.fuse import fuse
 
 
 class Teacher(nn.Module):
-    """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval mode, never with gradient.
+    """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval
+    mode, no gradient.
 
-    Copies with their BN folded (iekd.speed.fold): the same features by the same names, up to float32 rounding, or bfloat16 (iekd.speed.precision).
-    Runs with the same teacher share what it makes of a batch by a common `seen` (see `engine.share_teachers` and `look`).
+    Copies with their batch normalisation folded: the same features by the same names, up to float32
+    rounding, or bfloat16.
     """
 
     def __init__(self, network: nn.Module, encoder: nn.Module | None, bf16: bool = False):
         super().__init__()
         self.network, self.encoder = fold(network), fold(encoder) if encoder is not None else None
-        self.seen: dict[int, tuple[Tensor, Output]] | None = (
-            None  # by the identity of the batch, which is kept beside its output
-        )
-        self.code = "factor"  # what the factor is called in there; equal for equal encoders
         self.bf16 = bf16
         if bf16:
             precision.freeze_in_bf16(self)
         self.eval()
 
-    def place(self, device: torch.device) -> Teacher:
+    def move_to(self, device: torch.device) -> Teacher:
         """On this device, in the form that is fastest there."""
         self.to(device, memory_format=torch.channels_last)
         if device.type == "cpu" and not self.bf16:
-            self.network, self.encoder = (
-                fuse(self.network),
-                fuse(self.encoder) if self.encoder is not None else None,
-            )
+            self.network = fuse(self.network)
+            self.encoder = fuse(self.encoder) if self.encoder is not None else None
         return self
 
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Output:
-        known = (
-            self.seen[id(images)][1]
-            if self.seen and id(images) in self.seen
-            else self._compute(images, None)
-        )
-        output = Output(
-            known.logits,
-            {
-                name: value
-                for name, value in known.features.items()
-                if not name.startswith("factor")
-            },
-        )
-        if self.encoder is not None:
-            output.features["factor"] = known.features[self.code]
-        return precision.widen(output) if self.bf16 else output
+    def forward(self, images: Tensor, batch: Batch | None = None) -> Output:
+        """Output for normalised images (B, C, H, W); `batch` is for teachers that know them."""
+        seen = self.look(images)
+        return self.answer(seen, self.encode(seen))
+
+    # The three parts of the answer: runs that share a network, or an encoder, share the first, or
+    # the second.
 
     @torch.no_grad()
-    def look(self, images: Tensor) -> None:
-        """Compute the output for all runs that share it; until `seen` is emptied, `forward` need not."""
-        self.seen[id(images)] = (
-            images,
-            self._compute(images, self.seen.get(id(images), (images, None))[1]),
-        )
-
-    def _compute(self, images: Tensor, output: Output | None) -> Output:
-        """The network's output, and this teacher's factor under its `code`; what is there already is not computed again."""
+    def look(self, images: Tensor) -> Output:
+        """What the network makes of the images."""
         with self._arithmetic(images.device):
-            output = self.network(images) if output is None else output
-            if self.encoder is not None and self.code not in output.features:
-                output.features[self.code] = self.encoder(output.feature)
-        return output
+            return self.network(images)
+
+    @torch.no_grad()
+    def encode(self, seen: Output) -> Tensor | None:
+        """The factor (B, K, H, W) of what the network has seen, if there is an encoder."""
+        if self.encoder is None:
+            return None
+        with self._arithmetic(seen.logits.device):
+            return self.encoder(seen.feature)
+
+    def answer(self, seen: Output, factor: Tensor | None) -> Output:
+        """Both as one output, in float32."""
+        features = dict(seen.features)
+        if factor is not None:
+            features["factor"] = factor
+        output = Output(seen.logits, features)
+        return precision.widen(output) if self.bf16 else output
 
     def _arithmetic(self, device: torch.device) -> AbstractContextManager:
         return precision.autocast(device) if self.bf16 else nullcontext()

@@ -1,8 +1,11 @@
-"""A finite set of augmented views, and what the teacher says of each: computed once, reused by every seed and method.
+"""A finite set of augmented views, and what the teacher says of each: computed once, reused by
+every seed and method.
 
-With `RunConfig.views` = V > 0 every training image has V random crops and flips, drawn once with a seed of their own; each epoch shows
-one of them, which one is drawn with the run's seed. The teacher's outputs for all V x N views then fit in a file. It lies in
-`runs/cache/views`, in float16 (a relative rounding of 0.05 %), one file per feature, at most `LIMIT` bytes a teacher.
+With `RunConfig.views` = V > 0 every training image has V random crops and flips, drawn once with a
+seed of their own; each epoch shows one of them, which one is drawn with the run's seed
+(`loop.draw_order`). The teacher's outputs for all V x N views then fit in a file. It lies in
+`runs/cache/views`, in float16 (a relative rounding of 0.05 %), one file per feature, at most
+`LIMIT` bytes a teacher.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,114 +21,129 @@ from tqdm import tqdm
 
 from iekd import data, networks
 from iekd.config import RunConfig, methods
-from iekd.data import augment
 from iekd.errors import ConfigError
 from iekd.method.factor import factor_channels
+from iekd.method.features import Batch
 from iekd.networks import Output
 from iekd.records import store
+from iekd.training import loop
+from iekd.training.run import Run
+from iekd.training.teacher import Teacher
 
-if TYPE_CHECKING:
-    from iekd.training import engine
-
-SEED = 3579  # of the views: the same for all runs
 LIMIT = 2 * 2**30  # bytes of the outputs that one run may ask for
 BATCH = 500  # images a teacher sees at a time
 
 
-def draw(config: RunConfig, dataset: data.DataSet) -> augment.Draws:
-    """Crop and flip of all views; view v of training image i is at v * N + i."""
-    generator = torch.Generator().manual_seed(SEED)
-    return augment.draw(
-        config.views * len(dataset.train.labels), dataset.pad, dataset.flip, generator
-    )
+class StoredTeacher:
+    """A teacher that was asked about all views before: for a step's batch it looks its answer up.
 
-
-class Stored(NamedTuple):
-    """A teacher's outputs for all views, by name: 'logits' and features, float16 (V * N, ...)."""
-
-    tensors: dict[str, Tensor]
-
-    def at(self, place: Tensor) -> Output:
-        """The teacher's output for some of the views, as float32."""
-        picked = {name: tensor[place].float() for name, tensor in self.tensors.items()}
-        return Output(picked.pop("logits"), picked)
-
-
-def shapes(config: RunConfig, images: int) -> dict[str, tuple[int, ...]]:
-    """What is kept of the teacher for all views of so many images, by name: the logits, and the features that the method needs.
-
-    Raises `ConfigError` for more than `LIMIT` bytes in all; nothing is computed before.
+    `tensors` holds 'logits' and features by name, float16 (V * N, ...). About other images the
+    teacher is asked.
     """
-    count = config.views * images
-    known = networks.feature_shapes(config.teacher, data.image_shape(config))
-    channels, *size = [shape for name, shape in known.items() if name.startswith("stage")][-1]
-    known = known | {"factor": (factor_channels(channels, config.factor_ratio), *size)}
-    known = known | {"logits": (data.FACTS[config.dataset].num_classes,)}
-    kept = {name: (count, *known[name]) for name in ("logits", *methods.needs(config))}
-    total = sum(2 * math.prod(shape) for shape in kept.values())
-    if total > LIMIT:
-        raise ConfigError(
-            f"views: {config.views} is not usable; what {config.method} needs of the teacher ({', '.join(kept)}) would take "
-            f"{total / 2**30:.1f} GiB, at most {LIMIT / 2**30:.0f} are kept; choose fewer views, or 0: the teacher computes in every step"
-        )
-    return kept
+
+    def __init__(self, config: RunConfig, teacher: Teacher, tensors: dict[str, Tensor]):
+        self.config, self.teacher, self.tensors = config, teacher, tensors
+        count, device = len(tensors["logits"]) // config.views, tensors["logits"].device
+        self.rows = torch.zeros(count, dtype=torch.long, device=device)
+
+    def begin(self, epoch: int) -> None:
+        """Note which view of each image this epoch shows: in place, for a CUDA graph reads it."""
+        order, rows, _ = loop.draw_order(self.config, len(self.rows), epoch)
+        self.rows.copy_(torch.empty_like(rows).index_copy_(0, order, rows))
+
+    def __call__(self, images: Tensor, batch: Batch | None = None) -> Output:
+        if batch is None:
+            return self.teacher(images)
+        rows = self.rows[batch.index]
+        features = {name: tensor[rows].float() for name, tensor in self.tensors.items()}
+        return Output(features.pop("logits"), features)
 
 
-def stored_outputs(config: RunConfig, run: engine.Run) -> Stored:
-    """The outputs of a run's teacher for all views: from their files, or computed now and kept. A damaged file is made again.
+def with_stored_teacher(config: RunConfig, run: Run) -> Run:
+    """The run with its teacher's outputs from their files, or computed now and kept. A damaged file
+    is made again.
 
-    Two processes that ask for the same file make it once. Raises `ConfigError` for values beyond float16, `StoreError` for a full disk.
+    Two processes that ask for the same file make it once. Raises `ConfigError` for values beyond
+    float16, `StoreError` for a full disk.
     """
     kept = shapes(config, len(run.dataset.train.labels))
     folder = _folder(config, run)
-    with store.locked(folder / ".lock"):  # one process computes, the others load
+    # one process computes, the others load
+    with store.locked(folder / ".lock"):
         found = {name: _load(folder / f"{name}.safetensors", shape) for name, shape in kept.items()}
         missing = {name: kept[name] for name, tensor in found.items() if tensor is None}
         if missing:
             found |= compute(config, run, missing)
         for name in missing:
             store.save_tensors(folder / f"{name}.safetensors", {name: found[name]})
-    return Stored({name: tensor.to(run.mean.device) for name, tensor in found.items()})
+    tensors = {name: tensor.to(run.mean.device) for name, tensor in found.items()}
+    return run._replace(teacher=StoredTeacher(config, run.teacher, tensors))
 
 
-def _images(config: RunConfig, run: engine.Run, places: Tensor) -> Tensor:
-    """The normalised views at these places."""
-    index = places % len(run.dataset.train.labels)
-    pixels = run.dataset.train.images[index.to(run.mean.device)]
-    if config.augment == "standard":
-        pixels = augment.crop_and_flip(
-            pixels, draw(config, run.dataset).at(places).to(run.mean.device), run.dataset.pad
+def shapes(config: RunConfig, images: int) -> dict[str, tuple[int, ...]]:
+    """What is kept for all views of so many images, by name: the logits, and the features that the
+    method needs.
+
+    Raises `ConfigError` for more than `LIMIT` bytes in all; nothing is computed before.
+    """
+    known = dict(networks.feature_shapes(config.teacher, data.image_shape(config)))
+    channels, *size = [shape for name, shape in known.items() if name.startswith("stage")][-1]
+    known["factor"] = (factor_channels(channels, config.factor_ratio), *size)
+    known["logits"] = (data.FACTS[config.dataset].num_classes,)
+
+    names = ("logits", *methods.needs(config))
+    kept = {name: (config.views * images, *known[name]) for name in names}
+    total = sum(2 * math.prod(shape) for shape in kept.values())
+    if total > LIMIT:
+        raise ConfigError(
+            f"views: {config.views} is not usable; what {config.method} needs of the teacher "
+            f"({', '.join(kept)}) "
+            f"would take {total / 2**30:.1f} GiB, at most {LIMIT / 2**30:.0f} are kept; choose "
+            "fewer views, or 0: "
+            "the teacher computes in every step"
         )
-    return augment.normalise(pixels, run.mean, run.std)
+    return kept
 
 
-def _folder(config: RunConfig, run: engine.Run) -> Path:
-    """One folder for one teacher (with its encoder) on one set of views; its name holds a digest of all that can change an output."""
-    fields = (
-        "dataset",
-        "teacher",
-        "train_images",
-        "validation_images",
-        "image_size",
-        "augment",
-        "views",
-        "precision",
-    )
-    facts = {name: getattr(config, name) for name in fields} | {
-        "data": run.dataset.checksum,
-        "seed": SEED,
-    }
-    digest = hashlib.sha256(
-        (json.dumps(facts, sort_keys=True) + store.checksum(run.teacher.state_dict())).encode()
-    ).hexdigest()
-    return (
-        store.cache_folder()
-        / "views"
-        / f"{config.dataset}-{config.teacher}-views={config.views}-{digest[:12]}"
-    )
+@torch.no_grad()
+def compute(config: RunConfig, run: Run, missing: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """The teacher's outputs for all views, by name, float16; `missing` are their shapes.
+
+    Raises `ConfigError` for values beyond float16.
+    """
+    made = {name: torch.empty(shape, dtype=torch.half) for name, shape in missing.items()}
+    count = len(run.dataset.train.labels)
+    rows = torch.arange(config.views * count)
+    plan = torch.stack([rows % count, *loop.draw_views(config, run.dataset)])
+    for row, part in zip(rows.split(BATCH), plan.split(BATCH, dim=1), strict=True):
+        images, _ = loop.take(config, run, part.to(run.mean.device), 0)
+        output = run.teacher(images)
+        for name, tensor in made.items():
+            tensor[row] = (output.logits if name == "logits" else output.features[name]).to(tensor)
+
+    broken = [name for name, tensor in made.items() if not tensor.isfinite().all()]
+    if broken:
+        raise ConfigError(
+            f"views: the teacher's {broken[0]} goes beyond float16 (65504); choose 0: the teacher "
+            "computes in every step"
+        )
+    return made
+
+
+def _folder(config: RunConfig, run: Run) -> Path:
+    """The folder of one teacher on one set of views, named after all that can change an output."""
+    fields = ("dataset", "teacher", "train_images", "validation_images")
+    fields += ("image_size", "augment", "views", "precision")
+    facts = {name: getattr(config, name) for name in fields}
+    facts |= {"data": run.dataset.checksum, "seed": loop.VIEW_SEED}
+    text = json.dumps(facts, sort_keys=True) + store.checksum(run.teacher.state_dict())
+    digest = hashlib.sha256(text.encode()).hexdigest()[:12]
+    name = f"{config.dataset}-{config.teacher}-views={config.views}-{digest}"
+    return store.cache_folder() / "views" / name
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
+    """The tensor in a file; None if it is not there, or damaged."""
     if not path.exists():
         return None
     try:
@@ -137,22 +154,3 @@ def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
         pass
     tqdm.write(f"{path} is damaged; making it again")
     return None
-
-
-@torch.no_grad()
-def compute(
-    config: RunConfig, run: engine.Run, missing: dict[str, tuple[int, ...]]
-) -> dict[str, Tensor]:
-    """The teacher's outputs for all views, by name, float16; `missing` are their shapes. Raises `ConfigError` beyond float16."""
-    made = {name: torch.empty(shape, dtype=torch.half) for name, shape in missing.items()}
-    for places in torch.arange(config.views * len(run.dataset.train.labels)).split(BATCH):
-        output = run.teacher(_images(config, run, places))
-        for name, tensor in made.items():
-            tensor[places[0] : places[-1] + 1] = (
-                output.logits if name == "logits" else output.features[name]
-            )
-    if broken := [name for name, tensor in made.items() if not tensor.isfinite().all()]:
-        raise ConfigError(
-            f"views: the teacher's {broken[0]} goes beyond float16 (65504); choose 0: the teacher computes in every step"
-        )
-    return made

@@ -15,14 +15,7 @@ from torch import nn
 
 from iekd import networks, records
 from iekd.analysis import metrics
-from iekd.analysis.flatness import (
-    DRAWS,
-    SIGMA,
-    SIGMAS,
-    filter_noise,
-    noise_of,
-    weight_noise,
-)
+from iekd.analysis.flatness import DRAWS, SIGMA, SIGMAS, filter_noise, noise_of, weight_noise
 from iekd.analysis.metrics import analyse
 from iekd.analysis.similarity import distances, feature_cka, halves_of, reference
 from iekd.cli import main
@@ -367,7 +360,7 @@ def test_a_damaged_analysis_is_named(runs):
 
 def test_nothing_is_trained(tmp_path, monkeypatch):
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path))
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained"))
     config = tiny("kd")
     with pytest.raises(store.StoreError, match="not finished"):
         analyse(config)

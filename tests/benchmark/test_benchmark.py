@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from iekd.benchmark import bench
+from iekd.benchmark import bench, sides
+from iekd.benchmark.usual_loop import PlainRun
 from iekd.config import RunConfig
 from iekd.data import augment
 from iekd.method.features import Batch
-from iekd.training import engine
+from iekd.training import loop
+from iekd.training.run import build_run
 
 CPU = torch.device("cpu")
 
@@ -34,7 +36,7 @@ def test_both_loops_train_in_their_processes_and_a_ratio_is_taken_within_a_round
 )
 def test_every_side_trains(side, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one worker process
-    bench._epoch_of(side, "class", "ie-ft", 130, CPU)()
+    sides.epoch_of(side, "class", "ie-ft", 130, CPU)()
 
 
 def test_packed_runs_are_compared_with_the_same_runs_one_after_the_other():
@@ -57,10 +59,10 @@ def test_the_first_round_does_not_count_and_directions_alternate():
 @pytest.mark.parametrize("method", ["supervised", "kd", "ft"])
 def test_plain_loop_and_engine_make_the_same_update(method):
     config = RunConfig.create("class", method=method, batch_size=64, lr=0.05)
-    dataset, parents = bench.random_images("class", 64), bench._parents(config)
+    dataset, parents = bench.random_images("class", 64), sides.untrained_parents(config)
     run, plain = (
-        engine.make_run(config, parents, CPU, dataset),
-        bench.PlainRun(config, copy.deepcopy(parents), CPU, dataset),
+        build_run(config, parents, CPU, dataset),
+        PlainRun(config, copy.deepcopy(parents), CPU, dataset),
     )
     before = {name: tensor.clone() for name, tensor in run.learner["student"].state_dict().items()}
     plain.student.load_state_dict(before)
@@ -68,7 +70,7 @@ def test_plain_loop_and_engine_make_the_same_update(method):
     plain.loader.dataset.transform.transforms[:2] = []  # neither crop nor flip
     run.optimiser.param_groups[0]["lr"] = 0.05
     index = torch.arange(64)
-    engine.step(
+    loop.step(
         run,
         augment.normalise(dataset.train.images, run.mean, run.std),
         Batch(dataset.train.labels, index),
@@ -133,22 +135,19 @@ def test_on_a_gpu_the_time_is_that_of_the_kernels():
     assert bench.own_times(events[:1], CPU) == {"aten::conv2d": 7.0}
 
 
-@pytest.mark.parametrize(("device", "sides"), [("cpu", []), ("cuda", [bench.TF32])])
-def test_tf32_is_a_side_where_there_is_such_a_thing(monkeypatch, device, sides):
+@pytest.mark.parametrize(("device", "more"), [("cpu", []), ("cuda", [bench.TF32])])
+def test_tf32_is_a_side_where_there_is_such_a_thing(monkeypatch, device, more):
     asked = []
-    monkeypatch.setattr(
-        bench, "_apart", lambda side, *_: asked.append(side) or nullcontext(lambda *_: 0)
-    )
+    process = SimpleNamespace(submit=lambda task: SimpleNamespace(result=lambda: 0))
+    monkeypatch.setattr(sides, "apart", lambda side, *_: asked.append(side) or nullcontext(process))
     monkeypatch.setattr(bench, "in_turns", lambda work, *_: {name: [1.0] for name in work})
     bench.compare("class", "kd", 130, 1, torch.device(device))
-    assert [side for side in asked if side == bench.TF32] == sides and len(asked) == 6 + len(sides)
+    assert [side for side in asked if side == bench.TF32] == more and len(asked) == 6 + len(more)
 
 
 def test_every_side_computes_in_its_precision(monkeypatch):
     seen = {}
-    monkeypatch.setattr(
-        bench, "_epoch", lambda members, *_: seen.update({side: members[0][0].precision})
-    )
+    monkeypatch.setattr(sides, "epoch", lambda runs: seen.update({side: runs[0][0].precision}))
     for side in (bench.ENGINE, bench.TF32, bench.BF16, bench.FINITE, bench.FINITE_BF16):
-        bench._epoch_of(side, "paper", "supervised" if "views" not in side else "kd", 64, CPU)
+        sides.epoch_of(side, "paper", "supervised" if "views" not in side else "kd", 64, CPU)
     assert list(seen.values()) == ["fp32", "tf32", "bf16", "fp32", "bf16"]

@@ -1,4 +1,4 @@
-"""The floor of a step: work counted by hand, rates that are positive, limits that follow from both."""
+"""The floor of a step: work counted by hand, positive rates, limits that follow from both."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ CPU = torch.device("cpu")
 
 def test_outputs_of_a_resnet_counted_by_hand():
     config = RunConfig.create("paper", method="supervised", student="resnet8")
-    # at 32 x 32: the stem and two convolutions of 16 channels; 16 x 16: two of 32 and the shortcut; 8 x 8: two of 64 and the shortcut
+    # at 32 x 32: the stem and two convolutions of 16 channels; 16 x 16: two of 32 and the shortcut;
+    # 8 x 8: two of 64 and the shortcut
     assert roofline.outputs("resnet8", config) == 3 * 16 * 32**2 + 3 * 32 * 16**2 + 3 * 64 * 8**2
 
 

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from tiny import SMALL, made_up, tiny
 
 from iekd import records
-from iekd.cli import main, options
+from iekd.cli import commands, main, options
 from iekd.config import RunConfig
 
 
@@ -46,7 +46,7 @@ def test_help_lists_the_commands_and_every_field(iekd):
     status, out, _ = iekd("run", "--help")
     text = " ".join(out.split())
     assert status == 0 and all(
-        f"--{name.replace('_', '-')} VALUE" in text for name in RunConfig.model_fields
+        f"--{name.replace('_', '-')} VALUE" in text for name in commands.FIELDS
     )
     assert (
         "x0.1 at 50 % and 75 % of the epochs" in text
@@ -188,7 +188,7 @@ def test_a_corrupt_record_exits_with_1_and_names_the_file(iekd):
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_gives_a_status_of_its_own_and_a_last_line(iekd, monkeypatch, number, status):
-    monkeypatch.setattr("iekd.training.runner._fit", lambda *_: signal.raise_signal(number))
+    monkeypatch.setattr("iekd.training.runner.fit", lambda *_: signal.raise_signal(number))
     found, _, err = iekd(*words_of(tiny()))
     assert found == status
     assert (

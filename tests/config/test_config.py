@@ -10,7 +10,7 @@ import pytest
 from iekd.cli import main
 from iekd.config import RunConfig, grid, refuse_unread
 from iekd.config.presets import PRESETS
-from iekd.config.run import NATIVE_SIZE
+from iekd.data import FACTS
 from iekd.errors import ConfigError
 from iekd.method.registry import methods
 
@@ -267,7 +267,7 @@ def test_the_printed_command_is_the_run():
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("method", FIELDS)
-@pytest.mark.parametrize("dataset", NATIVE_SIZE)
+@pytest.mark.parametrize("dataset", FACTS)
 def test_the_printed_command_names_what_differs_from_the_preset(preset, method, dataset):
     read = {name: OTHER[name] for name in FIELDS[method]}
     config = RunConfig.create(

@@ -1,4 +1,4 @@
-"""Grids: what a file means, what it must not say, and what a run costs."""
+"""Grids: what a file means, and what it must not say."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def test_an_entry_overrides_the_base(write):
         ({"runs": ["kd"]}, "is not a grid"),
         (
             {"bases": {"seed": 1}, "runs": []},
-            "bases: no such key; the keys of a grid are title, notebook, base, runs",
+            "bases: no such key; the keys of a grid are title, notebook, import, base, runs",
         ),
         (
             {"runs": [{}, {"exlore": "cka"}]},
@@ -108,7 +108,7 @@ def test_an_entry_overrides_the_base(write):
         ),
         (
             {"runs": [{"method": ["kd", "magic"]}]},
-            "run 1: method: 'magic' is not usable; choose one of supervised",
+            "run 1: method: 'magic' is not usable; choose one of .*supervised",
         ),
         (
             {"runs": [{"method": "ie-ft", "explore": None}]},
@@ -137,27 +137,6 @@ def test_parents_come_first_and_once():
     assert len(ordered) == len(set(ordered)) == 6 + 2 * 2
     for place, config in enumerate(ordered):
         assert all(parent in ordered[:place] for parent in config.parents().values())
-
-
-# ---------------------------------------------------------------------- costs
-
-
-def test_flops_are_counted_as_the_literature_does():
-    """ResNet-20 on 32 x 32: 40.8 million multiply-adds (He et al. 2016 count them as FLOPs), so twice that in operations."""
-    assert grid.flops("resnet20", "cifar10", 32) == pytest.approx(2 * 40.8e6, rel=0.01)
-    assert grid.flops("resnet20", "cifar10", 16) == pytest.approx(2 * 40.8e6 / 4, rel=0.01)
-
-
-def test_the_cost_follows_epochs_images_and_networks():
-    config, double = tiny("kd"), tiny("kd", epochs=6)
-    assert grid.cost(double) == 2 * grid.cost(config)
-    assert grid.cost(tiny("kd", train_images=100)) == grid.cost(config) / 2
-    student, teacher = (grid.flops(name, "digits", 8) for name in (config.student, config.teacher))
-    assert (
-        grid.cost(config) == 3 * 200 * (3 * student + teacher)
-        and grid.cost(tiny()) == 3 * 200 * 3 * student
-    )
-    assert grid.cost(tiny(train_images=0)) > grid.cost(tiny(train_images=1000))  # 0 = all images
 
 
 # ---------------------------------------------------------------------- the grids that hold some runs

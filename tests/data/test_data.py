@@ -11,14 +11,14 @@ import torch
 
 from iekd import data
 from iekd.config import RunConfig
-from iekd.data import sources, sprites
+from iekd.data import readers, roots, sources, sprites
 from iekd.data.sprites import read_pack, write_pack
 from iekd.errors import ConfigError, DataError
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 needs_shared = pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/data")
 needs_debian = pytest.mark.skipif(
-    not (sources.DEBIAN / "fashion-mnist").exists(), reason="needs Debian's dataset-fashion-mnist"
+    not (roots.DEBIAN / "fashion-mnist").exists(), reason="needs Debian's dataset-fashion-mnist"
 )
 
 
@@ -41,9 +41,9 @@ def arrays(train=1203, test=60, channels=3, size=8, classes=10, key="labels"):
 def alone(tmp_path, monkeypatch):
     """No data but what the test makes, no network, nothing remembered."""
     monkeypatch.delenv("IEKD_DATA", raising=False)
-    monkeypatch.setattr(sources, "default_folder", lambda: tmp_path / "default")
-    monkeypatch.setattr(sources, "DEBIAN", tmp_path / "debian")
-    monkeypatch.setattr(sources, "_torchvision", lambda name: no_network)
+    monkeypatch.setattr(roots, "default_folder", lambda: tmp_path / "default")
+    monkeypatch.setattr(roots, "DEBIAN", tmp_path / "debian")
+    monkeypatch.setattr(readers, "torchvision_class", lambda name: no_network)
     sources._load.cache_clear()
     yield tmp_path
     sources._load.cache_clear()
@@ -171,18 +171,10 @@ def test_writing_leaves_nothing_behind_when_it_fails(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_writing_refuses_what_makes_no_pack(tmp_path):
-    good = arrays(20, 10)
-    for bad in (
-        {"train_images": good["train_images"].astype(float)},
-        {"train_labels": good["train_labels"][:-1]},
-        {"names": np.arange(20)},
-    ):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            write_pack(tmp_path / "p", "p", **good | bad)
-    write_pack(tmp_path / "p", "p", **good)
+def test_a_pack_is_not_written_over(tmp_path):
+    write_pack(tmp_path / "p", "p", **arrays(20, 10))
     with pytest.raises(DataError, match="exists already"):
-        write_pack(tmp_path / "p", "p", **good)
+        write_pack(tmp_path / "p", "p", **arrays(20, 10))
 
 
 @pytest.fixture
@@ -315,7 +307,7 @@ def test_every_source_has_the_same_checksum(alone, monkeypatch):
         images, labels = given[f"{split}_images"], given[f"{split}_labels"]
         return SimpleNamespace(data=images.transpose(0, 2, 3, 1), targets=labels.tolist())
 
-    monkeypatch.setattr(sources, "_torchvision", lambda name: official)
+    monkeypatch.setattr(readers, "torchvision_class", lambda name: official)
     downloaded = sources.load_raw("cifar10")
     assert torch.equal(downloaded.train_images, torch.from_numpy(given["train_images"]))
     first = sources.pack("cifar10", alone / "first")
@@ -342,7 +334,7 @@ def imagenette_files(root, sizes):
     random = np.random.default_rng(0)
     for split in ("train", "val"):
         for label in range(10):
-            folder = root / sources.IMAGENETTE / split / f"n0{label}"
+            folder = root / readers.IMAGENETTE / split / f"n0{label}"
             folder.mkdir(parents=True)
             for i, (height, width) in enumerate(sizes):
                 pixels = random.integers(0, 256, (height, width, 3), np.uint8)
@@ -356,7 +348,7 @@ def official(tmp_path, monkeypatch):
     monkeypatch.setattr(
         Imagenette, "_WNID_TO_CLASS", {f"n0{label}": (str(label),) for label in range(10)}
     )
-    monkeypatch.setattr(sources, "IMAGENETTE_COUNTS", {"train": 20, "val": 20})
+    monkeypatch.setattr(readers, "IMAGENETTE_COUNTS", {"train": 20, "val": 20})
     imagenette_files(tmp_path, [(128, 192), (160, 160)])
     return tmp_path
 
@@ -367,7 +359,7 @@ def test_imagenette_of_torchvision_is_squashed_by_area(official):
     raw = sources.load_raw("imagenette", official)
     assert raw.train_images.shape == raw.test_images.shape == (20, 3, 64, 64)
     assert raw.train_labels.tolist() == [label for label in range(10) for _ in range(2)]
-    first = np.asarray(Image.open(official / sources.IMAGENETTE / "train" / "n00" / "n00_0.JPEG"))
+    first = np.asarray(Image.open(official / readers.IMAGENETTE / "train" / "n00" / "n00_0.JPEG"))
     blocks = first.reshape(64, 2, 64, 3, 3).mean((1, 3)).transpose(2, 0, 1)
     assert (
         np.abs(raw.train_images[0].numpy() - blocks).max() <= 1
@@ -376,10 +368,10 @@ def test_imagenette_of_torchvision_is_squashed_by_area(official):
 
 
 def test_half_an_imagenette_is_refused(official):
-    (official / sources.IMAGENETTE / "val" / "n03" / "n03_1.JPEG").unlink()
+    (official / readers.IMAGENETTE / "val" / "n03" / "n03_1.JPEG").unlink()
     with pytest.raises(DataError, match="imagenette2-160: 19 instead of 20 images in val. Delete"):
         sources.load_raw("imagenette", official)
-    shutil.rmtree(official / sources.IMAGENETTE / "train")
+    shutil.rmtree(official / readers.IMAGENETTE / "train")
     with pytest.raises(DataError, match="imagenette2-160: .*Delete"):
         sources.load_raw("imagenette", official)
 
@@ -387,16 +379,16 @@ def test_half_an_imagenette_is_refused(official):
 def test_a_download_asks_for_the_small_imagenette():
     from torchvision.datasets import Imagenette
 
-    kind = sources._torchvision("imagenette")
+    kind = readers.torchvision_class("imagenette")
     assert kind.func is Imagenette and Imagenette._ARCHIVES[kind.keywords["size"]][0].endswith(
-        f"/{sources.IMAGENETTE}.tgz"
+        f"/{readers.IMAGENETTE}.tgz"
     )
 
 
 def test_fashion_files_must_be_fashion(alone):
     folder = alone / "FashionMNIST" / "raw"
     folder.mkdir(parents=True)
-    for stem in sources.IDX.values():
+    for stem in readers.IDX.values():
         ndim = 3 if "idx3" in stem else 1
         head = bytes([0, 0, 8, ndim]) + np.array([10, 28, 28][:ndim], ">u4").tobytes()
         (folder / stem).write_bytes(head + bytes(10 * 28 ** (ndim - 1)))
@@ -474,10 +466,10 @@ def test_area_scaling_averages_blocks():
 
 def test_balanced_order_of_unequal_classes():
     labels = torch.tensor([0] * 5 + [1] * 50 + [2] * 50)
-    order = sources.balanced_order(labels)
+    order = readers.balanced_order(labels)
     assert sorted(order.tolist()) == list(range(105))
     assert labels[order[:15]].bincount().tolist() == [5, 5, 5]
-    assert torch.equal(order, sources.balanced_order(labels))
+    assert torch.equal(order, readers.balanced_order(labels))
 
 
 # ---------------------------------------------------------------------- the real sets

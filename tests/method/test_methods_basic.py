@@ -19,7 +19,8 @@ from iekd.errors import TrainingError
 from iekd.method import attention_transfer, factor_transfer, features, measures, overhaul
 from iekd.method.features import Batch, Pair, PairError
 from iekd.networks import Output
-from iekd.training import engine, runner
+from iekd.training import loop, runner
+from iekd.training.run import build_network, build_run, Run
 
 B = 6
 LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
@@ -477,22 +478,22 @@ def test_degenerate_input_gives_a_finite_value_and_gradient(name, kind):
 # ---------------------------------------------------------------------- runs
 
 
-def run_of(method: str, **fields) -> engine.Run:
+def run_of(method: str, **fields) -> Run:
     """A run with networks that were never trained."""
     config = tiny(method, **fields)
     torch.manual_seed(9)
     parents = (
-        {"teacher": engine.build_network(config.teacher, config).eval()}
+        {"teacher": build_network(config.teacher, config).eval()}
         if config.has_teacher
         else {}
     )
-    return engine.make_run(config, parents, torch.device("cpu"))
+    return build_run(config, parents, torch.device("cpu"))
 
 
-def step(run: engine.Run, epoch: int = 0, count: int = 64) -> dict[str, torch.Tensor]:
-    engine.begin(run, epoch)
+def step(run: Run, epoch: int = 0, count: int = 64) -> dict[str, torch.Tensor]:
+    loop.begin(run, epoch)
     images, labels, _ = run.dataset.train
-    return engine.step(
+    return loop.step(
         run, images[:count].float() / 128 - 0.5, Batch(labels[:count], torch.arange(count), epoch)
     )
 
@@ -674,7 +675,7 @@ def test_networks_without_a_common_size_are_refused():
 def test_such_a_pair_is_refused_before_anything_trains(monkeypatch, method):
     shapes = {"resnet8x0.25": {"stage1": (4, 9, 9)}, "resnet8x0.5": {"stage1": (4, 8, 8)}}
     monkeypatch.setattr(networks, "feature_shapes", lambda name, image: shapes[name])
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained"))
     with pytest.raises(
         TrainingError,
         match=rf"/{method}.*: {method} cannot compare resnet8x0.25 with resnet8x0.5: no stage",

@@ -1,4 +1,6 @@
-"""ResNets of ImageNet: torchvision's networks, weights included, and as safe and as traceable as ours."""
+"""ResNets of ImageNet: torchvision's networks, weights included, and as safe and as traceable as
+ours.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,9 @@ def test_other_weights_of_torchvision_are_refused() -> None:
 )
 @torch.no_grad()
 def test_stages_at_64_pixels(name: str, sides: tuple[int, ...]) -> None:
-    """The original stem leaves 2 x 2 positions, the 3x3 stem 4 x 4; features stand on both sides of the ReLU, as elsewhere."""
+    """The original stem leaves 2 x 2 positions, the 3x3 stem 4 x 4; features stand on both sides of
+    the ReLU, as elsewhere.
+    """
     network = networks.build(name, 10)
     features = network(images(64)).features
     stages = [f"stage{k}" for k in range(1, 5)]
@@ -185,11 +189,13 @@ name, batch, *sides = sys.argv[1:]
 network = networks.build(name, 10).to(memory_format=torch.channels_last)
 for side in map(int, sides):
     for _ in range(3):
-        images = torch.randn(int(batch), 3, side, side).contiguous(memory_format=torch.channels_last)
+        images = torch.randn(int(batch), 3, side, side)
+        images = images.contiguous(memory_format=torch.channels_last)
         network(images).logits.sum().backward()
 """
 
-# Sizes: Imagenette 64, detection 96 and 128, ImageNet 224. Networks: those of the presets, the narrowest planned, the paper's.
+# Sizes: Imagenette 64, detection 96 and 128, ImageNet 224. Networks: those of the presets, the
+# narrowest planned, the paper's.
 NARROW = sorted({*PAIR, *SMALL, "resnet10x0.0625_3x3", "resnet34x0.25_3x3"})
 TRIED = [
     *((name, 8, (64, 96, 128)) for name in NARROW),
@@ -201,7 +207,9 @@ TRIED = [
 def test_the_networks_stay_within_their_memory(
     name: str, batch: int, sides: tuple[int, ...]
 ) -> None:
-    """In a process of its own, which a fault would end; glibc, where it can, looks for what was overwritten."""
+    """In a process of its own, which a fault would end; glibc, where it can, looks for what was
+    overwritten.
+    """
     environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
     command = [sys.executable, "-c", STEPS, name, str(batch), *map(str, sides)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)

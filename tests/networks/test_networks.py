@@ -68,17 +68,22 @@ def seeded() -> None:
 
 
 def resnet_formula(depth: int, a: int, classes: int = 10) -> int:
-    """Sum over the layers for channels a, 2a, 4a: convolutions, BN scale and shift, projections, classifier."""
+    """Sum over the layers for channels a, 2a, 4a: convolutions, BN scale and shift, projections,
+    classifier.
+    """
     n, total = (depth - 2) // 6, 27 * a + 2 * a
     for stage, c in enumerate((a, 2 * a, 4 * a)):
         total += 2 * n * (9 * c * c + 2 * c)
-        if stage:  # the first convolution reads half the channels; the projection has c/2 * c weights and a BN
+        # the first convolution reads half the channels; the projection has c/2 * c weights and a BN
+        if stage:
             total += -9 * c * c // 2 + c * c // 2 + 2 * c
     return total + (4 * a + 1) * classes
 
 
 def wrn_formula(depth: int, k: int, classes: int = 10) -> int:
-    """Same for pre-activation blocks: BN before each convolution, projections without BN, one BN at the end."""
+    """Same for pre-activation blocks: BN before each convolution, projections without BN, one BN at
+    the end.
+    """
     n, total, before = (depth - 4) // 6, 27 * 16, 16
     for c in (16 * k, 32 * k, 64 * k):
         total += 9 * before * c + 9 * c * c * (2 * n - 1) + 2 * before + 2 * c * (2 * n - 1)
@@ -144,7 +149,9 @@ def test_vgg13_size_follows_the_formula() -> None:
 
 
 def test_mobilenet_size_follows_the_formula() -> None:
-    """Per block with c channels in, e = c * expansion inside, d out: two 1x1, one depthwise 3x3, three BN; stem and last layer."""
+    """Per block with c channels in, e = c * expansion inside, d out: two 1x1, one depthwise 3x3,
+    three BN; stem and last layer.
+    """
     total, c = 27 * 16 + 2 * 16, 16
     for expansion, full, count in (
         (1, 16, 1),
@@ -271,7 +278,9 @@ def test_one_forward_updates_every_statistic_once(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_no_layer_is_idle(name: str) -> None:
-    """Every parameter moves the logits, except biases that the next BN takes away again: VGG's, and those of MobileNet's linear layers."""
+    """Every parameter moves the logits, except biases that the next BN takes away again: VGG's, and
+    those of MobileNet's linear layers.
+    """
     network = build(name, 10)
     (network(torch.randn(4, 3, 16, 16)).logits * torch.randn(4, 10)).sum().backward()
     dead = [n for n, p in network.named_parameters() if p.grad.abs().max() < 1e-5]
@@ -282,7 +291,9 @@ def test_no_layer_is_idle(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_nothing_depends_on_the_data(name: str) -> None:
-    """On the meta device there are no values: whatever would wait for the device, or branch on a value, raises."""
+    """On the meta device there are no values: whatever would wait for the device, or branch on a
+    value, raises.
+    """
     with torch.device("meta"):
         network = build(name, 10)
         network(torch.randn(2, 3, 32, 32)).logits.sum().backward()
@@ -350,7 +361,9 @@ def test_another_spelling_of_a_name_is_told_ours(wrong: str, meant: str) -> None
     ["resnet8x0.25", "resnet14x0.5", "resnet20", "wrn16_2", "wrn10_1", "vgg13", "mobilenetv2x0.5"],
 )
 def test_no_pointwise_convolution_has_a_stride(name):
-    """PyTorch 2.14's gradient of one with few channels writes outside its memory; see `networks.common.thin`."""
+    """PyTorch 2.14's gradient of one with few channels writes outside its memory; see
+    `networks.common.thin`.
+    """
     found = [
         m for m in build(name, 10).modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)
     ]
@@ -371,7 +384,9 @@ for _ in range(20):
 @pytest.mark.parametrize("side", [8, 16, 32])
 @pytest.mark.parametrize("name", ["resnet8x0.25", "resnet8x0.5"])
 def test_narrow_networks_stay_within_their_memory(name, side):
-    """In a process of its own, which a fault would end; glibc, where it can, looks for what was overwritten."""
+    """In a process of its own, which a fault would end; glibc, where it can, looks for what was
+    overwritten.
+    """
     environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
     result = subprocess.run(
         [sys.executable, "-c", STEPS, name, str(side)],

@@ -20,6 +20,8 @@ from iekd.config import RunConfig
 from iekd.config.run import LONGEST
 from iekd.errors import ConfigError
 from iekd.records import store
+from iekd.records.frame import columns
+from iekd.records.provenance import commit_of
 from iekd.training import peers
 
 
@@ -64,11 +66,7 @@ def test_the_file_is_small_plain_json_with_the_schema_first(saved):
     }
     assert set(data) == wanted | {"data", "loss_digest", "history", "metrics"} and set(
         data["metrics"]
-    ) == {
-        "last",
-        "val_selected",
-        "best_on_test",
-    }
+    ) == {"last", "val_selected", "best_on_test"}
     assert set(data["config"]) == set(RunConfig.model_fields)
     text = records.record_path(record.config).read_text()
     assert json.loads(text)["hash"] == record.hash and len(text) < 5000
@@ -76,7 +74,7 @@ def test_the_file_is_small_plain_json_with_the_schema_first(saved):
 
 def test_columns_of_the_frame(saved):
     frame = records.load()
-    assert len(frame) == 5 and set(frame.columns) == set(records._columns())
+    assert len(frame) == 5 and set(frame.columns) == set(columns())
     assert set(RunConfig.model_fields) <= set(frame.columns)
     row = frame[frame["path"] == saved[1].config.path].iloc[0]
     assert (row["last"], row["last_epoch"], row["last_validation"], row["seed"]) == (
@@ -108,7 +106,7 @@ def test_no_records_are_an_empty_frame_with_all_columns(runs):
     frame = records.load()
     assert (
         len(frame) == 0
-        and set(frame.columns) == set(records._columns())
+        and set(frame.columns) == set(columns())
         and len(records.load(preset="class")) == 0
     )
 
@@ -443,21 +441,21 @@ NOTHING = {"commit": None, "dirty": None}
 def test_a_repository_that_does_not_hold_the_source_is_not_its_provenance(
     repository, tmp_path, place
 ):
-    assert records._commit(source_at(tmp_path / "thesis" / place)) == NOTHING
+    assert commit_of(source_at(tmp_path / "thesis" / place)) == NOTHING
 
 
 @pytest.mark.skipif(not shutil.which("git"), reason="needs git")
 def test_a_repository_that_holds_the_source_is(repository, tmp_path, monkeypatch):
     source = source_at(tmp_path / "thesis" / "iekd")
     repository("add", ".")
-    assert records._commit(source)["dirty"]  # not committed yet
+    assert commit_of(source)["dirty"]  # not committed yet
     repository("commit", "-m", "a copy of iekd")
     known = {"commit": repository("rev-parse", "HEAD"), "dirty": False}
-    assert records._commit(source) == known
+    assert commit_of(source) == known
     (tmp_path / "thesis" / "thesis.tex").write_text("more words")  # of something else
     monkeypatch.setenv("GIT_DIR", "/nowhere")  # as in a hook
-    assert records._commit(source) == known
+    assert commit_of(source) == known
     source.write_text("x = 2")
-    assert records._commit(source) == {**known, "dirty": True}
+    assert commit_of(source) == {**known, "dirty": True}
     monkeypatch.setenv("PATH", "/nowhere")
-    assert records._commit(source) == NOTHING
+    assert commit_of(source) == NOTHING

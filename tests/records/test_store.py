@@ -242,7 +242,7 @@ USES = {
     "network": lambda: runner.load_network(tiny()),
     "bundle": lambda: transfer.pack(store.runs_folder() / "b.tar"),
     "bundle of a grid": lambda: transfer.pack(store.runs_folder() / "b.tar", [tiny()]),
-    "resume": lambda: checkpoint.resume(checkpoint.path_of(tiny()), tiny(), {}, None),
+    "resume": lambda: checkpoint.resume(tiny(), {}, None),
     "tensors": lambda: store.load_tensors(records.weights_paths(tiny())[1]),
     "claim": lambda: locks.claim(tiny()).__enter__(),
 }
@@ -270,7 +270,7 @@ def test_a_folder_of_records_that_one_may_not_look_into_is_not_an_empty_one(runs
 def test_records_that_cannot_be_written_are_refused_before_the_training(runs, monkeypatch):
     (runs / "records").mkdir(parents=True)
     (runs / "records" / "smoke").write_text("a file where a folder should be")
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained"))
     with pytest.raises(StoreError, match=r"cannot write .*seed0\.json"):
         runner.train(tiny())
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import io
 import json
 import lzma
 import tarfile
 import tempfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,7 @@ from iekd import records
 from iekd.analysis import metrics
 from iekd.errors import ConfigError, StoreError
 from iekd.records import store, transfer
-from iekd.training import checkpoint, engine, runner
+from iekd.training import checkpoint, loop, runner
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -46,15 +46,8 @@ def away(tmp_path, monkeypatch):
 def begin(config, epochs: int) -> None:
     """Leave the checkpoint of a run after some epochs."""
     run = runner.make_run(config)
-    history = [engine.train_epoch(config, run, epoch) for epoch in range(epochs)]
-    checkpoint.save(
-        store.cache_folder() / f"{config.path}.checkpoint.safetensors",
-        config,
-        {},
-        run,
-        history,
-        1.0,
-    )
+    history = [loop.train_epoch(config, run, epoch) for epoch in range(epochs)]
+    checkpoint.save(config, {}, run, history, 1.0)
 
 
 def test_what_comes_home_is_what_was_sent_and_the_second_time_nothing_changes(runs, away, tmp_path):
@@ -330,30 +323,10 @@ def test_a_compressed_archive_that_was_cut_off_or_altered_is_refused(
         refused(runs, tmp_path / "b.tar", "b.tar is (damaged .*copy it again|refused)")
 
 
-def zipped(content: bytes) -> bytes:
-    made = io.BytesIO()
-    with zipfile.ZipFile(made, "w") as file:
-        file.writestr("b.tar", content)
-    return made.getvalue()
-
-
-@pytest.mark.parametrize(
-    ("made", "kind"),
-    [
-        (zipped, "a zip archive"),
-        (lambda c: b"7z\xbc\xaf\x27\x1c" + c, "a 7z archive"),
-        (lambda c: b"Rar!\x1a\x07" + c, "a rar archive"),
-        (lambda c: b"(\xb5/\xfd" + c, "a zstd archive"),
-        (lambda c: b"\n<!DOCTYPE html><title>Sign in", "a web page"),
-        (
-            lambda c: b"version https://git-lfs.github.com/spec/v1\noid sha256:0",
-            "a pointer of Git LFS",
-        ),
-    ],
-)
-def test_what_is_another_kind_of_file_is_named(runs, tmp_path, archive, made, kind):
-    (tmp_path / "b.tar").write_bytes(made(archive))
-    refused(runs, tmp_path / "b.tar", f"b.tar is {kind} and no tar archive: unpack it")
+@pytest.mark.parametrize("made", [b"PK\x03\x04", b"\n<!DOCTYPE html><title>Sign in"])
+def test_what_is_another_kind_of_file_is_said_to_be_no_archive(runs, tmp_path, archive, made):
+    (tmp_path / "b.tar").write_bytes(made + archive)
+    refused(runs, tmp_path / "b.tar", "b.tar is damaged or no archive of `iekd bundle`")
 
 
 @pytest.mark.parametrize("limit", [-1, float("nan"), -0.001, -float("inf")])
@@ -390,7 +363,7 @@ def test_what_is_no_archive_is_refused(runs, tmp_path, file):
 
 def forge(file: Path, members: dict[str, bytes]) -> None:
     """An archive with these members and a right list of them."""
-    digests = {name: transfer.hashlib.sha256(data).hexdigest() for name, data in members.items()}
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in members.items()}
     with tarfile.open(file, "w") as archive:
         for name, data in {
             **members,

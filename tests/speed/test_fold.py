@@ -11,9 +11,10 @@ from torch import nn
 from iekd import networks
 from iekd.method.factor import Encoder
 from iekd.speed.fold import fold
-from iekd.training import engine, runner
+from iekd.training import loop, runner
 
-# BN layers that must stay: those after a sum, or after a stem whose output is also summed (wrn16_2 projects it instead).
+# BN layers that must stay: those after a sum, or after a stem whose output is also summed (wrn16_2
+# projects it instead).
 LEFT = {"resnet20": 0, "resnet8x0.5": 0, "vgg13": 0, "wrn10_1": 4, "wrn16_2": 6}
 
 
@@ -94,12 +95,12 @@ def test_the_engine_folds_the_teacher_and_its_encoder_and_training_stays_the_sam
     )
     run = runner.make_run(config)
     assert norms(run.teacher) == 0
-    log = engine.train_epoch(config, run, 0)
+    log = loop.train_epoch(config, run, 0)
     with monkeypatch.context() as patch:
         patch.setattr(
             "iekd.training.teacher.fold", lambda network: network.eval().requires_grad_(False)
         )
         plain = runner.make_run(config)
         assert norms(plain.teacher) > 0
-        expected = engine.train_epoch(config, plain, 0)
+        expected = loop.train_epoch(config, plain, 0)
     assert log == pytest.approx(expected, rel=1e-5)

@@ -7,20 +7,22 @@ from tiny import tiny
 from torch.profiler import ProfilerActivity, profile
 
 from iekd.speed import memory
-from iekd.training import engine, runner
+from iekd.training import loop, runner
 
 EPOCHS = 4  # of four steps each
 
 
 @pytest.mark.parametrize("method", ["supervised", "ie-ft", "od", "crd", "ie-dml"])
 def test_steps_keep_no_memory(method):
-    """Apart from the gradients of the last one: those of the step before the count began may have been others."""
+    """Apart from the gradients of the last one: those of the step before the count began may have
+    been others.
+    """
     config = tiny(method, augment="standard")
     run = runner.make_run(config)
-    engine.train_epoch(config, run, 0)  # there is momentum now
+    loop.train_epoch(config, run, 0)  # there is momentum now
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as taken:
         for epoch in range(EPOCHS):
-            engine.train_epoch(config, run, epoch)
+            loop.train_epoch(config, run, epoch)
     sizes = [event.self_cpu_memory_usage for event in taken.key_averages()]
     gradients = 4 * sum(p.numel() for p in run.learner.parameters())
     assert sum(size for size in sizes if size > 0) > 50 * gradients  # it does see what is allocated

@@ -1,4 +1,6 @@
-"""TF32 is a GPU's and never by accident; in bfloat16 the networks compute, everything else stays in float32."""
+"""TF32 is a GPU's and never by accident; in bfloat16 the networks compute, everything else stays in
+float32.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from iekd.config import RunConfig
 from iekd.data import augment
 from iekd.method.features import Batch
 from iekd.speed import precision
-from iekd.training import engine, runner
+from iekd.training import loop, runner
+from iekd.training.run import build_run
 
 CPU = torch.device("cpu")
 
@@ -28,11 +31,11 @@ def step_of(config):
         role: runner.load_network(parent)
         for role, parent in config.replace(precision="fp32").parents().items()
     }
-    run = engine.make_run(config, parents, CPU)
+    run = build_run(config, parents, CPU)
     images, labels, _ = run.dataset.train
     index = torch.arange(64)
     run.learner.train()
-    return run, engine.step(
+    return run, loop.step(
         run, augment.normalise(images[index], run.mean, run.std), Batch(labels[index], index)
     )
 
@@ -108,7 +111,7 @@ def test_a_run_in_bfloat16_learns_and_is_the_same_twice():
 def test_making_a_run_settles_whether_a_gpu_may_use_tf32(name, allowed, before):
     convolutions, products = torch.backends.cudnn, torch.backends.cuda.matmul
     convolutions.allow_tf32 = products.allow_tf32 = before
-    engine.make_run(tiny(precision=name), {}, CPU)
+    build_run(tiny(precision=name), {}, CPU)
     assert (convolutions.allow_tf32, products.allow_tf32) == (allowed, allowed)
 
 

@@ -14,9 +14,10 @@ from tiny import SMALL, content, made_up, start, tiny
 
 from iekd import records
 from iekd.config import RunConfig, grid
+from iekd.errors import DataError
 from iekd.records import store
-from iekd.sweeps import sweep
-from iekd.sweeps.sweep import Outcome
+from iekd.sweeps import cost, process, sweep
+from iekd.sweeps.process import Outcome
 from iekd.training import checkpoint, locks, runner
 
 
@@ -35,7 +36,7 @@ def impatient(monkeypatch):
 
 def test_the_longest_chain_of_a_seed_comes_first_and_parents_before_children():
     configs = [tiny(method, seed=seed) for seed in (0, 1) for method in ("supervised", "ie-ft")]
-    ordered = sweep.in_order([configs], grid.with_parents(configs))
+    ordered = cost.in_order([configs], grid.with_parents(configs))
     last, first = SMALL["student"], SMALL["teacher"]
     one_seed = [("supervised", first), ("factor-ae", "none"), ("ie-ft", last), ("supervised", last)]
     assert [(c.method, c.student, c.seed) for c in ordered] == [
@@ -48,7 +49,7 @@ def test_a_parent_belongs_to_the_seed_that_needs_it_first():
         tiny("kd", seed=1, teachers=2),
         tiny("kd", seed=2, teachers=2),
     )  # of teacher 1, of teacher 0
-    assert sweep.in_order([[later, first]], grid.with_parents([later, first])) == [
+    assert cost.in_order([[later, first]], grid.with_parents([later, first])) == [
         first.teacher_run(),
         first,
         later.teacher_run(),
@@ -58,7 +59,7 @@ def test_a_parent_belongs_to_the_seed_that_needs_it_first():
 
 def test_a_parent_whose_runs_are_all_finished_has_its_place_too():
     config = tiny("kd")
-    assert sweep.in_order([[]], {config.teacher_run().path: config.teacher_run()}) == [
+    assert cost.in_order([[]], {config.teacher_run().path: config.teacher_run()}) == [
         config.teacher_run()
     ]
 
@@ -67,7 +68,7 @@ def test_a_grid_has_precedence_over_the_next_and_lends_it_what_both_need():
     first, second, alone = tiny("kd", seed=5), tiny("ft", seed=0), tiny(seed=9)
     grids = [[first], [second, alone, alone.replace(seed=3), first.teacher_run()]]
     assert first.teacher_run() == second.teacher_run()
-    ordered = sweep.in_order(
+    ordered = cost.in_order(
         grids, grid.with_parents([config for configs in grids for config in configs])
     )
     later = [second.autoencoder_run(), second, alone.replace(seed=3), alone]
@@ -92,19 +93,19 @@ def started(monkeypatch):
     """The runs that a sweep starts, in order; a run with weight decay 9 fails."""
     order = []
 
-    def run(configs: list[RunConfig], *_) -> sweep._Child:
+    def run(configs: list[RunConfig], *_) -> process.Child:
         (config,) = configs
         order.append(config)
         assert all(records.find(parent) for parent in config.parents().values()), (
             "started before its parents were done"
         )
-        sweep.log_path(config).parent.mkdir(parents=True, exist_ok=True)
-        sweep.log_path(config).write_text("some words\nmade to fail\n")
+        process.log_path(config).parent.mkdir(parents=True, exist_ok=True)
+        process.log_path(config).write_text("some words\nmade to fail\n")
         if config.weight_decay != 9:
             made_up(config).save()
-        return sweep._Child([config], Ended(config.weight_decay == 9), time.monotonic(), 0)
+        return process.Child([config], Ended(config.weight_decay == 9), time.monotonic(), 0)
 
-    monkeypatch.setattr(sweep, "_start_process", run)
+    monkeypatch.setattr(process, "start", run)
     return order
 
 
@@ -167,13 +168,9 @@ def test_an_impossible_pair_costs_nothing(started):
 def test_a_data_set_that_cannot_be_had_is_looked_for_once(started, monkeypatch):
     asked = []
 
-    def load_raw(name):
+    def load_raw(name, size):
         asked.append(name)
-        raise (
-            sweep.data.DataError("cifar10: not in this room")
-            if name == "cifar10"
-            else AssertionError
-        )
+        raise (DataError("cifar10: not in this room") if name == "cifar10" else AssertionError)
 
     monkeypatch.setattr(sweep.data, "load_raw", load_raw)
     outcomes = sweep.sweep([RunConfig.create("class", method="kd", seed=seed) for seed in (0, 1)])
@@ -253,16 +250,16 @@ def test_whatever_goes_wrong_while_a_run_is_planned_is_its_own_fault(
 ):
     bad = RunConfig.create("smoke", dataset="fashion-mnist") if step == "data" else tiny(epochs=7)
     owner, name = {
-        "cost": (grid, "cost"),
+        "cost": (cost, "cost"),
         "data": (sweep.data, "load_raw"),
         "pair": (runner, "check_pair"),
     }[step]
     real = getattr(owner, name)
 
-    def fail(what):
+    def fail(what, **more):
         if what in (bad, "fashion-mnist"):
             raise error("of a kind that nobody thought of")
-        return real(what)
+        return real(what, **more)
 
     monkeypatch.setattr(owner, name, fail)
     outcomes = {outcome.config: outcome for outcome in sweep.sweep([bad, tiny()])}
@@ -278,7 +275,7 @@ def test_whatever_goes_wrong_while_a_run_is_planned_is_its_own_fault(
     [("vgg13", 8), ("vgg13", 15), ("mobilenetv2x0.5", 8), ("mobilenetv2x0.5", 16), ("resnet8", 8)],
 )
 def test_the_cost_of_every_network_can_be_told_at_every_size(network, side):
-    assert grid.flops(network, "cifar10", side) > 0
+    assert cost.flops(network, "cifar10", side) > 0
 
 
 def test_at_the_time_limit_the_rest_is_pending(started, monkeypatch):
@@ -297,11 +294,11 @@ def test_at_the_time_limit_the_rest_is_pending(started, monkeypatch):
     ],
 )
 def test_what_an_exit_status_means(monkeypatch, code, state, reason):
-    sweep.log_path(tiny()).parent.mkdir(parents=True)
-    sweep.log_path(tiny()).write_text("of an earlier sweep\nwords\nthe last line\n")
+    process.log_path(tiny()).parent.mkdir(parents=True)
+    process.log_path(tiny()).write_text("of an earlier sweep\nwords\nthe last line\n")
     said = len("of an earlier sweep\n")
     monkeypatch.setattr(
-        sweep, "_start_process", lambda config, *_: sweep._Child(config, Ended(code), 0, said)
+        process, "start", lambda config, *_: process.Child(config, Ended(code), 0, said)
     )
     assert sweep.sweep([tiny()]) == [Outcome(tiny(), state, reason)]
 
@@ -309,16 +306,18 @@ def test_what_an_exit_status_means(monkeypatch, code, state, reason):
 def test_what_was_stopped_says_whether_it_has_a_checkpoint(monkeypatch):
     store.write_atomic(checkpoint.path_of(tiny()), b"")
     monkeypatch.setattr(
-        sweep, "_start_process", lambda config, *_: sweep._Child(config, Ended(143), 0, 0)
+        process, "start", lambda config, *_: process.Child(config, Ended(143), 0, 0)
     )
     assert sweep.sweep([tiny()]) == [Outcome(tiny(), "stopped", "goes on from its checkpoint")]
 
 
 def test_in_the_log_of_a_pack_seed_1_is_not_seed_10():
     one, ten = tiny(seed=1), tiny(seed=10)
-    sweep.log_path(one).parent.mkdir(parents=True)
-    sweep.log_path(one).write_text(f"iekd: {one.path}: lower lr\niekd: {ten.path}: {locks.BUSY}\n")
-    child = sweep._Child([one, ten], Ended(1), 0, 0)
+    process.log_path(one).parent.mkdir(parents=True)
+    process.log_path(one).write_text(
+        f"iekd: {one.path}: lower lr\niekd: {ten.path}: {locks.BUSY}\n"
+    )
+    child = process.Child([one, ten], Ended(1), 0, 0)
     assert (
         child.outcome(one) == Outcome(one, "failed", f"iekd: {one.path}: lower lr")
         and child.outcome(ten) is None
@@ -327,19 +326,18 @@ def test_in_the_log_of_a_pack_seed_1_is_not_seed_10():
 
 def test_the_bar_counts_epochs_under_way_and_not_those_of_checkpoints_as_time():
     one, two, three = (tiny(seed=seed) for seed in (1, 2, 3))
-    work = sweep._Sweep([[one, two, three]], 1, 1)
-    each = grid.cost(one)
+    work = sweep.Sweep([[one, two, three]], 1, 1)
+    each = cost.cost(one)
     work.running = [
-        sweep._Child(
-            [work.pending.pop(one.path)], Ended(None), time.monotonic(), len("10/10 [of old, epoch")
-        )
+        process.Child([one], Ended(None), time.monotonic(), len("10/10 [of old, epoch"))
     ]
-    sweep.log_path(one).parent.mkdir(parents=True)
+    work.jobs[one.path].running = True
+    process.log_path(one).parent.mkdir(parents=True)
     bars = "\r".join(
         f"seed 1: 40%|####      | {done}/10 [00:34<08:08, 11.62s/epoch, img/s=633]"
         for done in (4, 5, 7)
     )
-    sweep.log_path(one).write_text(
+    process.log_path(one).write_text(
         "10/10 [of old, epoch" + bars + "\r views: 3/4 [00:01<00:01, 1 image/s]"
     )
     work.show(now=True)
@@ -349,16 +347,16 @@ def test_the_bar_counts_epochs_under_way_and_not_those_of_checkpoints_as_time():
     work.running = [work.running[0]._replace(process=Ended(0))]
     work.collect()
     assert (work.bar.initial, work.bar.n) == pytest.approx((0.4 * each, each))
-    sweep.log_path(one).unlink()
+    process.log_path(one).unlink()
     work.show(now=True)
 
 
 def test_what_another_process_claimed_in_between_is_tried_again(monkeypatch):
     codes = iter([75, 75, 0])
     monkeypatch.setattr(
-        sweep,
-        "_start_process",
-        lambda config, *_: sweep._Child(config, Ended(next(codes)), time.monotonic(), 0),
+        process,
+        "start",
+        lambda config, *_: process.Child(config, Ended(next(codes)), time.monotonic(), 0),
     )
     assert sweep.sweep([tiny()]) == [Outcome(tiny(), "done", "0 s")]
 
@@ -404,7 +402,7 @@ def test_the_cores_that_may_be_used_are_shared_out_unless_the_user_says_otherwis
         monkeypatch.setenv("OMP_NUM_THREADS", wish)
     seen = {}
     monkeypatch.setattr(subprocess, "Popen", lambda words, **how: seen.update(how) or Ended(0))
-    sweep._start_process([tiny()], jobs)
+    process.start([tiny()], jobs)
     assert seen["env"]["OMP_NUM_THREADS"] == threads
 
 
@@ -422,7 +420,7 @@ def test_a_sweep_in_two_jobs_makes_the_records_of_single_runs(runs, monkeypatch,
         wrong: "failed",
     }
     assert "train_images: 5000 is not usable" in outcomes[wrong].reason
-    assert "train_images: 5000" in sweep.log_path(wrong).read_text()
+    assert "train_images: 5000" in process.log_path(wrong).read_text()
     swept = {
         config: content(records.find(config))
         for config in (tiny(), tiny("kd"), tiny("kd").teacher_run())
@@ -498,11 +496,11 @@ def wait_for(pattern: str, folder, count: int = 1) -> list:
 def test_a_sweep_that_is_asked_to_stop_takes_its_children_along_and_keeps_what_they_did(
     runs, tmp_path, number
 ):
-    process = sweep_process(tmp_path)
+    running = sweep_process(tmp_path)
     wait_for("*.checkpoint.safetensors", runs, count=2)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number
+    running.send_signal(number)
+    out, err = running.communicate(timeout=60)
+    assert running.returncode == 128 + number
     assert (
         err.strip().splitlines()[-1]
         == f"iekd: stopped by {number.name}; the same command goes on from the last checkpoint"
@@ -513,8 +511,8 @@ def test_a_sweep_that_is_asked_to_stop_takes_its_children_along_and_keeps_what_t
     ].startswith("3 runs, 0 failed, 3 to")
     for seed in (0, 1):
         config = tiny(**LONG, seed=seed)
-        assert not sweep._is_busy(config)  # nobody is left
-        assert "the same command goes on" in sweep.log_path(config).read_text().splitlines()[-1]
+        assert not sweep.is_busy(config)  # nobody is left
+        assert "the same command goes on" in process.log_path(config).read_text().splitlines()[-1]
 
 
 def test_runs_are_analysed_while_their_weights_are_there(runs):

@@ -1,4 +1,6 @@
-"""A GPU computes what the CPU does, and the CPU what float64 says: a step of every method, from the same weights on the same images."""
+"""A GPU computes what the CPU does, and the CPU what float64 says: a step of every method, from the
+same weights on the same images.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,13 @@ import torch
 from tiny import tiny
 from torch import Tensor
 
-from iekd.benchmark import bench
+from iekd.benchmark.sides import untrained_parents
 from iekd.config import RunConfig
 from iekd.method.registry import methods
 from iekd.speed import precision
-from iekd.training import engine
+from iekd.training import loop
+from iekd.training.pack import Pack
+from iekd.training.run import Run, build_run
 from iekd.training.teacher import Teacher
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -20,8 +24,8 @@ STEPS = [(method, 0) for method in methods()] + [
     (method, 2) for method in FIRST_STAGE
 ]  # (method, epoch): in each stage one
 IMAGES = 64
-# Relative errors that are allowed, about five times the largest seen in float32 on a CPU. Another device multiplies and adds up in other
-# ways, and gets ten times as much: TF32 needs still more.
+# Relative errors that are allowed, about five times the largest seen in float32 on a CPU. Another
+# device multiplies and adds up in other ways, and gets ten times as much: TF32 needs still more.
 LOSS, UPDATE, STATISTICS = 1e-5, 1e-4, 1e-6
 ELSEWHERE = 10
 
@@ -32,11 +36,11 @@ def needs_gpu(test):
     )
 
 
-def run_of(config: RunConfig, device: torch.device, double: bool = False) -> engine.Run:
+def run_of(config: RunConfig, device: torch.device, double: bool = False) -> Run:
     """A run from parents that were never trained."""
     torch.manual_seed(9)
-    parents = bench._parents(config)
-    run = engine.make_run(config, parents, device)
+    parents = untrained_parents(config)
+    run = build_run(config, parents, device)
     if not double:
         return run
     run.learner.double()
@@ -50,12 +54,14 @@ def run_of(config: RunConfig, device: torch.device, double: bool = False) -> eng
 def step_of(
     config: RunConfig, epoch: int, device: torch.device, double: bool = False
 ) -> dict[str, Tensor]:
-    """What a step makes: its loss terms, the update of all parameters in one vector, the running statistics in another."""
+    """What a step makes: its loss terms, the update of all parameters in one vector, the running
+    statistics in another.
+    """
     run = run_of(config, device, double)
-    engine.begin(run, epoch)
+    loop.begin(run, epoch)
     before = [p.detach().clone() for p in run.learner.parameters()]
-    plan = engine.draw_epoch(config, run.dataset, epoch)[:, :IMAGES]
-    names, row = engine.lock_step([(config, run)], plan[None].to(device), epoch)
+    plan = loop.draw_epoch(config, run.dataset, epoch)[:, :IMAGES]
+    names, row = Pack([(config, run)]).step(plan[None].to(device), epoch)
     update = torch.cat(
         [(p.detach() - b).flatten() for p, b in zip(run.learner.parameters(), before, strict=True)]
     )
@@ -119,7 +125,7 @@ def test_float32_is_no_tf32():
     matrix = torch.randn(1024, 1024, device=GPU)
     error = {}
     for name in ("fp32", "tf32"):
-        precision.settle(name)
+        precision.set_tf32(name)
         for work, arguments in ((torch.conv2d, (images, weight)), (torch.matmul, (matrix, matrix))):
             exact = work(*(argument.double() for argument in arguments))
             error[name, work.__name__] = ((work(*arguments) - exact).norm() / exact.norm()).item()

@@ -1,4 +1,6 @@
-"""The digest of a loss: every change of its arithmetic changes it, layout and place do not; and what `train` does then."""
+"""The digest of a loss: every change of its arithmetic changes it, layout and place do not; and
+what `train` does then.
+"""
 
 from __future__ import annotations
 

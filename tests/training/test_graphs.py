@@ -1,4 +1,6 @@
-"""The logic of whole-step graphs on a CPU: a recorder stands for the capture, and replays the step on what the graph would read."""
+"""The logic of whole-step graphs on a CPU: a recorder stands for the capture, and replays the step
+on what the graph would read.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,9 @@ import torch
 from tiny import tiny
 
 from iekd.errors import ConfigError
-from iekd.training import engine, graphs, runner
-from iekd.training.graphs import WARM_UP, Graphed
+from iekd.training import graphs, loop, runner
+from iekd.training.graphs import WARM_UP, GraphedPack
+from iekd.training.pack import Pack
 
 EPOCHS = 5
 CASES = {
@@ -89,22 +92,25 @@ def recorder(monkeypatch):
     return use
 
 
-def rows_of(configs, step_all, runs):
-    members = list(zip(configs, runs, strict=True))
-    return [engine.train_epochs(members, epoch, step_all) for epoch in range(EPOCHS)]
+def rows_of(configs, kind, runs):
+    together = kind(list(zip(configs, runs, strict=True)))
+    return [together.train_epoch(epoch) for epoch in range(EPOCHS)]
 
 
 @pytest.mark.parametrize("method", CASES)
 def test_replayed_steps_are_those_of_the_plain_loop(method, recorder):
-    """Also where a method changes with the epoch: what the graph has captured must never be used in another phase."""
+    """Also where a method changes with the epoch: what the graph has captured must never be used in
+    another phase.
+    """
     config = tiny(
         method, batch_size=24, epochs=EPOCHS, teachers=1, **CASES[method]
     )  # 200 images: the last batch is smaller
-    plain = rows_of([config], None, [runner.make_run(config)])
+    plain = rows_of([config], Pack, [runner.make_run(config)])
     runs = [runner.make_run(config)]
     recorder(runs)
-    assert rows_of([config], Graphed(), runs) == plain
-    # Of the full batches one in each phase; the smaller ones come once an epoch, and only those of the phases that last are captured.
+    assert rows_of([config], GraphedPack, runs) == plain
+    # Of the full batches one in each phase; the smaller ones come once an epoch, and only those of
+    # the phases that last are captured.
     phases, lasting = {"fitnet": (2, 0), "ab": (2, 0), "ie-dml": (4, 0)}.get(method, (1, 1))
     assert Recorder.captures == phases + lasting
 
@@ -112,29 +118,24 @@ def test_replayed_steps_are_those_of_the_plain_loop(method, recorder):
 def test_a_weight_that_falls_is_filled_and_not_captured(recorder):
     """FitNet's, in a stage that lasts long enough for the smaller batches to be captured too."""
     config = tiny("fitnet", batch_size=24, epochs=EPOCHS, teachers=1, init_epochs=0)
-    plain = rows_of([config], None, [runner.make_run(config)])
+    plain = rows_of([config], Pack, [runner.make_run(config)])
     runs = [runner.make_run(config)]
     recorder(runs)
-    assert rows_of([config], Graphed(), runs) == plain and Recorder.captures == 2
+    assert rows_of([config], GraphedPack, runs) == plain and Recorder.captures == 2
 
 
-def test_a_pack_is_captured_once_and_again_when_it_shrinks(recorder):
+def test_a_pack_is_captured_once(recorder):
     configs = [
         tiny(method, seed=seed, batch_size=24, epochs=EPOCHS)
         for seed in (0, 1)
         for method in ("supervised", "kd", "ie-ft")
     ]
-    plain = rows_of(configs, None, [runner.make_run(config) for config in configs])
+    plain = rows_of(configs, Pack, [runner.make_run(config) for config in configs])
     runs = [runner.make_run(config) for config in configs]
-    engine.share_teachers(runs)
     recorder(runs)
-    step_all = Graphed()
-    assert (
-        rows_of(configs, step_all, runs) == plain and Recorder.captures == 2
-    )  # batches of two sizes
-    recorder(runs[:2])
-    engine.train_epochs(list(zip(configs, runs, strict=True))[:2], EPOCHS - 1, step_all)
-    assert Recorder.captures == 1  # counted anew: once for the smaller pack
+    # batches of two sizes
+    assert rows_of(configs, GraphedPack, runs) == plain
+    assert Recorder.captures == 2
 
 
 def test_the_first_steps_are_computed_step_by_step(recorder, monkeypatch):
@@ -143,21 +144,15 @@ def test_the_first_steps_are_computed_step_by_step(recorder, monkeypatch):
     recorder(runs)
     calls = []
     monkeypatch.setattr(Recorder, "beside", lambda self: calls.append(1) or nullcontext())
-    engine.train_epochs([(config, runs[0])], 0, Graphed())
+    GraphedPack([(config, runs[0])]).train_epoch(0)
     assert len(calls) == WARM_UP + 1  # the last batch is smaller
 
 
-def test_a_rate_on_the_device_is_filled_when_it_changes(monkeypatch):
-    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], torch.tensor(0.5))
-    filled = []
-    fill = torch.Tensor.fill_
-    monkeypatch.setattr(
-        torch.Tensor, "fill_", lambda self, value: filled.append(value) or fill(self, value)
-    )
-    for rate in (0.5, 0.5, 0.25, 0.25, 0.5):
-        engine.set_rate(optimiser, rate)
-        assert optimiser.param_groups[0]["lr"] == rate
-    assert filled == [0.5, 0.25, 0.5]
+def test_a_rate_on_the_device_is_filled_in_place():
+    rate = torch.tensor(0.5)
+    optimiser = torch.optim.SGD([torch.zeros(1, requires_grad=True)], rate)
+    loop.set_rate(optimiser, 0.25)
+    assert rate == 0.25 and optimiser.param_groups[0]["lr"] is rate
 
 
 # ---------------------------------------------------------------------- when a capture fails
@@ -177,14 +172,14 @@ FAILURES = {
 @pytest.mark.parametrize("kind", FAILURES)
 def test_a_capture_that_fails_costs_one_line_and_no_number(recorder, monkeypatch, capsys, kind):
     config = tiny("kd", batch_size=24, epochs=EPOCHS)
-    plain = rows_of([config], None, [runner.make_run(config)])
+    plain = rows_of([config], Pack, [runner.make_run(config)])
     runs = [runner.make_run(config)]
     recorder(runs)
     monkeypatch.setattr(
         Recorder, "capture", lambda self, step: step_then_fail(self, step, FAILURES[kind])
     )
     capsys.readouterr()  # the bars of the teacher's training
-    assert rows_of([config], Graphed(), runs) == plain
+    assert rows_of([config], GraphedPack, runs) == plain
     said = "".join(capsys.readouterr())
     assert (
         said.count("no CUDA graphs (") == 1
@@ -208,9 +203,8 @@ def test_a_capture_that_fails_in_a_later_phase_or_for_a_pack_changes_no_number(
         for seed in (0, 1)
         for method in ("supervised", "kd")
     ]
-    plain = rows_of(configs, None, [runner.make_run(config) for config in configs])
+    plain = rows_of(configs, Pack, [runner.make_run(config) for config in configs])
     runs = [runner.make_run(config) for config in configs]
-    engine.share_teachers(runs)
     recorder(runs)
     real = Recorder.capture
 
@@ -222,7 +216,7 @@ def test_a_capture_that_fails_in_a_later_phase_or_for_a_pack_changes_no_number(
         )
 
     monkeypatch.setattr(Recorder, "capture", second_fails)
-    assert rows_of(configs, Graphed(), runs) == plain and Recorder.captures == 1
+    assert rows_of(configs, GraphedPack, runs) == plain and Recorder.captures == 1
 
 
 def test_a_signal_while_capturing_still_stops(recorder, monkeypatch):
@@ -233,7 +227,7 @@ def test_a_signal_while_capturing_still_stops(recorder, monkeypatch):
         Recorder, "capture", lambda self, step: step_then_fail(self, step, KeyboardInterrupt())
     )
     with pytest.raises(KeyboardInterrupt):
-        rows_of([config], Graphed(), runs)
+        rows_of([config], GraphedPack, runs)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
-"""At the borders of what a configuration may say, and of where `train` may be called: a run ends with a record, or is refused before
-anything is trained, with what to choose instead."""
+"""At the borders of what a configuration may say, and of where `train` may be called: a run ends
+with a record, or is refused before anything is trained, with what to choose instead.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ from iekd.config import methods as methods_of
 from iekd.errors import ConfigError, TrainingError
 from iekd.method.factor import FactorAutoEncoder
 from iekd.method.registry import methods
-from iekd.training import engine, peers, runner
-from iekd.training.engine import build_network
+from iekd.training import loop, peers, runner
+from iekd.training.run import build_network, build_run
 
 FIELDS = {name: row.fields for name, row in methods().items()}
 
@@ -123,9 +124,7 @@ def test_every_split_ratio_can_be_built(method):
 )
 def test_the_borders_of_the_split_ratio_can_be_trained(method, ratio):
     config = tiny(method, split_ratio=ratio, **FEW)
-    row = engine.train_epoch(
-        config, engine.make_run(config, untrained(config), torch.device("cpu")), 0
-    )
+    row = loop.train_epoch(config, build_run(config, untrained(config), torch.device("cpu")), 0)
     assert row["loss"] > -1e9
 
 
@@ -139,14 +138,13 @@ def test_the_borders_of_the_split_ratio_can_be_trained(method, ratio):
 def test_a_last_batch_of_one_image_is_refused_exactly_where_it_cannot_be_trained(method, network):
     config = tiny(method, student=network, teacher=network, train_images=1, batch_size=64)
     try:
-        engine.train_epoch(
-            config, engine.make_run(config, untrained(config), torch.device("cpu")), 0
-        )
+        loop.train_epoch(config, build_run(config, untrained(config), torch.device("cpu")), 0)
         runner.check_pair(config)
     except ValueError as error:
         with pytest.raises(
             ConfigError,
-            match=f"{config.path}: the last batch of an epoch has 1 image .*{network} makes 1 value a channel",
+            match=f"{config.path}: the last batch of an epoch has 1 image "
+            f".*{network} makes 1 value a channel",
         ):
             runner.check_pair(config)
         assert "Expected more than 1 value per channel" in str(error)
@@ -194,7 +192,7 @@ def test_the_images_that_validation_leaves_count_and_so_does_their_size(fields):
 
 @pytest.mark.parametrize("role", ["student", "teacher"])
 def test_it_is_refused_before_anything_is_trained(monkeypatch, role):
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained"))
     config = tiny("kd", **{role: "vgg13"}, train_images=65, batch_size=64)
     with pytest.raises(
         ConfigError, match="Choose, for example, batch_size: 63 or train_images: 64"

@@ -13,7 +13,9 @@ from iekd.errors import ConfigError, TrainingError
 from iekd.method.registry import methods
 from iekd.records import store
 from iekd.sweeps import sweep
-from iekd.training import engine, locks, runner
+from iekd.training import locks, loop, runner, session
+from iekd.training.graphs import GraphedPack
+from iekd.training.pack import Pack
 
 FIRST_STAGE = {"fitnet": {"init_epochs": 1}, "ab": {"init_epochs": 1}}
 METHODS = [name for name in methods() if name != "factor-ae"]
@@ -47,6 +49,23 @@ def test_every_method_ends_in_a_pack_as_it_does_alone(elsewhere):
     assert {record.device["packed"] for record in packed} == {len(configs)}
 
 
+@pytest.mark.parametrize("method", [*METHODS, "factor-ae"])
+def test_an_epoch_of_a_pack_is_that_of_the_loop(method):
+    """Also for a pack of one, and for one whose runs share nothing; `train` takes the loop, so the
+    rows say it all.
+    """
+    config = tiny(method, augment="standard", **FIRST_STAGE.get(method, {}))
+    other = tiny("supervised", augment="standard", seed=7)
+    alone = runner.make_run(config)
+    rows = [loop.train_epoch(config, alone, epoch) for epoch in range(3)]
+    for others in ([], [other]):
+        members = [(each, runner.make_run(each)) for each in (config, *others)]
+        together = Pack(members)
+        assert [together.train_epoch(epoch)[0] for epoch in range(3)] == rows
+        states = [run.learner.state_dict() for run in (members[0][1], alone)]
+        assert store.checksum(states[0]) == store.checksum(states[1])
+
+
 def test_seeds_and_numbers_of_epochs_may_differ(elsewhere):
     configs = [tiny("kd", seed=seed, epochs=epochs) for seed in (0, 1) for epochs in (2, 3)] + [
         tiny("ie-ft", seed=1)
@@ -58,40 +77,34 @@ def test_seeds_and_numbers_of_epochs_may_differ(elsewhere):
 
 
 def test_a_teacher_looks_at_a_batch_once_for_all_runs_that_share_it():
-    members = [
-        (config, runner.make_run(config))
-        for config in configs_of((0, 1), ("kd", "ft", "ie-ft", "at"))
-    ]
-    members = [(config.replace(teachers=1), run) for config, run in members]
-    engine.share_teachers([run for _, run in members])
-    looks = []
+    configs = configs_of((0, 1), ("kd", "ft", "ie-ft", "at"))
+    members = [(config, runner.make_run(config)) for config in configs]
+    together, looks = Pack(members), []
     for _, run in members:
         run.teacher.network.register_forward_hook(lambda *_: looks.append(1))
-    steps = -(-members[0][0].train_images // members[0][0].batch_size)
-    engine.train_epochs(members, 0)
-    assert len(looks) == 2 * steps  # two seeds, each with batches and a teacher of its own
-    assert all(run.teacher.seen is not None for _, run in members)
+    steps = -(-configs[0].train_images // configs[0].batch_size)
+    together.train_epoch(0)
+    # two seeds, each with batches and a teacher of its own
+    assert len(looks) == 2 * steps
+    assert list(together.shared) == list(range(len(members)))
 
 
 def test_an_encoder_sees_a_batch_once_for_all_runs_that_share_it_and_others_keep_theirs():
     configs = [tiny("ft"), tiny("ie-ft"), tiny("kd"), tiny("ie-ft", reconstruction="l1")]
     runs = [runner.make_run(config) for config in configs]
-    engine.share_teachers(runs)
-    codes = []
+    together, codes = Pack(list(zip(configs, runs, strict=True))), []
     for run in runs:
         if run.teacher.encoder is not None:
             run.teacher.encoder.register_forward_hook(lambda *_: codes.append(1))
-    engine.train_epochs(list(zip(configs, runs, strict=True)), 0)
+    together.train_epoch(0)
     steps = -(-configs[0].train_images // configs[0].batch_size)
-    assert (
-        len(codes) == 2 * steps
-    )  # the two auto-encoders; a test above says that the errors are those of runs alone
+    # the two auto-encoders; a test above says that the errors are those of runs alone
+    assert len(codes) == 2 * steps
 
 
-def test_a_run_alone_keeps_nothing_of_its_teacher():
-    run = runner.make_run(tiny("kd"))
-    engine.share_teachers([run])
-    assert run.teacher.seen is None
+def test_teachers_are_shared_by_runs_with_the_same_batches_only():
+    configs = [tiny("kd", teachers=1, seed=0), tiny("kd", teachers=1, seed=1)]
+    assert Pack([(config, runner.make_run(config)) for config in configs]).shared == {}
 
 
 def test_a_run_that_fails_leaves_the_others_alone(elsewhere):
@@ -119,18 +132,18 @@ def test_runs_at_different_epochs_go_on_together(elsewhere, monkeypatch):
     elsewhere("alone")
     alone = [unpacked(runner.train(config, progress=False)) for config in configs]
     elsewhere("packed")
-    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", -1)
-    monkeypatch.setattr(runner, "CHECKPOINT_SHARE", math.inf)
-    epochs = engine.train_epochs
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(session, "CHECKPOINT_SHARE", math.inf)
+    train_epoch = loop.train_epoch
 
-    def until(members, epoch, step_all):
+    def until(config, run, epoch):
         if epoch == 2:
             raise KeyboardInterrupt
-        return epochs(members, epoch, step_all)
+        return train_epoch(config, run, epoch)
 
     runner.train(configs[0].teacher_run(), progress=False)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(engine, "train_epochs", until)
+        patch.setattr(loop, "train_epoch", until)
         runner.train(configs[0], progress=False)
     assert (store.cache_folder() / f"{configs[0].path}.checkpoint.safetensors").exists()
     assert [unpacked(record) for record in runner.train_pack(configs, progress=False)] == alone
@@ -164,25 +177,18 @@ def test_a_packed_sweep_makes_the_same_records(elsewhere):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("method", METHODS)
 def test_a_cuda_graph_computes_what_its_step_computes(method):
-    from iekd.training.graphs import Graphed
-
-    config = tiny(
-        method, batch_size=16, epochs=5, lr=0.01, **FIRST_STAGE.get(method, {})
-    )  # so many that smaller batches are captured
+    # so many epochs that smaller batches are captured
+    config = tiny(method, batch_size=16, epochs=5, lr=0.01, **FIRST_STAGE.get(method, {}))
     histories = []
-    for step_all in (None, Graphed()):
-        run = runner.make_run(config, "cuda")
-        histories.append(
-            [engine.train_epochs([(config, run)], epoch, step_all)[0]["loss"] for epoch in range(5)]
-        )
+    for kind in (Pack, GraphedPack):
+        one = kind([(config, runner.make_run(config, "cuda"))])
+        histories.append([one.train_epoch(epoch)[0]["loss"] for epoch in range(5)])
     assert histories[1] == pytest.approx(histories[0], rel=1e-2)
 
 
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_pack_in_one_cuda_graph_computes_what_its_runs_compute_alone():
-    from iekd.training.graphs import Graphed
-
     configs = [
         tiny(method, seed=seed, batch_size=16)
         for seed in (0, 1)
@@ -190,10 +196,8 @@ def test_a_pack_in_one_cuda_graph_computes_what_its_runs_compute_alone():
     ]
     runs = [runner.make_run(config, "cuda") for config in configs]
     alone = [
-        engine.train_epoch(config, run, 0)["loss"]
-        for config, run in zip(configs, runs, strict=True)
+        loop.train_epoch(config, run, 0)["loss"] for config, run in zip(configs, runs, strict=True)
     ]
     runs = [runner.make_run(config, "cuda") for config in configs]
-    engine.share_teachers(runs)
-    rows = engine.train_epochs(list(zip(configs, runs, strict=True)), 0, Graphed())
+    rows = GraphedPack(list(zip(configs, runs, strict=True))).train_epoch(0)
     assert [row["loss"] for row in rows] == pytest.approx(alone, rel=1e-2)

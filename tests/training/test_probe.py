@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from iekd.data.augment import normalise
 from iekd.method import measures
-from iekd.training import engine, probe, runner
+from iekd.training import loop, probe, runner
 
 HALVES = {"inherit", "explore"}
 PARTS = {"ft": {"ft"}, "ie-ft": HALVES, "ie-at": HALVES, "ie-od": HALVES, "ie-dml": HALVES}
@@ -123,7 +123,7 @@ def test_training_error_is_that_of_the_evaluation_mode(run):
     config, trained = run("supervised", augment="standard")
     metric = train(config).metrics["last"]
     assert metric.train_eval_error == pytest.approx(
-        engine.evaluate(trained, "train")["error"], abs=1e-4
+        loop.evaluate(trained, "train")["error"], abs=1e-4
     )
     assert train(config).history["train_eval_error"][:-1] == [None, None]
 

@@ -10,7 +10,7 @@ from tiny import content, tiny
 
 from iekd import records
 from iekd.records import store
-from iekd.training import engine, signals
+from iekd.training import loop, signals
 from iekd.training.runner import train
 from iekd.training.signals import Stopped
 
@@ -64,14 +64,14 @@ def test_what_the_parent_process_switched_off_stays_off():
 
 
 def test_a_run_stopped_in_every_epoch_ends_as_one_that_never_was(monkeypatch, tmp_path):
-    calm, epoch, stops = content(train(CONFIG, progress=False)), engine.train_epochs, []
+    calm, epoch, stops = content(train(CONFIG, progress=False)), loop.train_epoch, []
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "stopped"))
 
-    def train_epochs(*arguments):
+    def train_epoch(*arguments):
         signal.raise_signal(signal.SIGTERM)
         return epoch(*arguments)
 
-    monkeypatch.setattr(engine, "train_epochs", train_epochs)
+    monkeypatch.setattr(loop, "train_epoch", train_epoch)
     while not records.find(CONFIG):
         try:
             with signals.on_signals():

@@ -1,4 +1,6 @@
-"""The one primitive: the same run gives the same record, whatever interrupts it; and every method does what its name says."""
+"""The one primitive: the same run gives the same record, whatever interrupts it; and every method
+does what its name says.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,8 @@ from iekd.data import augment
 from iekd.errors import StoreError, TrainingError
 from iekd.method.features import Batch
 from iekd.records import store
-from iekd.training import checkpoint, engine, locks, runner
-from iekd.training.engine import evaluate, learning_rate, step, train_epoch, train_epochs
+from iekd.training import checkpoint, loop, runner, session
+from iekd.training.loop import evaluate, learning_rate, step, train_epoch
 from iekd.training.runner import load_network, load_run, make_run
 
 CPU = torch.device("cpu")
@@ -59,8 +61,8 @@ def folder(tmp_path, monkeypatch):
 @pytest.fixture
 def every_epoch(monkeypatch):
     """Checkpoints after every epoch."""
-    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", -1)
-    monkeypatch.setattr(runner, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(session, "CHECKPOINT_SHARE", math.inf)
 
 
 def checkpoint_of(config: RunConfig):
@@ -99,7 +101,7 @@ def test_another_seed_is_another_record():
 def test_a_finished_run_is_loaded(monkeypatch):
     config = tiny("kd")
     record = train(config)
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained again"))
     assert train(config).to_json() == record.to_json()
 
 
@@ -173,7 +175,7 @@ def test_the_stored_network_makes_the_recorded_errors():
 def test_a_finished_run_comes_back_with_its_own_encoders(monkeypatch):
     config = tiny("ie-ft")
     record = train(config)
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained again"))
     run = load_run(config)
     assert store.checksum(run.learner.state_dict()) == record.weights
     assert not any(module.training for module in run.learner.modules())
@@ -193,7 +195,7 @@ def test_an_autoencoder_learns_to_reconstruct():
 
 
 def train_in_child(config: RunConfig) -> int:
-    runner.CHECKPOINT_SECONDS, runner.CHECKPOINT_SHARE = -1, math.inf
+    session.CHECKPOINT_SECONDS, session.CHECKPOINT_SHARE = -1, math.inf
     train(config)
     return 0
 
@@ -228,17 +230,14 @@ def test_a_run_killed_at_random_moments_ends_with_the_same_record(folder):
 def stopping(monkeypatch, epoch: int):
     """Ctrl-C in the middle of an epoch (counted from 0)."""
 
-    def train_until(members, at, step_all):
+    def train_until(config, run, at):
+        row = train_epoch(config, run, at)
         if at == epoch:
-            with monkeypatch.context() as inner:
-                inner.setattr(
-                    engine, "_read_log", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
-                )
-                return train_epochs(members, at, step_all)
-        return train_epochs(members, at, step_all)
+            raise KeyboardInterrupt
+        return row
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "train_epochs", train_until)
+        patch.setattr(loop, "train_epoch", train_until)
         with pytest.raises(KeyboardInterrupt):
             yield
 
@@ -279,7 +278,7 @@ def test_a_run_stopped_in_an_epoch_resumes_to_the_same_record(
 def test_checkpoints_are_not_written_all_the_time(monkeypatch):
     written = []
     monkeypatch.setattr(checkpoint, "save", lambda *_: written.append(1))
-    monkeypatch.setattr(runner, "CHECKPOINT_SECONDS", 3600)
+    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 3600)
     train(tiny())
     assert not written
 
@@ -291,12 +290,12 @@ def test_runs_that_save_slowly_save_less_often(monkeypatch):
         written.append(now[0])
         now[0] += 0.5
 
-    monkeypatch.setattr(runner, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(checkpoint, "save", save)
-    member = runner._Member(tiny(), {}, None, "", {}, saved=0.0)
+    member = session.Member(tiny(), None, {}, "", saved=0.0)
     for _ in range(50):  # epochs of a second
         now[0] += 1
-        member.keep(2)
+        member.save_if_due(2)
     assert written == [
         3.0,
         24.5,
@@ -304,7 +303,7 @@ def test_runs_that_save_slowly_save_less_often(monkeypatch):
     ]  # after 2 s, then after 20 times the second that two of them take
 
 
-# ---------------------------------------------------------------------- checkpoints that cannot be used
+# ------------------------------------------------------------------- checkpoints that cannot be used
 
 
 def rewrite(path, **changes):
@@ -485,14 +484,14 @@ def batches(config: RunConfig, monkeypatch, epoch: int = 0) -> list[str]:
     seen = []
     run = make_run(config, CPU)
 
-    def look(run, images, batch):  # instead of engine.step
+    def look(run, images, batch):  # instead of loop.step
         seen.append(
             store.checksum({"images": images, "labels": batch.labels, "index": batch.index})
         )
         return {"task": torch.zeros(())}
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "step", look)
+        patch.setattr(loop, "step", look)
         train_epoch(config, run, epoch)
     return seen
 
@@ -523,7 +522,7 @@ def test_an_epoch_sees_every_training_image_once(monkeypatch):
         counts.append(batch.labels)
         return {"task": torch.zeros(())}
 
-    monkeypatch.setattr(engine, "step", look)
+    monkeypatch.setattr(loop, "step", look)
     train_epoch(config, run, 0)
     assert [len(labels) for labels in counts] == [64, 64, 64, 8]
     assert torch.equal(torch.cat(counts).sort().values, run.dataset.train.labels.sort().values)
@@ -582,7 +581,7 @@ def test_the_rate_moves_within_an_epoch(monkeypatch):
         rates.append(run.optimiser.param_groups[0]["lr"])
         return {"task": torch.zeros(())}
 
-    monkeypatch.setattr(engine, "step", look)
+    monkeypatch.setattr(loop, "step", look)
     train_epoch(config, run, 1)
     assert rates == pytest.approx([0.05, 0.0625, 0.075, 0.0875])
 
@@ -604,7 +603,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_checkpoint(
         terms = step(*arguments)
         return {**terms, "kd": terms["kd"] + float("inf")} if len(calls) == 4 + 3 else terms
 
-    monkeypatch.setattr(engine, "step", diverge)
+    monkeypatch.setattr(loop, "step", diverge)
     with pytest.raises(
         TrainingError,
         match=r"/kd-.*seed0: the loss term 'kd' became inf in step 3 of epoch 2\..*Lower lr",
@@ -625,7 +624,7 @@ def test_a_rate_that_is_too_high_is_said_so():
 
 @pytest.mark.parametrize("method", ["ft", "ie-ft"])
 def test_a_pair_that_does_not_fit_is_refused_before_anything_trains(monkeypatch, method):
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained"))
     with pytest.raises(
         TrainingError,
         match=r"the teacher gives \(1, 1\)\. Choose a pair with the same down-sampling",
@@ -684,7 +683,7 @@ def test_committed_weights_beside_the_record_count(monkeypatch):
     train(teacher)
     committed, cached = records.weights_paths(teacher)
     cached.replace(committed)
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained again"))
     load_network(teacher)
 
 
@@ -699,14 +698,14 @@ def test_a_folder_that_cannot_be_written(runs):
 
 
 def train_and_note(config: RunConfig, notes: str) -> int:
-    fit = runner._fit
+    fit = runner.fit
 
     def noting(configs, progress):
         with open(notes, "a") as file:
             file.writelines(f"{config.path}\n" for config in configs)
         return fit(configs, progress)
 
-    runner._fit = noting
+    runner.fit = noting
     train(config)
     return 0
 
@@ -731,8 +730,8 @@ def test_again_takes_what_another_process_finished_meanwhile(monkeypatch):
         record.model_copy(update={"started": "while this one waited"}).save()
         yield
 
-    monkeypatch.setattr(locks, "claim", claim)
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "claim", claim)
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained"))
     assert train(config, again=True).started == "while this one waited"
 
 
@@ -756,7 +755,7 @@ def test_weights_that_the_last_step_made_infinite_are_not_recorded(folder, monke
             next(run.learner.parameters()).mul_(float("inf"))
         return {name: torch.ones_like(term) for name, term in terms.items()}
 
-    monkeypatch.setattr(engine, "step", blow_up)
+    monkeypatch.setattr(loop, "step", blow_up)
     with pytest.raises(TrainingError, match="infinite"):
         train(config)
     assert records.find(config) is None

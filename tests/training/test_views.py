@@ -1,4 +1,6 @@
-"""Finite views: the same images for every run, and a teacher that was asked once says what it says when it is asked each time."""
+"""Finite views: the same images for every run, and a teacher that was asked once says what it says
+when it is asked each time.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from iekd.errors import ConfigError
 from iekd.method.registry import methods
 from iekd.networks import Output
 from iekd.records import store
-from iekd.training import engine, runner, views
+from iekd.training import loop, runner, views
+from iekd.training.run import build_run
 
 FIELDS = {name: row.fields for name, row in methods().items()}
 
@@ -26,8 +29,7 @@ def finite(method="kd", **fields):
 
 
 def run_of(config):
-    run = runner.make_run(config)
-    return run._replace(stored=views.stored_outputs(config, run))
+    return views.with_stored_teacher(config, runner.make_run(config))
 
 
 def files():
@@ -39,15 +41,15 @@ def files():
 
 def test_every_epoch_shows_each_image_once_in_one_of_its_views():
     config = finite("supervised")
-    dataset = engine.make_run(config, {}, torch.device("cpu")).dataset
-    every, seen = views.draw(config, dataset), set()
+    dataset = build_run(config, {}, torch.device("cpu")).dataset
+    every, seen = loop.draw_views(config, dataset), set()
     for epoch in range(8):
-        order, place, *draws = engine.draw_epoch(config, dataset, epoch)
-        assert torch.equal(order.sort().values, torch.arange(200)) and torch.equal(
-            place % 200, order
-        )
-        assert all(torch.equal(got, kept[place]) for got, kept in zip(draws, every, strict=True))
-        seen |= {*place.tolist()}
+        order, *draws = loop.draw_epoch(config, dataset, epoch)
+        again, rows, _ = loop.draw_order(config, 200, epoch)
+        assert torch.equal(order, again) and torch.equal(rows % 200, order)
+        assert torch.equal(order.sort().values, torch.arange(200))
+        assert all(torch.equal(got, kept[rows]) for got, kept in zip(draws, every, strict=True))
+        seen |= {*rows.tolist()}
     assert len(seen) > 0.9 * V * 200  # 1 - (2/3)^8 = 96 % of the views have had their turn
     assert (
         len({*zip(every.dy.tolist(), every.dx.tolist(), strict=True)}) == (2 * dataset.pad + 1) ** 2
@@ -56,13 +58,12 @@ def test_every_epoch_shows_each_image_once_in_one_of_its_views():
 
 def test_the_views_are_those_of_all_seeds_and_methods_and_the_choice_among_them_is_the_seeds():
     one, same, other = (
-        engine.make_run(finite("supervised", seed=s), {}, torch.device("cpu")).dataset
-        for s in (0, 0, 1)
+        build_run(finite("supervised", seed=s), {}, torch.device("cpu")).dataset for s in (0, 0, 1)
     )
-    drawn = [views.draw(finite("supervised", seed=s), d) for s, d in ((0, one), (1, other))]
+    drawn = [loop.draw_views(finite("supervised", seed=s), d) for s, d in ((0, one), (1, other))]
     assert all(torch.equal(a, b) for a, b in zip(*drawn, strict=True))
     plans = [
-        engine.draw_epoch(finite(m, seed=s), d, 1)
+        loop.draw_epoch(finite(m, seed=s), d, 1)
         for m, s, d in (("supervised", 0, one), ("kd", 0, same), ("kd", 1, other))
     ]
     assert torch.equal(plans[0], plans[1]) and not torch.equal(plans[0], plans[2])
@@ -70,12 +71,10 @@ def test_the_views_are_those_of_all_seeds_and_methods_and_the_choice_among_them_
 
 def test_without_finite_views_the_plan_is_what_it_always_was():
     config = tiny(augment="standard")
-    dataset = engine.make_run(config, {}, torch.device("cpu")).dataset
-    order, place, *draws = engine.draw_epoch(config, dataset, 2)
+    dataset = build_run(config, {}, torch.device("cpu")).dataset
+    order, *draws = loop.draw_epoch(config, dataset, 2)
     generator = torch.Generator().manual_seed(2)
-    assert torch.equal(order, torch.randperm(200, generator=generator)) and torch.equal(
-        place, order
-    )
+    assert torch.equal(order, torch.randperm(200, generator=generator))
     expected = augment.draw(200, dataset.pad, dataset.flip, generator)
     assert all(torch.equal(got, drawn[order]) for got, drawn in zip(draws, expected, strict=True))
 
@@ -87,7 +86,7 @@ def test_without_finite_views_the_plan_is_what_it_always_was():
 def test_training_with_stored_outputs_is_training_with_the_teacher_up_to_half_precision(method):
     config = finite(method)
     stored, asked = (
-        engine.train_epoch(config, run, 0) for run in (run_of(config), runner.make_run(config))
+        loop.train_epoch(config, run, 0) for run in (run_of(config), runner.make_run(config))
     )
     for log in (stored, asked):
         log.pop("train_error", None)  # counts: an image at the boundary jumps
@@ -105,13 +104,13 @@ def test_a_method_reads_what_it_says_and_all_of_it(method):
             read.add(name)
             return super().__getitem__(name)
 
-    def teacher(images):
+    def teacher(images, batch):
         logits, features = training_teacher(images)
         return Output(logits, Noting({name: features[name] for name in methods_of.needs(config)}))
 
     training_teacher = run.teacher
     for epoch in range(config.epochs):
-        engine.train_epoch(config, run._replace(teacher=teacher), epoch)
+        loop.train_epoch(config, run._replace(teacher=teacher), epoch)
     assert read <= {*methods_of.needs(config)} and (
         read or method in ("kd", "sp", "factor-ae")
     )  # these ask for `Output.feature`
@@ -143,12 +142,20 @@ def test_the_file_holds_half_precision_and_no_more_than_it_says():
     assert expected <= sum(path.stat().st_size for path in files()) <= expected + 2000
 
 
+def test_only_the_images_of_a_step_are_looked_up():
+    config = finite("kd")
+    run, asked = run_of(config), runner.make_run(config)
+    images = augment.normalise(run.dataset.train.images[:4], run.mean, run.std)
+    assert torch.equal(run.teacher(images).logits, asked.teacher(images).logits)
+
+
 def test_too_much_is_refused_before_anything_trains(monkeypatch):
     monkeypatch.setattr(views, "LIMIT", 50_000)
-    monkeypatch.setattr(runner, "_fit", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("trained"))
     with pytest.raises(
         ConfigError,
-        match=r"views: 3 is not usable; what ft needs of the teacher \(logits, factor\) would take .* fewer views",
+        match=r"views: 3 is not usable; what ft needs of the teacher \(logits, factor\) "
+        "would take .* fewer views",
     ):
         train(finite("ft"))
 
@@ -159,7 +166,7 @@ def test_values_beyond_half_precision_are_refused():
     with torch.no_grad():
         run.teacher.network.head.bias.fill_(1e5)
     with pytest.raises(ConfigError, match="beyond float16"):
-        views.stored_outputs(config, run)
+        views.with_stored_teacher(config, run)
     assert not files()
 
 
@@ -168,10 +175,10 @@ def test_values_beyond_half_precision_are_refused():
 )
 def test_a_damaged_file_is_made_again(spoil, capsys):
     config = finite("kd")
-    expected = run_of(config).stored.tensors["logits"].clone()
+    expected = run_of(config).teacher.tensors["logits"].clone()
     (path,) = files()
     path.write_bytes(spoil(path.read_bytes()))
-    assert torch.equal(run_of(config).stored.tensors["logits"], expected)
+    assert torch.equal(run_of(config).teacher.tensors["logits"], expected)
     assert "is damaged; making it again" in "".join(capsys.readouterr())
     assert store.load_tensors(path)
 

@@ -1,0 +1,83 @@
+"""What is known of a data set before its pixels are read. No torch in this file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from iekd.data import own
+from iekd.data.own import is_own as is_own
+from iekd.errors import ConfigError
+
+
+class Facts(NamedTuple):
+    """Of a whole data set. Mean and deviation of each channel are of pixels in 0..1."""
+
+    num_classes: int
+    channels: int
+    # Empty for images of one's own: computed from the training images when they are read.
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    # In pixels; 0 for images of one's own that are not all squares of one size.
+    side: int
+    train_images: int
+    # Whether a mirrored image keeps its meaning.
+    flip: bool
+
+
+class _Facts(dict[str, Facts]):
+    """Looks into the folder of a data set of one's own. Raises `DataError` if there is none."""
+
+    def __missing__(self, name: str) -> Facts:
+        return own_facts(name)
+
+
+def own_facts(name: str, root: Path | None = None) -> Facts:
+    """Of images of one's own, from their names and headers."""
+    seen = own.look(own.find(name, root))
+    return Facts(len(seen.classes), seen.channels, (), (), seen.side, len(seen.train), flip=True)
+
+
+def _of_255(*values: float) -> tuple[float, ...]:
+    """Values in 0..255 as values in 0..1."""
+    return tuple(value / 255 for value in values)
+
+
+# Mean and deviation: of our training split (a test computes them again); of CIFAR the authors'
+# constants (FACTS.md: networks and recipe, C).
+FACTS = _Facts()
+FACTS["digits"] = Facts(10, 1, (0.3056,), (0.3765,), 8, 1200, flip=False)
+FACTS["fashion-mnist"] = Facts(10, 1, (0.2860,), (0.3530,), 28, 60_000, flip=True)
+CIFAR10 = _of_255(125.3, 123.0, 113.9), _of_255(63.0, 62.1, 66.7)
+FACTS["cifar10"] = Facts(10, 3, *CIFAR10, 32, 50_000, flip=True)
+CIFAR100 = _of_255(129.3, 124.1, 112.4), _of_255(68.2, 65.4, 70.4)
+FACTS["cifar100"] = Facts(100, 3, *CIFAR100, 32, 50_000, flip=True)
+IMAGENETTE = (0.4623, 0.4579, 0.4302), (0.2727, 0.2707, 0.2922)
+FACTS["imagenette"] = Facts(10, 3, *IMAGENETTE, 64, 9469, flip=True)
+NAMES = tuple(FACTS)
+
+
+class Selection(Protocol):
+    """Which images of which data set: a `RunConfig`, or anything else with these fields."""
+
+    @property
+    def dataset(self) -> str: ...
+    @property
+    def train_images(self) -> int: ...
+    @property
+    def validation_images(self) -> int: ...
+    @property
+    def image_size(self) -> int: ...
+
+
+def image_shape(run: Selection) -> tuple[int, int, int]:
+    """(C, H, W) of the images of a run, known without reading them."""
+    facts = FACTS[run.dataset]
+    if not (side := run.image_size or facts.side):
+        raise ConfigError(own.no_size(run.dataset))
+    return facts.channels, side, side
+
+
+def image_count(run: Selection) -> int:
+    """The number of training images of a run, known without reading them."""
+    return run.train_images or FACTS[run.dataset].train_images - run.validation_images

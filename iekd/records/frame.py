@@ -1,0 +1,111 @@
+"""The records as a table: one row a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from iekd.config import RunConfig
+from iekd.config.fields import choices
+from iekd.config.hints import did_you_mean
+from iekd.data import is_own
+from iekd.errors import ConfigError, StoreError
+from iekd.records import store
+from iekd.records.analyses import analysis_of
+from iekd.records.record import Record, files, read
+
+# The columns after the fields of the configuration, in this order.
+OF_RUN = ("hash", "path", "variant", "pair", "command")
+OF_MACHINE = ("seconds", "images_per_second", "device", "threads")
+RULES = ("last", "val_selected", "best_on_test")
+OF_RULE = ("", "_epoch", "_exact")
+OF_LAST = ("last_validation", "last_loss", "last_train")
+
+
+def load(folder: Path | str | None = None, **where: Any) -> pd.DataFrame:
+    """All records below a folder as a frame, one row a run, sorted by path.
+
+    Columns: the fields of the configuration; hash, path, variant, pair, command; seconds,
+    images_per_second, device, threads; for each selection rule (last, val_selected, best_on_test)
+    the test error in percent, `<rule>_epoch` and `<rule>_exact`; last_validation, last_loss,
+    last_train. Analysed runs add the metrics of `iekd.analysis.metrics` and, where a second
+    training was measured in place of lost weights, its test error `last_again`.
+
+    Args:
+        where: columns and the value, or the list of values, that the kept rows have.
+
+    Raises:
+        StoreError: a file is no valid record, or a copy at another place, which would count twice.
+        ConfigError: no record has such a column or value.
+    """
+    folder = Path(folder or store.records_folder())
+    rows = [_row(path, folder) for path in files(folder)]
+    frame = pd.DataFrame(rows, columns=None if rows else columns())
+
+    # Keep the rows that were asked for.
+    for column, value in where.items():
+        values = value if isinstance(value, (list, tuple, set)) else [value]
+        _check_asked(column, list(values), frame)
+        frame = frame[frame[column].isin(values)]
+    return frame.reset_index(drop=True)
+
+
+def columns() -> list[str]:
+    """The columns of every frame, as `as_row` fills them."""
+    of_rules = [f"{rule}{suffix}" for rule in RULES for suffix in OF_RULE]
+    return [*RunConfig.model_fields, *OF_RUN, *OF_MACHINE, *of_rules, *OF_LAST]
+
+
+def as_row(record: Record) -> dict[str, Any]:
+    """The columns of a record, without those of its analysis."""
+    config, device, last = record.config, record.device, record.last
+    values = [*config.model_dump().values()]
+    values += [record.hash, config.path, config.variant, config.pair, config.command()]
+    values += [record.seconds, record.images_per_second, device["name"], device["threads"]]
+    for rule in RULES:
+        metric = record.metrics[rule]
+        known = metric and (metric.test_error, metric.epoch, metric.test_error_exact)
+        values += known or (None, None, None)
+    values += [last.validation_error, last.test_loss, last.train_eval_error]
+    return dict(zip(columns(), values, strict=True))
+
+
+def history(frame: pd.DataFrame, folder: Path | None = None) -> pd.DataFrame:
+    """The learning curves of a frame's runs: a row per run and epoch, with path, variant, seed."""
+    folder = folder or store.records_folder()
+    parts = []
+    for path, variant, seed in zip(frame["path"], frame["variant"], frame["seed"], strict=True):
+        curves = pd.DataFrame(read(folder / f"{path}.json").history)
+        epochs = range(1, len(curves) + 1)
+        parts.append(curves.assign(epoch=epochs, path=path, variant=variant, seed=seed))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _row(path: Path, folder: Path) -> dict[str, Any]:
+    """A row with its analysis. Raises `StoreError` for a record that lies at another's place."""
+    record = read(path)
+    if path != (place := folder / f"{record.config.path}.json"):
+        raise StoreError(f"{path} is the record of {place}. Remove the copy, or move it back.")
+    row = as_row(record)
+    if found := analysis_of(record, folder):
+        analysis, training = found
+        row |= analysis.metrics
+        if training is not record:
+            row["last_again"] = training.last.test_error
+    return row
+
+
+def _check_asked(column: str, values: Sequence[Any], frame: pd.DataFrame) -> None:
+    """Refuse what no record can have: an empty answer would be read as a result."""
+    if column not in frame:
+        hint = did_you_mean(column, frame.columns)
+        raise ConfigError(f"{column}: the records have no such column{hint}")
+    allowed = choices(column) if column in RunConfig.model_fields else ()
+    known = {*allowed, *frame[column]} if allowed else set()
+    for value in values:
+        if allowed and value not in known and not (column == "dataset" and is_own(value)):
+            listed = ", ".join(map(str, allowed))
+            raise ConfigError(f"{column}: {value!r} is not usable; choose one of {listed}")

@@ -1,0 +1,144 @@
+"""One process of a sweep: a run by the command that its record names, or several as a pack."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from iekd import records
+from iekd.config import RunConfig
+from iekd.records import store
+from iekd.speed import memory
+from iekd.training import checkpoint, locks, signals
+
+# In the bar of a run: epochs done, and all.
+EPOCHS = re.compile(rb"(\d+)/(\d+) \[[^\]]*epoch")
+# Without the current folder, where a person's random.py may lie.
+PYTHON = [sys.executable, "-P"]
+# Exit statuses of a process that was asked to stop, and negative: that died before it could answer.
+STOPPED = {status for number in signals.SIGNALS for status in (128 + number, -number)}
+
+
+class Outcome(NamedTuple):
+    """How a run of a sweep ended.
+
+    state: 'loaded' (its record was there), 'done', 'failed', 'stopped' (begun) or 'pending'.
+    """
+
+    config: RunConfig
+    state: str
+    reason: str = ""
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a record."""
+        return self.state in ("loaded", "done")
+
+
+class Child(NamedTuple):
+    """A process with its run, or with several; the first gives the log its name."""
+
+    configs: list[RunConfig]
+    process: subprocess.Popen
+    began: float
+    # Bytes of the log that were there before.
+    said: int
+
+    @property
+    def title(self) -> str:
+        """What the bar calls it."""
+        first, *others = self.configs
+        return f"{first.variant} seed {first.seed}" + (f" and {len(others)} more" if others else "")
+
+    def log(self) -> bytes:
+        """What it has said so far."""
+        try:
+            with log_path(self.configs[0]).open("rb") as file:
+                file.seek(self.said)
+                return file.read()
+        except OSError:  # somebody cleared the cache
+            return b""
+
+    def progress(self) -> tuple[float, float]:
+        """The share of its epochs that checkpoints held when it began, and the share done now."""
+        bars = EPOCHS.findall(self.log())
+        if not bars:
+            return 0.0, 0.0
+        begun, now = (int(done) / int(epochs) for done, epochs in (bars[0], bars[-1]))
+        return begun, now
+
+    def outcome(self, config: RunConfig) -> Outcome | None:
+        """How one of its runs ended; None if another process trains this run."""
+        code, packed = self.process.returncode, len(self.configs) > 1
+        if code == 0 or (packed and records.find(config)):
+            together = f", in a pack of {len(self.configs)}" if packed else ""
+            return Outcome(config, "done", f"{time.monotonic() - self.began:.0f} s{together}")
+        if code == signals.LATER:
+            return None
+        if code in STOPPED:
+            begun = checkpoint.path_of(config).exists()
+            reason = "goes on from its checkpoint" if begun else "before its first checkpoint"
+            return Outcome(config, "stopped", reason)
+        if code < 0:
+            return Outcome(config, "failed", f"killed by {signal.Signals(-code).name}")
+        return self._failure(config)
+
+    def _failure(self, config: RunConfig) -> Outcome | None:
+        """The last line of the log; of a pack's, the last about this run."""
+        lines = self.log().decode(errors="replace").strip().splitlines()
+        if len(self.configs) > 1:
+            # The colon ends the path: seed1 is not seed10.
+            about = [line for line in lines if f"{config.path}:" in line]
+            if about and about[-1].endswith(locks.BUSY):
+                return None
+            lines = about or lines
+        return Outcome(config, "failed", (lines or [f"exit status {self.process.returncode}"])[-1])
+
+
+def log_path(config: RunConfig) -> Path:
+    """Where a sweep writes the output of a run: appended, for two sweeps may try the same run."""
+    return store.cache_folder() / f"{config.path}.log"
+
+
+def start(configs: list[RunConfig], jobs: int, analyse: bool = False) -> Child:
+    """Start a process for one run or a pack, with an equal share of the cores for each of `jobs`.
+
+    Output goes to the log of the first run. Raises `OSError`, and `StoreError` for no cache.
+    """
+    if len(configs) == 1:
+        words = [*shlex.split(configs[0].command())[1:], "--no-wait"]
+    else:
+        words = ["pack", *(config.command() for config in configs)]
+    words += ["--analyse"] if analyse else []
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, cores() // jobs)),
+        **memory.HUGE_PAGES,
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+    }
+
+    # The process.
+    log = log_path(configs[0])
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        began, said = time.monotonic(), output.tell()
+        process = subprocess.Popen(
+            [*PYTHON, "-m", "iekd", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+        )
+    return Child(configs, process, began, said)
+
+
+def cores() -> int:
+    """Cores that this process may use: of a cluster node often not all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

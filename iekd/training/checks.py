@@ -1,0 +1,92 @@
+"""What is refused before anything trains, with what to choose instead."""
+
+from __future__ import annotations
+
+from iekd import data, networks
+from iekd.config import RunConfig, methods
+from iekd.config.run import registered
+from iekd.errors import ConfigError, TrainingError
+from iekd.method import registry
+from iekd.method.features import PairError
+from iekd.training import views
+
+
+def check_pair(config: RunConfig) -> None:
+    """Refuse a pair whose features the method cannot compare, before its teacher is trained.
+
+    Raises `TrainingError`, and `ConfigError` for a last batch that cannot be normalised, or finite
+    views whose teacher outputs would take too much space.
+    """
+    _check_last_batch(config)
+    try:
+        methods.compared(config)
+    except PairError as error:
+        raise TrainingError(
+            f"{config.path}: {config.method} cannot compare {config.student} with "
+            f"{config.teacher}: {error}. "
+            "Choose a pair with the same down-sampling."
+        ) from None
+    if config.views and config.has_teacher:
+        views.shapes(config, len(data.load(config).train.labels))
+
+
+def check_shards(config: RunConfig, processes: int) -> None:
+    """Refuse a run whose loss is not the mean of the losses of a batch's shards.
+
+    Raises `ConfigError`.
+    """
+    row, named = registered(config.method), (config.inherit, config.explore)
+    measures = [registry.MEASURES[name] for name in named if name != "none"]
+    shuffled = config.explore_target == "shuffled"
+    if row.whole_batch or shuffled or any(measure.whole_batch for measure in measures):
+        raise ConfigError(
+            f"{config.path}: several processes cannot train this, because its loss needs all "
+            "images of a batch at "
+            "once, or several updates of it; start it without torchrun"
+        )
+    smallest = (data.image_count(config) % config.batch_size or config.batch_size) // processes
+    if smallest < 2:
+        raise ConfigError(
+            f"batch_size: {config.batch_size} leaves a process {smallest} images of the last "
+            "batch, and 2 is the "
+            "least; choose another batch_size, or fewer processes"
+        )
+
+
+def _check_last_batch(config: RunConfig) -> None:
+    """Refuse a last batch of one image where a trained network comes down to one pixel.
+
+    That is one value a channel, which has no variance.
+    """
+    images, size = data.image_count(config), config.batch_size
+    if images < 1 or (images - 1) % size:
+        return
+    shape = data.image_shape(config)
+    small = [name for name in _trained(config) if networks.last_size(name, shape) == (1, 1)]
+    if not small:
+        return
+    raise ConfigError(
+        f"{config.path}: the last batch of an epoch has 1 image ({images} images, batch_size "
+        f"{size}), of which "
+        f"{small[0]} makes 1 value a channel, and that cannot be normalised. Choose, for example, "
+        f"{_other_batches(images, size)}."
+    )
+
+
+def _trained(config: RunConfig) -> list[str]:
+    """The networks that train on the batches; an auto-encoder has the teacher's last size."""
+    if config.is_mutual:
+        return [config.student, config.teacher]
+    return [config.teacher if config.method == "factor-ae" else config.student]
+
+
+def _other_batches(images: int, size: int) -> str:
+    """What to choose instead of a batch size that leaves one image."""
+    # no batch size helps
+    if images == 1:
+        return f"train_images: 2 and batch_size: {max(size, 2)}"
+    usable = [other for other in range(2, images + 1) if images % other != 1]
+    nearest = min(usable, key=lambda other: abs(other - size))
+    if size == 1:
+        return f"batch_size: {nearest}"
+    return f"batch_size: {nearest} or train_images: {images - 1}"

@@ -1,0 +1,141 @@
+"""Several runs in lock step, one step of each after the other; every one ends exactly as it would
+alone.
+
+Runs with the same batches share their images, and with the same teacher its forward pass. A test
+holds each method in a pack to `loop.train_epoch`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from iekd.config import RunConfig
+from iekd.errors import TrainingError
+from iekd.networks import Output
+from iekd.records import store
+from iekd.training import loop
+from iekd.training.run import Run
+from iekd.training.teacher import Teacher
+
+# the names of each run's values, and the values of all runs in one row
+Steps = tuple[list[list[str]], Tensor]
+
+
+def in_step(config: RunConfig) -> tuple:
+    """What runs must agree in to go in lock step: the steps of an epoch, and a batch's shape."""
+    return (
+        config.dataset,
+        config.train_images,
+        config.validation_images,
+        config.image_size,
+        config.batch_size,
+        config.precision,
+    )
+
+
+def batches(config: RunConfig) -> tuple:
+    """Runs that are equal in this see the same batches."""
+    return *in_step(config), config.seed, config.augment, config.views
+
+
+class Pack:
+    """Runs that agree in `in_step`: its `train_epoch` is `loop.train_epoch` of each of them."""
+
+    def __init__(self, runs: Sequence[tuple[RunConfig, Run]]):
+        self.runs = list(runs)
+
+        # `plan[k]` is the kind of batches that run k sees; the first run that sees a kind draws it
+        # for the others
+        kinds = [batches(config) for config, _ in runs]
+        different = list(dict.fromkeys(kinds))
+        self.plan = [different.index(kind) for kind in kinds]
+        self.first = [runs[kinds.index(kind)] for kind in different]
+
+        # by run, for those that share it: the batches that its teacher sees, which network it is,
+        # which encoder
+        codes = {k: _codes(run.teacher) for k, (_, run) in enumerate(runs)}
+        keys = {k: (self.plan[k], *code) for k, code in codes.items() if code}
+        users = Counter((plan, network) for plan, network, _ in keys.values())
+        self.shared = {k: key for k, key in keys.items() if users[key[:2]] > 1}
+
+    def train_epoch(self, epoch: int) -> list[dict[str, float] | TrainingError]:
+        """A row of the history for each run; the error instead for one whose loss is not finite."""
+        for _, run in self.runs:
+            loop.begin(run, epoch)
+        config, run = self.runs[0]
+        plans = [loop.draw_epoch(each, its.dataset, epoch) for each, its in self.first]
+        parts = torch.stack(plans).to(run.mean.device).split(config.batch_size, dim=-1)
+
+        names, log = [], []
+        for i, part in enumerate(parts):
+            for each, its in self.runs:
+                loop.set_rate(its.optimiser, loop.learning_rate(each, epoch + i / len(parts)))
+            names, row = self.step(part, epoch)
+            log.append(row)
+
+        # the only moment that waits for the device
+        widths = [len(its) for its in names]
+        values = torch.stack(log).double().cpu().split(widths, dim=1)
+        return [self._means(k, epoch, names[k], values[k]) for k in range(len(self.runs))]
+
+    def step(self, part: Tensor, epoch: int) -> Steps:
+        """A step of every run on part (K, 4, B) of the K different plans of an epoch."""
+        taken = [
+            loop.take(config, run, plan, epoch)
+            for (config, run), plan in zip(self.first, part, strict=True)
+        ]
+        answers = self._ask_shared_teachers([images for images, _ in taken])
+        logs = []
+        for k, (_, run) in enumerate(self.runs):
+            images, batch = taken[self.plan[k]]
+            if k in answers:
+                run = run._replace(teacher=lambda *_, answer=answers[k]: answer)
+            with self.branch(k):
+                logs.append(loop.step(run, images, batch))
+        self.join()
+        values = [value for log in logs for value in log.values()]
+        return [list(log) for log in logs], torch.stack(values)
+
+    def branch(self, k: int) -> AbstractContextManager:
+        """Encloses the step of run k: see `iekd.training.graphs`."""
+        return nullcontext()
+
+    def join(self) -> None:
+        """Comes after the steps of all runs."""
+
+    def _ask_shared_teachers(self, images: Sequence[Tensor]) -> dict[int, Output]:
+        """The teachers' answers by run; a network sees a batch once, an encoder a feature once."""
+        seen, factors, answers = {}, {}, {}
+        for k, key in self.shared.items():
+            plan, network, _ = key
+            teacher = self.runs[k][1].teacher
+            if (plan, network) not in seen:
+                seen[plan, network] = teacher.look(images[plan])
+            if key not in factors:
+                factors[key] = teacher.encode(seen[plan, network])
+            answers[k] = teacher.answer(seen[plan, network], factors[key])
+        return answers
+
+    def _means(
+        self, k: int, epoch: int, names: list[str], values: Tensor
+    ) -> dict[str, float] | TrainingError:
+        try:
+            return loop.means_of(*self.runs[k], epoch, names, values)
+        except TrainingError as error:
+            return error
+
+
+def _codes(teacher: object) -> tuple[str, str] | None:
+    """What tells a teacher's network and encoder from others; None for what cannot be shared."""
+    if not isinstance(teacher, Teacher):
+        return None
+    return _code(teacher.network), _code(teacher.encoder)
+
+
+def _code(network: nn.Module | None) -> str:
+    return "" if network is None else store.checksum(network.state_dict())

@@ -1,0 +1,150 @@
+"""The moving parts of one run, at their initial values."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from iekd import data, networks, records
+from iekd.config import RunConfig, methods
+from iekd.errors import TrainingError
+from iekd.networks import Output
+from iekd.speed import precision
+from iekd.training.teacher import Teacher
+
+
+class Run(NamedTuple):
+    """The moving parts of a run.
+
+    `learner` holds all that is trained: 'student' (if any), 'peer' (mutual learning) and 'method'.
+    `teacher` is a `Teacher` or has the same call, (images, batch) -> output. `mean` and `std`
+    (1, C, 1, 1) normalise images.
+    """
+
+    learner: nn.ModuleDict
+    teacher: Callable[..., Output] | None
+    optimiser: torch.optim.SGD
+    dataset: data.DataSet
+    mean: Tensor
+    std: Tensor
+
+
+def build_run(
+    config: RunConfig,
+    parents: Mapping[str, nn.Module],
+    device: torch.device,
+    dataset: data.DataSet | None = None,
+) -> Run:
+    """The parts of a run on a device. Every method starts from the same student weights.
+
+    From now on this process computes in the run's precision. `parents` are the trained networks by
+    role: 'teacher', 'autoencoder'. `dataset` stands for the one that the configuration names.
+    Raises `TrainingError` outside the main thread.
+    """
+    _refuse_threads(config)
+    precision.set_tf32(config.precision)
+    dataset = dataset or data.load(config)
+
+    learner = _build_learner(config, parents, dataset.train.labels)
+    learner.to(device, memory_format=torch.channels_last)
+
+    teacher = None
+    if "teacher" in parents:
+        encoder = parents["autoencoder"].encoder if "autoencoder" in parents else None
+        teacher = Teacher(parents["teacher"], encoder, config.precision == "bf16").move_to(device)
+
+    mean, std = (torch.tensor(v, device=device) for v in (dataset.mean, dataset.std))
+    return Run(
+        learner,
+        teacher,
+        _build_optimiser(config, learner, device),
+        _move(dataset, device),
+        mean.view(1, -1, 1, 1),
+        std.view(1, -1, 1, 1),
+    )
+
+
+def build_network(name: str, config: RunConfig) -> nn.Module:
+    """A fresh network for the run's data set, that trains in the run's precision."""
+    facts = data.FACTS[config.dataset]
+    network = networks.build(name, facts.num_classes, facts.channels)
+    return precision.train_in_bf16(network) if config.precision == "bf16" else network
+
+
+def _refuse_threads(config: RunConfig) -> None:
+    """torch has one generator for all threads."""
+    if threading.current_thread() is not threading.main_thread():
+        raise TrainingError(
+            f"{config.path}: runs in threads would draw their initial weights from one another's "
+            "seeds. "
+            "Train several at once with iekd.training.runner.train_pack, or in processes: iekd "
+            "sweep --jobs, "
+            "or multiprocessing"
+        )
+
+
+def _build_learner(
+    config: RunConfig, parents: Mapping[str, nn.Module], labels: Tensor
+) -> nn.ModuleDict:
+    """Student, peer and method, drawn from the run's seed; torch's own generator stays as it is."""
+    learner = nn.ModuleDict()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        if config.student != "none":
+            learner["student"] = build_network(config.student, config)
+        if config.is_mutual:
+            learner["peer"] = build_network(config.teacher, config)
+
+        # in mutual learning the peer is the method's teacher
+        known = {**parents, "teacher": learner["peer"]} if config.is_mutual else parents
+        networks = [dict(learner).get("student"), known.get("teacher"), known.get("autoencoder")]
+        learner["method"] = methods.build(config, *networks, labels)
+    return learner
+
+
+def _build_optimiser(
+    config: RunConfig, learner: nn.Module, device: torch.device
+) -> torch.optim.SGD:
+    """SGD with Nesterov momentum over all parameters."""
+    # a CUDA graph reads the rate from the device
+    rate = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
+    optimiser = torch.optim.SGD(
+        learner.parameters(),
+        rate,
+        config.momentum,
+        weight_decay=config.weight_decay,
+        nesterov=config.momentum > 0,
+        fused=True,
+    )
+
+    # Momentum is zero from the start: fused SGD cannot mix parameters that have it with those that
+    # get it now.
+    if config.momentum:
+        for parameter in learner.parameters():
+            optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimiser
+
+
+def _move(dataset: data.DataSet, device: torch.device) -> data.DataSet:
+    """The data set with its images on the device."""
+    splits = {}
+    for name in ("train", "validation", "test"):
+        tensors = getattr(dataset, name)
+        splits[name] = data.Split(*(t if t is None else t.to(device) for t in tensors))
+    return dataset._replace(**splits)
+
+
+def _use_one_thread() -> None:
+    """A forked process has none of its parent's threads, and would wait for them for ever."""
+    torch.set_num_threads(1)
+    # it names the number of threads
+    records.provenance.cache_clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_use_one_thread)

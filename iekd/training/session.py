@@ -1,0 +1,221 @@
+"""Runs that are trained together from their last checkpoint to their records, in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from iekd import records
+from iekd.config import RunConfig
+from iekd.errors import TrainingError
+from iekd.records import Record
+from iekd.speed import memory
+from iekd.training import checkpoint, ddp, loop, signals
+from iekd.training.finish import finish
+from iekd.training.graphs import GraphedPack, graphs_wanted
+from iekd.training.pack import Pack
+from iekd.training.probe import probe
+from iekd.training.run import Run
+
+# Checkpoints are written at the end of an epoch, so far apart, with at most so much of the time.
+CHECKPOINT_SECONDS = 2.0
+CHECKPOINT_SHARE = 0.05
+
+Row = dict[str, float]
+Trainer = Callable[[int], list[Row | TrainingError]]  # trains an epoch of some runs
+Make = Callable[..., Run]  # from a configuration, a device, and a data set that is there
+
+
+@dataclass(eq=False)
+class Member:
+    """One of the runs that are trained together, and how far it has come."""
+
+    config: RunConfig
+    run: Run
+    parents: dict[str, str]  # role -> checksum
+    started: str
+    history: list[dict] = field(default_factory=list)
+    seconds: float = 0.0  # its share of the time: a moment that n runs share counts 1/n for each
+    saved: float = field(default_factory=time.monotonic)
+    saving: float = 0.0  # seconds that the last checkpoint took
+
+    def measure(self) -> dict[str, float | None]:
+        """What is measured at the end of an epoch: the probe, and errors when they are due."""
+        epoch, last = len(self.history) + 1, self.config.epochs
+        found = probe(self.run)
+        parts = {}
+        if epoch == last or epoch % self.config.evaluate_every == 0:
+            parts = {"validation": "validation", "test": "test"}
+        if epoch == last:
+            # 'train_error' is that of the augmented batches
+            parts["train"] = "train_eval"
+        for part, title in parts.items():
+            for name, value in loop.evaluate(self.run, part).items():
+                found[f"{title}_{name}"] = value
+        return found
+
+    def save_if_due(self, runs: int) -> None:
+        """Write a checkpoint if it is time.
+
+        Each of these runs waits while the others write theirs: many write less often.
+        """
+        began = time.monotonic()
+        wait = max(CHECKPOINT_SECONDS, runs * self.saving / CHECKPOINT_SHARE)
+        if signals.asked() or began - self.saved > wait:
+            checkpoint.save(self.config, self.parents, self.run, self.history, self.seconds)
+            self.saved = time.monotonic()
+            self.saving = self.saved - began
+
+
+class Session:
+    """Trains runs to their end, or to the error that ends them; see `train`."""
+
+    def __init__(self, configs: Sequence[RunConfig], make: Make, progress: bool):
+        self.clock = time.monotonic()
+        memory.keep()
+        # what the code was when the runs began
+        self.provenance = _provenance(len(configs))
+        self.members: list[Member] = []
+        for config in configs:
+            self.members.append(self._begin(config, make))
+        self._count_time(self.members)
+
+        self.outcomes: dict[str, Record | TrainingError] = {}
+        self.together: list[Member] = []  # those that `trainer` trains
+        self.trainer: Trainer
+        self.bar = tqdm(
+            total=sum(config.epochs for config in configs),
+            initial=sum(len(member.history) for member in self.members),
+            desc=_title(configs),
+            unit="epoch",
+            disable=not progress,
+        )
+
+    def train(self) -> list[Record | TrainingError]:
+        """Records or errors, in the order of the configurations.
+
+        A run that resumes further on waits until the others have come as far.
+        """
+        with self.bar, signals.deferred():
+            while active := [m for m in self.members if m.config.path not in self.outcomes]:
+                signals.check()
+                epoch = min(len(member.history) for member in active)
+                self._train_epoch([m for m in active if len(m.history) == epoch], epoch)
+        return [self.outcomes[member.config.path] for member in self.members]
+
+    def _begin(self, config: RunConfig, make: Make) -> Member:
+        """A run with all its parts on the device, at its last checkpoint."""
+        found = {role: records.find(parent) for role, parent in config.parents().items()}
+        parents = {role: record.weights for role, record in found.items()}
+        run = make(config, this_device(), self.members[0].run.dataset if self.members else None)
+        started = datetime.now(UTC).isoformat(timespec="seconds")
+        member = Member(config, run, parents, started)
+        member.history, member.seconds = checkpoint.resume(config, parents, run)
+        return member
+
+    def _train_epoch(self, together: list[Member], epoch: int) -> None:
+        """Train, measure and keep an epoch of these runs."""
+        if together != self.together:
+            self.together, self.trainer = together, _trainer(together)
+        for member, row in zip(together, self.trainer(epoch), strict=True):
+            if isinstance(row, TrainingError):
+                self.outcomes[member.config.path] = row
+            else:
+                member.history.append(row | member.measure())
+
+        spent = self._count_time(together)
+        for member in together:
+            if member.config.path in self.outcomes:
+                continue
+            if epoch + 1 < member.config.epochs:
+                member.save_if_due(len(together))
+            else:
+                self.outcomes[member.config.path] = self._end(member)
+        self._show(spent)
+
+    def _count_time(self, together: list[Member]) -> float:
+        """Share out the time since the last call; returns it."""
+        spent, self.clock = time.monotonic() - self.clock, time.monotonic()
+        for member in together:
+            member.seconds += spent / len(together)
+        return spent
+
+    def _end(self, member: Member) -> Record | TrainingError:
+        try:
+            record = finish(
+                member.config,
+                member.parents,
+                member.run,
+                member.history,
+                member.seconds,
+                member.started,
+                self.provenance,
+            )
+        except TrainingError as error:
+            return error
+        checkpoint.path_of(member.config).unlink(missing_ok=True)
+        return record
+
+    def _show(self, seconds: float) -> None:
+        """Move the bar; a run alone shows its loss and errors."""
+        shown = {}
+        if len(self.together) == 1 and self.together[0].history:
+            last = self.together[0].history[-1]
+            known = [name for name in ("loss", "train_error", "test_error") if name in last]
+            shown = {name: f"{last[name]:.3g}" for name in known}
+        images = sum(len(member.run.dataset.train.labels) for member in self.together)
+        self.bar.set_postfix(shown | {"img/s": f"{images / seconds:.0f}"})
+        self.bar.update(len(self.together))
+
+
+def this_device() -> torch.device:
+    """A GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def train_epochs_of(runs: Sequence[tuple[RunConfig, Run]]) -> Trainer:
+    """What trains an epoch of these runs: on a GPU CUDA graphs, elsewhere pack or plain loop."""
+    if runs[0][1].mean.device.type == "cuda":
+        return (GraphedPack if graphs_wanted() else Pack)(runs).train_epoch
+    if len(runs) > 1:
+        return Pack(runs).train_epoch
+    config, run = runs[0]
+    return lambda epoch: [_row_or_error(loop.train_epoch, config, run, epoch)]
+
+
+def _trainer(together: Sequence[Member]) -> Trainer:
+    runs = [(member.config, member.run) for member in together]
+    if ddp.count() == 1:
+        return train_epochs_of(runs)
+    trainer = ddp.Trainer(*runs[0])
+    return lambda epoch: [_row_or_error(trainer.train_epoch, epoch)]
+
+
+def _row_or_error(train: Callable[..., Row], *arguments: Any) -> Row | TrainingError:
+    try:
+        return train(*arguments)
+    except TrainingError as error:
+        return error
+
+
+def _provenance(runs: int) -> dict:
+    provenance = records.provenance()
+    device = dict(provenance["device"])
+    if runs > 1:
+        device["packed"] = runs
+    if ddp.count() > 1:
+        device["processes"] = ddp.count()
+    return {**provenance, "device": device}
+
+
+def _title(configs: Sequence[RunConfig]) -> str:
+    first = configs[0]
+    if len(configs) > 1:
+        return f"{len(configs)} runs"
+    return f"{first.pair} {first.variant} seed {first.seed}"

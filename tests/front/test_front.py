@@ -1,0 +1,68 @@
+"""The front door: what `import iekd` offers does what its docstring says."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+from tiny import tiny
+
+import iekd
+from iekd import front
+
+
+@pytest.mark.parametrize("module", ["iekd.front", "iekd.config.run", "iekd.method.check"])
+def test_the_examples_of_the_docstrings_run(module):
+    result = doctest.testmod(importlib.import_module(module))
+    assert result.attempted > 0 and result.failed == 0
+
+
+@pytest.mark.parametrize("name", iekd.__all__)
+def test_every_name_is_there_and_explained(name):
+    thing = getattr(iekd, name)
+    assert name == "__version__" or len(inspect.getdoc(thing)) > 30
+
+
+def test_the_door_opens_at_once():
+    """Nothing heavy is imported before it is used."""
+    code = (
+        "import sys, iekd; iekd.config; print([m for m in ('torch', 'pandas') if m in sys.modules])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_rooms_are_modules_and_can_be_called():
+    from iekd.config import grid
+
+    assert iekd.config("smoke", method="kd").method == "kd"
+    assert grid.__name__ == "iekd.config.grid" and iekd.config.grid is grid
+    with pytest.raises(AttributeError, match="no attribute 'confg'"):
+        iekd.confg  # noqa: B018
+
+
+def test_arms_are_compared_over_seeds():
+    arms = {"alone": tiny(), "KD": tiny("kd")}
+    runs = iekd.compare(arms, seeds=range(2))
+    assert runs[["label", "seed"]].values.tolist() == [
+        ["alone", 0],
+        ["KD", 0],
+        ["alone", 1],
+        ["KD", 1],
+    ]
+    table = iekd.table(runs, baseline="alone")
+    by_seed = runs.pivot(index="seed", columns="label", values="last")
+    assert table.loc["KD", "difference"] == pytest.approx((by_seed["KD"] - by_seed["alone"]).mean())
+    assert table.loc["KD", "n"] == 2 and table["outcome"].isna().tolist() == [True, False]
+    assert iekd.plot(runs).axes and iekd.plot(runs, "alone").axes
+    with pytest.raises(iekd.ConfigError, match="there is no arm 'Alone'; the arms are alone, KD"):
+        iekd.table(runs, baseline="Alone")
+
+
+def test_a_student_is_trained_if_it_has_to_be():
+    student = iekd.load_student(tiny())
+    assert not student.training and front.load_student(tiny()) is not student
