@@ -54,18 +54,20 @@ def size_note(configs: Sequence[RunConfig]) -> str:
 
 
 def search(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
-    """One row a run of the grid: method, path, label, weights (text), error (validation, last
+    """One row a run of the grid: method, label, weights (text), error (validation, last
     epoch, percent; NaN without a record), usual (nothing differs from the preset), chosen, edge
     (chosen, and the grid ends there).
 
     Chosen is the lowest error, the usual weight among equals; nothing while a run is missing.
     """
     errors = frame.set_index("path")["last_validation"] if len(frame) else pd.Series(dtype=float)
-    table = pd.DataFrame({"method": [c.method for c in configs], "path": [c.path for c in configs]})
+    paths = pd.Series([c.path for c in configs])
+    table = pd.DataFrame({"method": [c.method for c in configs]})
     table["label"] = table["method"].map(method_name)
     table["weights"] = list(map(_text, configs))
-    table["error"] = table["path"].map(errors).astype(float)
+    table["error"] = paths.map(errors).astype(float)
     table["usual"] = [not c.changed() for c in configs]
+    table["path"] = paths
     table["chosen"] = table["edge"] = False
     for _, runs in table.groupby("method", sort=False):
         if runs["error"].isna().any():
