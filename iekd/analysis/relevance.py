@@ -37,8 +37,6 @@ Box = tuple[Tensor, Tensor]  # the least and the largest normalised pixel, each 
 WHOLE: Parts = {"all": slice(None)}
 BATCH = 250
 
-# ---------------------------------------------------------------------- scores and CAMs
-
 
 def contributions(network: nn.Module, feature: Tensor, labels: Tensor) -> Tensor:
     """What each channel of a feature (B, C, ...) adds to the centred logit of `labels` (B,)."""
@@ -64,9 +62,6 @@ def cam(
     feature = torch.cat([network(batch).feature for batch in images.split(BATCH)])
     cells = contributions(network, feature, labels) / feature[0, 0].numel()
     return {name: cells[:, part].sum(1) for name, part in parts.items()}
-
-
-# ---------------------------------------------------------------------- relevance
 
 
 def corners(mean: Tensor, std: Tensor) -> Box:
@@ -171,9 +166,6 @@ class ZBox(ZPlus):
         return shared_by(self.convolution(x), self._apply(x, weight) - ends)
 
 
-# ---------------------------------------------------------------------- agreement of maps
-
-
 def agreement(one: Tensor, other: Tensor) -> float:
     """Pearson correlation over the pixels of maps (N, H, W), mean over images; 0 if constant."""
     a, b = (maps.flatten(1).double() for maps in (one, other))
@@ -245,9 +237,6 @@ def random_last_stage(network: nn.Module, seed: int = 0) -> nn.Module:
                 module.reset_parameters()
         he_init(drawn.stages[-1])
     return drawn
-
-
-# ---------------------------------------------------------------------- deletion
 
 
 def delete(images: Tensor, order: Tensor, share: float, tile: int = 1) -> Tensor:

@@ -43,9 +43,6 @@ def halves_of(config: RunConfig, channels: int) -> dict[str, Tensor]:
     return dict(zip(HALVES, halves, strict=True))
 
 
-# ---------------------------------------------------------------------- of a trained run
-
-
 def similarity(config: RunConfig, run: Run, teacher: Teacher) -> dict[str, float | None]:
     """CKA, and distance of the factors, on all test images; None where there is no such part."""
     seen, losses = _outputs(run, teacher, _compares_factors(config.method))
@@ -125,9 +122,6 @@ def _distance(measure: str, factor: Tensor, target: Tensor, loss: Callable) -> f
     if measure == "cka":
         return feature_cka(factor.mean((2, 3)), target.mean((2, 3)))
     return registry.MEASURES[measure].function(factor, target).item()
-
-
-# ---------------------------------------------------------------------- during training
 
 
 def distances(runs: pd.DataFrame) -> pd.DataFrame:

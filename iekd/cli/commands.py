@@ -387,8 +387,6 @@ def table(options: Options) -> None:
         print(f"written: {readme.update_readme(frame, options.preset)}")
         return
     arms = comparison.arms(frame, metric=options.rule)
-    # In a whole store a student alone may be a teacher.
-    arms["label"] = arms["label"].str.replace("Student alone", "Trained alone")
     print(readme.markdown(arms) if options.format == "markdown" else arms.to_csv(index=False))
 
 

@@ -147,21 +147,16 @@ def _arm(
     return Arm(label(first), values, record_link(first), folder(first))
 
 
-# ---------------------------------------------------------------------- sensitivity
-
-
 def sensitivity(
     frame: pd.DataFrame, preset: str = "class", claims: Sequence[Claim] = CLAIMS
 ) -> pd.DataFrame:
-    """One row a contrast of every tested claim about errors: claim, rival, n, effect, sd, low, high
-    (of a - b, points), p, p_holm (Holm over all rows of this table) and outcome by it; and the same
-    difference looked at otherwise:
+    """One row a contrast of every tested claim about errors, and the same looked at otherwise.
 
-    p_wilcoxon (signed ranks: no normal distribution is assumed); low_teachers, high_teachers,
-    p_teachers (t-test over the means of each teacher's students: these are independent even if
-    students of one teacher are not); detectable: the difference that n seeds with this sd see with
-    a power of 80 % at 5 %; two_versions: pairs whose runs were made with different versions of
-    PyTorch; pilot: the effect on the pilot's seeds; links.
+    Columns: claim, rival, n, effect, sd, low, high (of a - b, points), p, p_holm (over all rows),
+    outcome by it, links; p_wilcoxon (signed ranks); low_teachers, high_teachers, p_teachers (t-test
+    over the means of each teacher's students, which are independent); detectable (what n seeds with
+    this sd see with a power of 80 % at 5 %); two_versions (pairs made with different versions of
+    PyTorch); pilot (the effect on its seeds).
     """
     rows, results = [], []
     early = frame[frame["seed"] < (CONFIRMATORY if preset == "class" else 0)]
@@ -201,8 +196,7 @@ def _otherwise(contrast: Contrast, teachers: int) -> dict[str, float]:
 
 def _two_versions(contrast: Contrast) -> int:
     """In how many of the pairs the two runs were made with different versions of PyTorch."""
-    mixed = 0
-    for seed in contrast.differences.index:
-        torch = torch_versions(f"{arm.folder}/seed{seed}" for arm in contrast.arms)
-        mixed += len(set(torch.values())) > 1
-    return mixed
+    folders = [arm.folder for arm in contrast.arms]
+    seeds = contrast.differences.index
+    pairs = [torch_versions(f"{folder}/seed{seed}" for folder in folders) for seed in seeds]
+    return sum(len(set(versions.values())) > 1 for versions in pairs)

@@ -23,9 +23,6 @@ from iekd.report.statistics import summary
 ANY, USUAL, NONE = "any", "as usual", "—"
 
 
-# ---------------------------------------------------------------------- data
-
-
 def arms_and_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The figure's data. Arms: `k` (a number), what they are chosen by, n, mean, low, high, folder
     of the records. Runs: k, seed `s`, test error after the last epoch `e`, and the curve, epochs
@@ -76,9 +73,6 @@ def _run(row: dict[str, Any]) -> dict[str, Any]:
     known = [(epoch, round(error, 2)) for epoch, error in errors if error is not None]
     x, y = ([point[k] for point in known] for k in (0, 1))
     return {"s": row["seed"], "e": round(row["last"], 2), "x": x, "y": y}
-
-
-# ---------------------------------------------------------------------- the figure
 
 
 def spec(frame: pd.DataFrame) -> dict[str, Any]:

@@ -60,9 +60,6 @@ def shade(runs: pd.DataFrame) -> str:
     return colour(runs.iloc[0].to_dict())
 
 
-# ---------------------------------------------------------------------- arms, one row each
-
-
 def seeds_plot(
     frame: pd.DataFrame,
     order: Sequence[str] | None = None,
@@ -163,9 +160,6 @@ def _mark(ax: Axes, x: float, text: str) -> None:
     ax.axvline(x, color=INK, linewidth=1, linestyle=DASHED, zorder=1)
     above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
     ax.annotate(text, (x, 1.0), xycoords=ax.get_xaxis_transform(), fontsize=9, **above)
-
-
-# ---------------------------------------------------------------------- others
 
 
 def curves(

@@ -80,9 +80,8 @@ def table(
         heads = tag("tr", *map(column, heads))
     title = tag("caption", tag("span", caption), small(note))
     body = tag("tbody", "\n", *rows)
-    filled = tag(
-        "table", title, "\n", tag("thead", heads), "\n", body, class_=f"ie-table {kind}".strip()
-    )
+    parts = title, "\n", tag("thead", heads), "\n", body
+    filled = tag("table", *parts, class_=f"ie-table {kind}".strip())
     scrolls = {"class_": "ie-table-scroll", "role": "region", "tabindex": 0, "aria_label": caption}
     scrolling = tag("div", "\n", filled, **scrolls) + "\n"
     return block(scrolling, foot) if foot else scrolling

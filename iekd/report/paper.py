@@ -81,9 +81,10 @@ def _paper_table(ours: dict[tuple[str, str], pd.DataFrame], caption: str, metric
     note = (
         "Paper: one number a cell, without spread, number of seeds or the rule that chose the "
         f"epoch. Ours: {METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard "
-        f"deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the mean; last line: ours "
-        "− paper with the same interval, as if the paper's number were exact; p is Holm-corrected "
-        f"over the cells of a pair. {phrases.legend('paper')} {tables.no_validation(config, metric)}"
+        f"deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the mean; last line: "
+        "ours − paper with the same interval, as if the paper's number were exact; p is "
+        "Holm-corrected over the cells of a pair. "
+        f"{phrases.legend('paper')} {tables.no_validation(config, metric)}"
     )
     return html.table(caption, note, heads, rows)
 

@@ -23,9 +23,6 @@ ROBUST_SDS, ENOUGH = 5, 10
 TEST_IMAGES, RECOMPRESSED = 10_000, 20
 
 
-# ---------------------------------------------------------------------- numbers
-
-
 def number(value: float, digits: int = 2, signed: bool = False) -> str:
     """A number for people: true minus sign, em dash for NaN."""
     if pd.isna(value):
@@ -54,9 +51,6 @@ def difference(result: Paired, digits: int = 2) -> str:
     """'−0.52 [−0.90, −0.14]'."""
     limits = interval(result.low, result.high, True, digits)
     return f"{number(result.difference, digits, signed=True)} {limits}"
-
-
-# ---------------------------------------------------------------------- comparisons
 
 
 def compared(
@@ -112,9 +106,6 @@ def phrase(result: Paired, p: float, against: str, smallest: float, noun: str = 
         case "lower" | "higher" as found:
             return f"a {found} {noun} than {against} ({numbers})"
     return f"{article} {noun} that differs inconclusively from {of} ({numbers})"
-
-
-# ---------------------------------------------------------------------- remarks on a table
 
 
 def legend(preset: str) -> str:

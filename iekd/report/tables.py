@@ -34,8 +34,6 @@ NO_VALIDATION = "no validation images"
 # Columns of the CSV file of runs: beside these the arm, the seed and METRICS.
 MEASURED = ("cka_inherit", "cka_explore", "cka_teacher", "rise_validation")
 
-# ---------------------------------------------------------------------- cells
-
 
 def summary_cell(row: Mapping[str, Any], s: Summary, digits: int = 2) -> Cell:
     """A summary over runs of the arm of `row`: mean and spread, a link; below n and interval."""
@@ -80,9 +78,6 @@ def difference_lines(row: Mapping[str, Any]) -> list[str]:
     tested = "" if pd.isna(row["p_holm"]) else f", {phrases.p_text(row['p_holm'])}"
     difference = f"{number(row['difference'], signed=True)} {word}".strip()
     return [difference, limits, f"{row['pairs']} pairs{tested}"]
-
-
-# ---------------------------------------------------------------------- a grid
 
 
 def grid_html(
@@ -153,9 +148,6 @@ def rows_of(
     return by_arm(comparison.arms(runs, metric)), compared
 
 
-# ---------------------------------------------------------------------- around a table
-
-
 def rules(runs: pd.DataFrame, first: str) -> list[str]:
     """The rules that a table is shown by: exact test images only where there are others."""
     exact = runs["last_exact"].notna().any()
@@ -212,9 +204,6 @@ def csv_link(frame: pd.DataFrame, name: str = "runs.csv") -> Markup:
     wanted = (*ARM, "seed", *METRICS, *MEASURED, "seconds", "device", "hash")
     runs = frame[[c for c in wanted if c in frame]].dropna(axis="columns", how="all")
     return html.csv_link(runs, name, f"CSV of the {len(runs)} runs")
-
-
-# ---------------------------------------------------------------------- the page of records
 
 
 def record_index_html(frame: pd.DataFrame) -> Markup:

@@ -20,24 +20,16 @@ from iekd.report.labels import method_name
 # A term grows with this power of the number of positions of the feature maps that it compares: a
 # mean over the positions of maps of unit length, a mean over the numbers of factors of unit length,
 # a sum. Other weights mean the same on maps of any size, but for NST's, which has no such law.
-SIZE_LAW = {
-    "at_weight": -1.0,
-    "ft_weight": -0.5,
-    "inherit_weight": -0.5,
-    "explore_weight": -0.5,
-    "od_weight": 1.0,
-    "ab_weight": 1.0,
-}
+SIZE_LAW = {"at_weight": -1.0, "od_weight": 1.0, "ab_weight": 1.0}
+SIZE_LAW |= dict.fromkeys(("ft_weight", "inherit_weight", "explore_weight"), -0.5)
 PAPER_SIDE = data.FACTS["cifar10"].side  # pixels, for which weights were published
 
 
 def weights(config: RunConfig) -> dict[str, float]:
     """The weights of a run's losses by name, as far as its method reads them."""
-    return {
-        name: getattr(config, name)
-        for name in fields_of(config.method)
-        if name.endswith("_weight") or name == "kd_alpha"
-    }
+    fields = fields_of(config.method)
+    names = [name for name in fields if name.endswith("_weight") or name == "kd_alpha"]
+    return {name: getattr(config, name) for name in names}
 
 
 def map_side(config: RunConfig, pixels: int = 0) -> int:
@@ -56,34 +48,26 @@ def size_note(configs: Sequence[RunConfig]) -> str:
             counts.setdefault((ours / theirs) ** (2 * SIZE_LAW[name]), []).append(short(name))
     if not counts:
         return ""
-    listed = "; ".join(
-        f"{times:g} times as much for {', '.join(names)}" for times, names in counts.items()
-    )
+    listed = [f"{n:g} times as much for {', '.join(names)}" for n, names in counts.items()]
     sizes = f"{ours} × {ours} positions instead of the paper's {theirs} × {theirs}"
-    return f"On last maps of {sizes} a weight counts {listed}."
+    return f"On last maps of {sizes} a weight counts {'; '.join(listed)}."
 
 
 def search(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
-    """One row per run of the grid, methods in its order: method, label, weights (text), error
-    (validation images, last epoch, percent; NaN without a record), usual (nothing differs from the
-    preset), chosen, edge (chosen, and the grid ends there), path.
+    """One row a run of the grid: method, label, weights (text), error (validation, last
+    epoch, percent; NaN without a record), usual (nothing differs from the preset), chosen, edge
+    (chosen, and the grid ends there).
 
-    Chosen is the lowest error, the usual weight among equals. A method with a run that is missing
-    has no choice yet.
+    Chosen is the lowest error, the usual weight among equals; nothing while a run is missing.
     """
     errors = frame.set_index("path")["last_validation"] if len(frame) else pd.Series(dtype=float)
-    rows = [
-        {
-            "method": c.method,
-            "label": method_name(c.method),
-            "weights": _text(c),
-            "error": errors.get(c.path, float("nan")),
-            "usual": not c.changed(),
-            "path": c.path,
-        }
-        for c in configs
-    ]
-    table = pd.DataFrame(rows)
+    paths = pd.Series([c.path for c in configs])
+    table = pd.DataFrame({"method": [c.method for c in configs]})
+    table["label"] = table["method"].map(method_name)
+    table["weights"] = list(map(_text, configs))
+    table["error"] = paths.map(errors).astype(float)
+    table["usual"] = [not c.changed() for c in configs]
+    table["path"] = paths
     table["chosen"] = table["edge"] = False
     for _, runs in table.groupby("method", sort=False):
         if runs["error"].isna().any():

@@ -38,8 +38,6 @@ SIGNS = {
     "not tested": "○",
 }
 
-# ---------------------------------------------------------------------- the rule
-
 
 def board(
     frame: pd.DataFrame,
@@ -147,9 +145,6 @@ def _size(verdict: str, result: Paired, bound: float) -> str:
     if verdict == "inconclusive" or min(abs(result.low), abs(result.high)) >= bound:
         return ""
     return f"may be smaller than what is of interest (±{bound:g})"
-
-
-# ---------------------------------------------------------------------- the board in HTML
 
 
 def board_html(table: pd.DataFrame, caption: str) -> Markup:
