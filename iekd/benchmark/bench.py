@@ -204,10 +204,7 @@ def packing(preset: str, images: int, rounds: int, device: torch.device) -> Rows
         return runs
 
     alone = [epoch([run]) for run in fresh()]
-    ways = {
-        "one after the other": lambda: [work() for work in alone],
-        "packed": epoch(fresh()),
-    }
+    ways = {"one after the other": lambda: [work() for work in alone], "packed": epoch(fresh())}
     pair = configs[-1].pair
     times = in_turns(ways, rounds, device, f"{pair} packed")
     about = {"preset": preset, "pair": pair, "runs": len(configs)}

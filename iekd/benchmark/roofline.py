@@ -106,9 +106,8 @@ def arithmetic(how: str, device: torch.device) -> float:
 
 def copy(device: torch.device) -> float:
     """GB/s of a large copy, reading and writing."""
-    source = torch.rand(
-        2**28 if device.type == "cuda" else 2**26, device=device
-    )  # far beyond any cache's size, or most
+    # far beyond any cache's size, or most
+    source = torch.rand(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     return 2 * FLOAT * source.numel() / _seconds(lambda: target.copy_(source), device) / 1e9
 

@@ -37,9 +37,8 @@ class Stream:
         except OSError as error:
             self.error = self.error or error
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(
-                nowhere, self.stream.fileno()
-            )  # the interpreter flushes what is left at its end
+            # the interpreter flushes what is left at its end
+            os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
 
 

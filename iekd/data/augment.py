@@ -30,9 +30,8 @@ class Draws(NamedTuple):
 def draw(n: int, pad: int, flip: bool, generator: torch.Generator) -> Draws:
     """Decide crop and flip for n images, all equally likely; `flip` False mirrors nothing."""
     dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
-    mirrored = torch.randint(
-        0, 2, (n,), generator=generator
-    ).bool()  # drawn in any case: the next epoch's draws stay
+    # drawn in any case: the next epoch's draws stay
+    mirrored = torch.randint(0, 2, (n,), generator=generator).bool()
     return Draws(dy, dx, mirrored & flip)
 
 

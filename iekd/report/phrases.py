@@ -74,10 +74,7 @@ def compared(
 
 
 def family(
-    runs: pd.DataFrame,
-    pairs: Sequence[tuple[str, str]],
-    metric: str = "last",
-    noun: str = "error",
+    runs: pd.DataFrame, pairs: Sequence[tuple[str, str]], metric: str = "last", noun: str = "error"
 ) -> list[str]:
     """The same for several pairs (variant, baseline), Holm-corrected over these and no others."""
     errors, students = by_variant(runs, metric), students_of(runs)

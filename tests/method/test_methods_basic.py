@@ -483,9 +483,7 @@ def run_of(method: str, **fields) -> Run:
     config = tiny(method, **fields)
     torch.manual_seed(9)
     parents = (
-        {"teacher": build_network(config.teacher, config).eval()}
-        if config.has_teacher
-        else {}
+        {"teacher": build_network(config.teacher, config).eval()} if config.has_teacher else {}
     )
     return build_run(config, parents, torch.device("cpu"))
 
