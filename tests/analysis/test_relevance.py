@@ -384,9 +384,7 @@ def test_a_last_stage_drawn_anew_leaves_the_network_and_the_random_numbers_alone
     assert changed and all(name.startswith("stages.2.") for name in changed)
 
 
-def test_deletion_by_the_map_costs_more_than_at_random_and_than_by_random_weights(
-    digits,
-):
+def test_deletion_by_the_map_costs_more_than_at_random_and_than_by_random_weights(digits):
     (teacher, _), _, images, labels, box = digits
     random = torch.rand(images[:, 0].shape)
     anew = whole(relevance.random_last_stage(teacher), images, labels, box)
