@@ -1,4 +1,4 @@
-"""What the halves learned: every formula against an independent one, and files that are what they claim to be."""
+"""What the halves learned: every formula against an independent one, and files that are true."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from iekd.training import runner
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A runs folder with the runs that the tests analyse: trained once, copied by nobody, only read."""
+    """A runs folder with the runs that the tests analyse: trained once, only read."""
     return tmp_path_factory.mktemp("trained")
 
 
@@ -54,7 +54,8 @@ def finished(method: str = "ie-ft", **fields) -> RunConfig:
 
 
 def hsic_of_quadruples(k: np.ndarray, l: np.ndarray) -> float:  # noqa: E741
-    """The U-statistic that defines the unbiased HSIC (Song et al. 2012, theorem 3): a mean over all ordered quadruples."""
+    """The U-statistic that defines the unbiased HSIC (Song et al. 2012, theorem 3): a mean over all
+    ordered quadruples."""
     quadruples = list(itertools.permutations(range(len(k)), 4))
     return sum(k[i, j] * (l[i, j] + l[q, r] - 2 * l[i, q]) for i, j, q, r in quadruples) / len(
         quadruples
