@@ -23,7 +23,9 @@ def runs(tmp_path, monkeypatch):
 
 
 def pytest_configure():
-    """A shell ignores Ctrl-C, and nohup SIGHUP, on behalf of what it starts in the background: tests of signals need them heard."""
+    """A shell ignores Ctrl-C, and nohup SIGHUP, on behalf of what it starts in the background:
+    tests of signals need them heard.
+    """
     for number, handler in (
         (signal.SIGINT, signal.default_int_handler),
         (signal.SIGHUP, signal.SIG_DFL),

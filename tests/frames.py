@@ -1,4 +1,6 @@
-"""A frame as `records.load` gives it, made of errors typed in: for the tests of tables, claims and figures."""
+"""A frame as `records.load` gives it, made of errors typed in: for the tests of tables, claims and
+figures.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def rows(config: RunConfig, errors: dict[int, float]) -> list[dict]:
 
 
 def frame(preset: str, *arms: tuple[dict, dict[int, float]], **setting) -> pd.DataFrame:
-    """`arms`: (fields, errors by seed); the fields {'role': 'teacher'} stand for the teacher's own runs."""
+    """`arms`: (fields, errors by seed); the fields {'role': 'teacher'} stand for the teacher's own
+    runs.
+    """
     all_rows = []
     for fields, errors in arms:
         is_teacher = fields.get("role") == "teacher"

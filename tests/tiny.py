@@ -1,4 +1,6 @@
-"""The smallest runs that are still runs, records without training, and processes that can be killed."""
+"""The smallest runs that are still runs, records without training, and processes that can be
+killed.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ def made_up(config: RunConfig, error: float = 10.0) -> Record:
 
 
 def start(task: Callable, runs: Path, *arguments: Any) -> multiprocessing.Process:
-    """`task(*arguments)` in a process of its own, forked from one that has imported torch but computed nothing."""
+    """`task(*arguments)` in a process of its own, forked from one that has imported torch but
+    computed nothing.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch", "torchvision", "pandas"])
     process = context.Process(target=_child, args=(task, str(runs), arguments), daemon=True)

@@ -1,12 +1,15 @@
-"""`make torture`: sweeps that are killed, starved of space and robbed of their files must end with the records of a calm sweep.
+"""`make torture`: sweeps that are killed, starved of space and robbed of their files must end with
+the records of a calm sweep.
 
     python tests/torture.py --minutes 5 --seed 0
 
-Two sweeps on one store, of two grids each, one of them with packs, are started again and again; at random moments a training process, a
-sweep, or a sweep with all its children gets SIGKILL or SIGTERM, and files of every kind are cut off, emptied, altered, removed, or get a
-copy beside them. At the end one sweep finishes in peace; then, at rest, something is done to a file of every kind, and a sweep must make
-it good. Every record must equal, but for times, that of a sweep nobody disturbed; no record may ever have changed or vanished by itself.
-Round after round until the time is over. First, once, the disk of a store runs full. Exit status 1 if anything was lost, with what
+Two sweeps on one store, of two grids each, one of them with packs, are started again and again; at
+random moments a training process, a sweep, or a sweep with all its children gets SIGKILL or
+SIGTERM, and files of every kind are cut off, emptied, altered, removed, or get a copy beside them.
+At the end one sweep finishes in peace; then, at rest, something is done to a file of every kind,
+and a sweep must make it good. Every record must equal, but for times, that of a sweep nobody
+disturbed; no record may ever have changed or vanished by itself. Round after round until the time
+is over. First, once, the disk of a store runs full. Exit status 1 if anything was lost, with what
 differs; the folder is then kept. Linux only.
 """
 
@@ -105,7 +108,9 @@ def start(folder: Path, jobs: int = 1, pack: int = 1) -> subprocess.Popen:
 
 
 def training(folder: Path) -> dict[int, int]:
-    """The processes that train a run of this store, with their parents; also those whose sweep is dead."""
+    """The processes that train a run of this store, with their parents; also those whose sweep is
+    dead.
+    """
     found = {}
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -122,7 +127,9 @@ def training(folder: Path) -> dict[int, int]:
 
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
-    """What the records say, without times; a damaged one says nothing. How many ran in a pack is no result."""
+    """What the records say, without times; a damaged one says nothing. How many ran in a pack is no
+    result.
+    """
     found = {}
     for path in sorted(
         path for path in folder.glob("records/**/*.json") if kind_of(path) == "record"
@@ -166,7 +173,9 @@ def compare(calm: dict, found: dict, when: str) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Sweep in peace, doing what the messages ask for: a damaged file is deleted, and its run made again."""
+    """Sweep in peace, doing what the messages ask for: a damaged file is deleted, and its run made
+    again.
+    """
     for _ in range(20):
         log = folder / "sweeps.log"
         said = log.stat().st_size if log.exists() else 0
@@ -216,7 +225,9 @@ def stop_sweep(folder: Path, sweeps: list[subprocess.Popen], chance: random.Rand
 
 
 def damage(folder: Path, sweeps: list[subprocess.Popen], chance: random.Random) -> str:
-    """Do something to a file: all kinds that are there have the same chance, for there are few checkpoints at a time."""
+    """Do something to a file: all kinds that are there have the same chance, for there are few
+    checkpoints at a time.
+    """
     found = files(folder)
     kind = chance.choice(sorted(found)) if found else ""
     ways = [way for way in WAYS.get(kind, []) if "rest" not in way]
@@ -279,7 +290,9 @@ def send(process: int, number: int) -> None:
 
 
 def fill_disk(folder: Path, calm: dict) -> str:
-    """A store on a disk that runs full: the sweep says so, what is recorded is whole, and with more space it goes on."""
+    """A store on a disk that runs full: the sweep says so, what is recorded is whole, and with more
+    space it goes on.
+    """
     folder.mkdir()
     if (
         os.geteuid()
@@ -337,7 +350,9 @@ def torture(folder: Path, calm: dict, until: float, chance: random.Random) -> Co
 
 
 def at_rest(folder: Path, calm: dict, chance: random.Random) -> Counter:
-    """When all is finished: a record of every method is gone, as a message asks for, and a file of every kind is hurt."""
+    """When all is finished: a record of every method is gone, as a message asks for, and a file of
+    every kind is hurt.
+    """
     done: Counter = Counter()
     by_method = {
         calm[path]["config"]["method"]: path for path in chance.sample(sorted(calm), len(calm))
@@ -401,7 +416,8 @@ def main() -> None:
             rounds += 1
             done += (what := torture(folder / f"round{rounds}", calm, until, chance))
             print(
-                f"round {rounds}: {sum(what.values())} attacks, all {len(calm)} records as in the calm sweep",
+                f"round {rounds}: {sum(what.values())} attacks, all {len(calm)} records as in the "
+                "calm sweep",
                 flush=True,
             )
     finally:

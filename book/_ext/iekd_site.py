@@ -1,11 +1,14 @@
-"""What Jupyter Book does not do by itself for this site; loaded by `local_extensions` in `_config.yml`.
+"""What Jupyter Book does not do by itself for this site; loaded by `local_extensions` in
+`_config.yml`.
 
-1. Outputs depend on the library and the records, not only on the notebook: the execution cache is named after a digest.
+1. Outputs depend on the library and the records, not only on the notebook: the execution cache is
+  named after a digest.
 2. The site works without network: MathJax comes from the package `sphinx-mathjax-offline`.
 3. So does the explorer: the script that draws it comes from the package `vl-convert-python`.
 4. The records lie in the site under `records/`, so that every table can link to them.
-5. The build fails on a page that loads from a foreign host, links to a missing record, or is larger than 1 MB, and on one whose
-   captioned figure has no picture: MyST-NB then prints what the cell returned and drops the caption without a word.
+5. The build fails on a page that loads from a foreign host, links to a missing record, or is larger
+  than 1 MB, and on one whose captioned figure has no picture: MyST-NB then prints what the cell
+  returned and drops the caption without a word.
 """
 
 from __future__ import annotations
@@ -63,14 +66,17 @@ def inputs_digest() -> str:
 
 
 def choose_cache(app: Sphinx, config) -> None:
-    """Use the execution cache of today's inputs and drop the others. A new value makes Sphinx read every page again."""
+    """Use the execution cache of today's inputs and drop the others. A new value makes Sphinx read
+    every page again.
+    """
     caches = Path(app.outdir).parent / ".jupyter_cache"
     cache = caches / inputs_digest()
     for stale in caches.glob("*"):
         if stale != cache:
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
     config.nb_execution_cache_path = str(cache)
-    # sphinx-external-toc 1.1 fails on pages kept from a build with another table of contents (KeyError)
+    # sphinx-external-toc 1.1 fails on pages kept from a build with another table of contents
+    # (KeyError)
     config.iekd_toc = Path(config.external_toc_path or Path(app.srcdir) / "_toc.yml").read_text(
         encoding="utf-8"
     )
@@ -88,7 +94,9 @@ def copy_mathjax(static: Path) -> None:
 
 
 def write_vega(static: Path) -> None:
-    """Write Vega, Vega-Lite and vega-embed as one script that leaves `vegaEmbed` behind, and nothing else that could be in the way."""
+    """Write Vega, Vega-Lite and vega-embed as one script that leaves `vegaEmbed` behind, and
+    nothing else that could be in the way.
+    """
     (static / "vega.js").write_text(
         f"(() => {{{vl_convert.javascript_bundle()}}})();", encoding="utf-8"
     )
@@ -121,7 +129,9 @@ def drawn(site: Path, html: str) -> set[str]:
 
 
 def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
-    """One line for each promise that a built page breaks; `source` is the folder of the pages' sources."""
+    """One line for each promise that a built page breaks; `source` is the folder of the pages'
+    sources.
+    """
     found = []
     for page in (site / f"{doc}.html" for doc in sorted(docs)):
         text = page.read_text(encoding="utf-8")

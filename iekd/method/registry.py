@@ -133,20 +133,20 @@ def method(
     {term: loss}`.
 
     Args:
-    name: small letters, digits and hyphens; it stands in the paths of records.
-    label: what tables and figures call it; default: the name in capitals.
-    source: what it does and where it comes from, one sentence.
-    taught: by nobody, a trained 'teacher', its 'factor' as well, or a 'peer' (mutual learning).
-    fields: further fields of a run that it reads.
-    compares: which stages of student and teacher must have equal height and width, for example
-    `features.last`.
-    reads: the teacher's features that it reads: 'factor', 'pooled', 'last', 'stages', 'stages_pre',
-    or ''.
-    whole_batch: whether its loss is no mean over the images of a batch (it relates them to one
-    another, or keeps a memory): several processes with a shard of the batch each cannot train it.
-    build: makes it for a run's configuration and `Networks`. Default: `cls(networks, **options)`,
-    where the options are the keyword parameters of its constructor, each with a type (int, float,
-    str) and a default.
+        name: small letters, digits and hyphens; it stands in the paths of records.
+        label: what tables and figures call it; default: the name in capitals.
+        source: what it does and where it comes from, one sentence.
+        taught: by nobody, a trained 'teacher', its 'factor' as well, or a 'peer' (mutual learning).
+        fields: further fields of a run that it reads.
+        compares: which stages of student and teacher must have equal height and width, for
+            example `features.last`.
+        reads: the teacher's features that it reads: 'factor', 'pooled', 'last', 'stages',
+            'stages_pre', or ''.
+        whole_batch: whether its loss is no mean over the images of a batch (it relates them to
+            one another, or keeps a memory): processes with a shard each cannot train it.
+        build: makes it for a run's configuration and `Networks`. Default:
+            `cls(networks, **options)`, where the options are the keyword parameters of its
+            constructor, each with a type (int, float, str) and a default.
 
     Raises:
         ConfigError: the name cannot be used, or a parameter cannot be an option.
@@ -226,14 +226,14 @@ def measure(
     differ is a `similarity`: exploration minimises it, and inheritance cannot use it.
 
     Args:
-    name: small letters, digits and hyphens; it stands in the paths of records.
-    label: what tables and figures call it; default: the name.
-    unit: 'l1' for a value of the order of the mean L1 between unit factors, which falls with their
-    size N like 1/sqrt(N); 'one' for a value that does not depend on N: its loss is then multiplied
-    by `l1_unit`.
-    similarity: whether it is large for factors that are alike.
-    sides: the halves that may use it.
-    whole_batch: whether it is no mean over the images of a batch; see `method`.
+        name: small letters, digits and hyphens; it stands in the paths of records.
+        label: what tables and figures call it; default: the name.
+        unit: 'l1' for a value of the order of the mean L1 between unit factors, which falls with
+            their size N like 1/sqrt(N); 'one' for a value that does not depend on N: its loss is
+            then multiplied by `l1_unit`.
+        similarity: whether it is large for factors that are alike.
+        sides: the halves that may use it.
+        whole_batch: whether it is no mean over the images of a batch; see `method`.
     """
 
     def register(function: Measure) -> Measure:

@@ -1,4 +1,6 @@
-"""A notebook refuses parameters that it does not have, before anything trains; and grids name only parameters that it has."""
+"""A notebook refuses parameters that it does not have, before anything trains; and grids name only
+parameters that it has.
+"""
 
 from __future__ import annotations
 
@@ -160,7 +162,8 @@ def generated(tmp_path):
             metadata={"tags": ["parameters"]},
         ),
         nbformat.v4.new_code_cell(
-            "from iekd.notebook import run_config\nconfig = run_config('explore, seed', method='ie-ft')\nimport matplotlib.pyplot as plt"
+            "from iekd.notebook import run_config\nconfig = run_config('explore, seed', "
+            "method='ie-ft')\nimport matplotlib.pyplot as plt"
         ),
         nbformat.v4.new_code_cell("fig, ax = plt.subplots(figsize=(1, 1))\nplt.close(fig)\nfig"),
         nbformat.v4.new_code_cell("plt.plot([1, 2]);"),

@@ -1,4 +1,6 @@
-"""However a person edits a parameters cell and whatever runs it: the values on the page are used, or the notebook refuses."""
+"""However a person edits a parameters cell and whatever runs it: the values on the page are used,
+or the notebook refuses.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ made = config.command()"""
 
 @pytest.fixture(scope="module")
 def kernel(tmp_path_factory):
-    """kernel(*cells) -> the variables after the cells ran as in Jupyter, or the message of the first that failed (they all run)."""
+    """kernel(*cells) -> the variables after the cells ran as in Jupyter, or the message of the
+    first that failed (they all run).
+    """
     main, patch = sys.modules["__main__"], pytest.MonkeyPatch()
     patch.setenv("IPYTHONDIR", str(tmp_path_factory.mktemp("ipython")))
     config = Config()
@@ -274,7 +278,9 @@ ADDED = [
 
 @st.composite
 def mixtures(draw):
-    """A cell of the five parameters, the values that it sets, and the names whose lines were spoiled."""
+    """A cell of the five parameters, the values that it sets, and the names whose lines were
+    spoiled.
+    """
     values = {name: draw(strategy) for name, strategy in VALUES.items()}
     spoiled = draw(st.sets(st.sampled_from(list(VALUES)), max_size=2))
     lines = [draw(st.sampled_from(ADDED))]
@@ -300,7 +306,7 @@ def test_any_mixture_of_edits_is_obeyed_or_refused(kernel, mixture):
         assert found["config"] == values, cell
 
 
-# ---------------------------------------------------------------------- other ways to run a notebook
+# --------------------------------------------------------------------- other ways to run a notebook
 
 
 def file_of(path: Path, *sources: str) -> Path:

@@ -110,7 +110,9 @@ def test_figures_have_a_description(path):
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """site(html) -> the problems of a page of one notebook that promises the figures fig-one and fig-two."""
+    """site(html) -> the problems of a page of one notebook that promises the figures fig-one and
+    fig-two.
+    """
     monkeypatch.syspath_prepend(str(BOOK / "_ext"))
     iekd_site = pytest.importorskip("iekd_site")
     options = [
@@ -168,7 +170,9 @@ def test_solutions_are_folded_on_the_site_and_in_jupyter_and_can_be_taken_out(pa
     "page", ["tables", "ablations", "methods", "mutual", "small-teacher", "analysis", "speed"]
 )
 def test_every_table_of_results_has_its_data_and_its_command(page):
-    """`results.grid_html`, `results.paper_html` and `verdicts.board_html` bring them along; what a page frames itself names them."""
+    """`results.grid_html`, `results.paper_html` and `verdicts.board_html` bring them along; what a
+    page frames itself names them.
+    """
     sources = ["".join(cell["source"]) for cell in cells(BOOK / f"{page}.ipynb")]
     calls = [
         node
@@ -189,7 +193,8 @@ def test_conda_environment_is_pyproject():
     python, _, packages = environment["dependencies"]
     assert environment["name"] == project()["name"]
     assert python == "python" + project()["requires-python"]
-    # the packages come through pip from pyproject.toml itself, with every extra a reader or a developer needs
+    # the packages come through pip from pyproject.toml itself, with every extra a reader or a
+    # developer needs
     assert packages == {"pip": [f"-e .[{','.join(project()['optional-dependencies'])}]"]}
 
 

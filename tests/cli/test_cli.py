@@ -94,7 +94,8 @@ def test_an_autoencoder_prints_its_loss(iekd):
     [
         (
             ["run", "--exlore", "cka"],
-            "exlore: no such parameter (did you mean 'explore'?); `iekd run --help` lists all of them",
+            "exlore: no such parameter (did you mean 'explore'?); `iekd run --help` lists all of "
+            "them",
         ),
         (["run", "--exlore=cka", "--dry-run"], "exlore: no such parameter"),
         (
@@ -113,7 +114,8 @@ def test_an_autoencoder_prints_its_loss(iekd):
         ),
         (
             ["data", "list", "--rooot", "x"],
-            "iekd data list: --rooot: no such option (did you mean '--root'?); see iekd data list --help",
+            "iekd data list: --rooot: no such option (did you mean '--root'?); see iekd data list "
+            "--help",
         ),
         (["sweep", "g.yaml", "--jobs", "0"], "'0' is no number from 1"),
         (["sweep", "g.yaml", "--jobs", "two"], "'two' is no number from 1"),

@@ -31,7 +31,9 @@ COMMANDS = [
 
 @pytest.fixture
 def to(monkeypatch):
-    """to(stream, words) -> (status, what stood on standard error): a command whose standard output is a stream."""
+    """to(stream, words) -> (status, what stood on standard error): a command whose standard output
+    is a stream.
+    """
 
     def to(stream, *words, errors=None):
         errors = errors or io.StringIO()

@@ -1,4 +1,6 @@
-"""A configuration refuses what it does not know, and one training has one identity, one path and one command."""
+"""A configuration refuses what it does not know, and one training has one identity, one path and
+one command.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,9 @@ def test_it_is_frozen():
 
 
 def test_hashes_stay_as_they_are():
-    """A changed default or preset would make every record of the store another run. Add fields; never change these numbers."""
+    """A changed default or preset would make every record of the store another run. Add fields;
+    never change these numbers.
+    """
     known = {
         ("smoke", "supervised"): "a016e0a79660",
         ("smoke", "ie-ft"): "b264b37fd295",
@@ -239,7 +243,7 @@ def test_replace_takes_what_was_not_read_from_the_preset():
     assert ie.replace(method="supervised").replace(method="ie-ft") == ie
 
 
-# ---------------------------------------------------------------------- paths and commands of the grids
+# ------------------------------------------------------------------ paths and commands of the grids
 
 
 def test_there_is_a_grid():
@@ -283,7 +287,9 @@ def test_the_printed_command_names_what_differs_from_the_preset(preset, method, 
 
 
 def test_the_printed_command_names_a_pair_that_is_usual_elsewhere():
-    """Imagenette has a pair of its own at class scale: that one goes without saying, the pair of CIFAR does not."""
+    """Imagenette has a pair of its own at class scale: that one goes without saying, the pair of
+    CIFAR does not.
+    """
     usual = RunConfig.create("class", dataset="imagenette", method="ie-ft")
     cifar = RunConfig.create("class")
     other = usual.replace(teacher=cifar.student, student=cifar.student)

@@ -139,7 +139,7 @@ def test_parents_come_first_and_once():
         assert all(parent in ordered[:place] for parent in config.parents().values())
 
 
-# ---------------------------------------------------------------------- the grids that hold some runs
+# -------------------------------------------------------------------- the grids that hold some runs
 
 
 def test_few_grids_hold_some_runs():

@@ -1,4 +1,6 @@
-"""A grid's numbers mean what a person reads, and the same everywhere; what can be misread is refused with its line."""
+"""A grid's numbers mean what a person reads, and the same everywhere; what can be misread is
+refused with its line.
+"""
 
 from __future__ import annotations
 
@@ -182,7 +184,9 @@ def test_a_truth_value_is_no_parameter_in_python_either(name, value):
 
 
 def numbers(text: str) -> dict[str, float]:
-    """What each way in takes a spelling for, where it takes it for a number: grid, command line, papermill -p, -f, Python."""
+    """What each way in takes a spelling for, where it takes it for a number: grid, command line,
+    papermill -p, -f, Python.
+    """
     ways = {
         "grid": lambda: strict.read(f"a: {text}")["a"],
         "python": lambda: ast.literal_eval(text),

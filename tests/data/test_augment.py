@@ -45,7 +45,9 @@ def test_nothing_to_do_is_the_identity():
 
 
 def test_the_same_draws_give_the_same_images():
-    """Also where an epoch goes on in the middle: the draws belong to the image, not to the batch it comes in."""
+    """Also where an epoch goes on in the middle: the draws belong to the image, not to the batch it
+    comes in.
+    """
     images, draws = batch(), draw(50, 2, True, generator())
     again = draw(50, 2, True, generator())
     assert all(torch.equal(a, b) for a, b in zip(draws, again, strict=True))
@@ -70,7 +72,9 @@ def test_every_offset_is_equally_likely():
 
 
 def test_the_host_never_looks():
-    """Meta tensors have no values: whatever needs one on the host (item, a boolean mask) fails on them."""
+    """Meta tensors have no values: whatever needs one on the host (item, a boolean mask) fails on
+    them.
+    """
     draws = draw(50, 2, True, generator()).to("meta")
     with pytest.raises(RuntimeError):
         draws.dy[0].item()

@@ -1,4 +1,6 @@
-"""Packs, sources and splits; the large sets are tested where they are at hand (shared/data, Debian's package)."""
+"""Packs, sources and splits; the large sets are tested where they are at hand (shared/data,
+Debian's package).
+"""
 
 import json
 import shutil
@@ -73,7 +75,9 @@ def test_a_pack_gives_back_every_byte(tmp_path, channels):
 
 
 def test_our_sheets_have_the_shared_layout(tmp_path):
-    """Image 41 lies in the second row, second column: the recipe of shared/data/README.md, written out."""
+    """Image 41 lies in the second row, second column: the recipe of shared/data/README.md, written
+    out.
+    """
     from PIL import Image
 
     given = arrays(1000)
@@ -179,7 +183,9 @@ def test_a_pack_is_not_written_over(tmp_path):
 
 @pytest.fixture
 def lossy(tmp_path, monkeypatch):
-    """A pack of JPEG sheets as ../shared/data/imagenette64 is one: 300 and 20 images of one colour each."""
+    """A pack of JPEG sheets as ../shared/data/imagenette64 is one: 300 and 20 images of one colour
+    each.
+    """
     from PIL import Image
 
     folder, files = tmp_path / "imagenette64", {}
@@ -205,7 +211,9 @@ def lossy(tmp_path, monkeypatch):
 
 
 def test_a_lossy_pack_is_read_and_packed_again(alone, lossy):
-    """16 x 16 images a sheet, row by row, the rest of the last sheet left out; its `val` is our test set."""
+    """16 x 16 images a sheet, row by row, the rest of the last sheet left out; its `val` is our
+    test set.
+    """
     folder, colours = lossy
     raw = sources.load_raw("imagenette", alone)
     assert raw.train_images.shape == (300, 3, 64, 64) and raw.test_images.shape == (20, 3, 64, 64)
@@ -298,7 +306,9 @@ def test_a_named_root_must_exist(alone, monkeypatch):
 
 
 def test_every_source_has_the_same_checksum(alone, monkeypatch):
-    """torchvision's arrays (rows, columns, channels), a download, and packs of them in three generations."""
+    """torchvision's arrays (rows, columns, channels), a download, and packs of them in three
+    generations.
+    """
     given = arrays(120, 30)
 
     def official(folder, train=True, download=False):

@@ -1,4 +1,6 @@
-"""Measures: each against a float64 NumPy reference of its formula, by finite differences, and where it could break."""
+"""Measures: each against a float64 NumPy reference of its formula, by finite differences, and where
+it could break.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,7 @@ def factors(
     return (a + shared).to(dtype), (b + shared).to(dtype)
 
 
-# ---------------------------------------------------------------------- references, one sample and one number at a time
+# -------------------------------------------------- references, one sample and one number at a time
 
 
 def np_unit(x: np.ndarray) -> np.ndarray:
@@ -86,7 +88,9 @@ def np_cka(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def np_biased_cka(x: np.ndarray, y: np.ndarray) -> float:
-    """Feature form of Kornblith et al. 2019: ||Y'X||^2 / (||X'X|| ||Y'Y||) of the centred features (B, N)."""
+    """Feature form of Kornblith et al. 2019: ||Y'X||^2 / (||X'X|| ||Y'Y||) of the centred features
+    (B, N).
+    """
     x, y = x - x.mean(0), y - y.mean(0)
     return np.linalg.norm(y.T @ x) ** 2 / (np.linalg.norm(x.T @ x) * np.linalg.norm(y.T @ y))
 
@@ -339,7 +343,9 @@ def test_losses_are_the_measures_with_sign_and_unit() -> None:
 
 
 def test_one_weight_means_one_order_of_magnitude() -> None:
-    """Between independent factors, every loss of the inheritance side is within a factor 1.5 of the L1 unit."""
+    """Between independent factors, every loss of the inheritance side is within a factor 1.5 of the
+    L1 unit.
+    """
     x, y = (torch.randn(64, 32, 8, 8, generator=torch.Generator().manual_seed(k)) for k in (1, 2))
     assert (
         l1(x, y).item()
@@ -352,7 +358,9 @@ def test_one_weight_means_one_order_of_magnitude() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_minimising_moves_the_right_way(name: str) -> None:
-    """A small step down the gradient: inheritance comes nearer to the teacher's factor, exploration goes away."""
+    """A small step down the gradient: inheritance comes nearer to the teacher's factor, exploration
+    goes away.
+    """
     x, y = factors(16, 4, 2, 2)
     x.requires_grad_()
     LOSSES[name](x, y).backward()
@@ -362,11 +370,13 @@ def test_minimising_moves_the_right_way(name: str) -> None:
     assert change > 0 if name.startswith("inherit") else change < 0
 
 
-# ---------------------------------------------------------------------- an exploration that no constant satisfies
+# -------------------------------------------------------- an exploration that no constant satisfies
 
 
 def test_the_best_constant_satisfies_l1_and_not_the_centred_form() -> None:
-    """-sign(y^)/sqrt(N) of the mean image is nearly the largest L1 distance; centred, it is a factor of zeros."""
+    """-sign(y^)/sqrt(N) of the mean image is nearly the largest L1 distance; centred, it is a
+    factor of zeros.
+    """
     teacher = torch.nn.functional.leaky_relu(
         torch.randn(64, 8, 4, 4) + torch.randn(1, 8, 4, 4), 0.1
     )
@@ -396,7 +406,9 @@ def test_a_constant_with_noise_counts_as_a_constant(noise: float) -> None:
 
 
 def test_the_centred_form_pushes_a_constant_where_l1_does_not() -> None:
-    """From the best constant with a little noise: the share of the energy that differs between images grows."""
+    """From the best constant with a little noise: the share of the energy that differs between
+    images grows.
+    """
     torch.manual_seed(1)
     teacher = torch.randn(64, 8, 2, 2)
     start = torch.ones_like(teacher) + 0.05 * torch.randn_like(teacher)

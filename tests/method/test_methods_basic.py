@@ -1,4 +1,6 @@
-"""AT, OD, FitNet, AB, Tf-KD, IE-AT and IE-OD against float64 references written from their papers, and what must hold of them."""
+"""AT, OD, FitNet, AB, Tf-KD, IE-AT and IE-OD against float64 references written from their papers,
+and what must hold of them.
+"""
 
 from __future__ import annotations
 
@@ -142,7 +144,9 @@ def margins(norm: nn.BatchNorm2d) -> np.ndarray:
 
 
 def partial(ours: np.ndarray, theirs: np.ndarray, margin: np.ndarray) -> np.ndarray:
-    """Element by element: nothing where student <= teacher <= 0, the teacher behind its margin ReLU."""
+    """Element by element: nothing where student <= teacher <= 0, the teacher behind its margin
+    ReLU.
+    """
     total = np.zeros(ours.shape)
     for place, x in np.ndenumerate(ours):
         y = max(theirs[place], margin[place[1]])
@@ -192,7 +196,9 @@ def test_later_stages_count_more():
 
 
 def boundary(ours: np.ndarray, theirs: np.ndarray, mu: float = 1.0) -> float:
-    """|| rho(T) sigma(mu - S) + (1 - rho(T)) sigma(mu + S) ||^2, rho = 1 where active, sigma = max(0, .)."""
+    """|| rho(T) sigma(mu - S) + (1 - rho(T)) sigma(mu + S) ||^2, rho = 1 where active, sigma =
+    max(0, .).
+    """
     active = (theirs > 0).astype(float)
     return np.sum(
         (active * np.maximum(0, mu - ours) + (1 - active) * np.maximum(0, mu + ours)) ** 2
@@ -529,7 +535,9 @@ def test_the_teacher_gets_no_gradient_and_keeps_its_statistics(method):
 @pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("epoch", [0, 2])
 def test_a_step_looks_at_no_value(monkeypatch, method, epoch):
-    """On the meta device there are none: what would wait for the device, or branch on a value, raises. So it can be captured."""
+    """On the meta device there are none: what would wait for the device, or branch on a value,
+    raises. So it can be captured.
+    """
     monkeypatch.setattr("iekd.training.teacher.fuse", lambda network: network)  # as on a GPU
     run = run_of(method)
     learner = run.learner.to("meta")
@@ -693,7 +701,7 @@ def test_the_shape_of_the_images_is_known_without_them(fields):
     )
 
 
-# ---------------------------------------------------------------------- the networks' normalisations
+# --------------------------------------------------------------------- the networks' normalisations
 
 
 @pytest.mark.parametrize(

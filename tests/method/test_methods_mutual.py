@@ -94,7 +94,9 @@ def test_the_divergence_moves_its_own_network_alone(images, pair):
 
 
 def test_dml_is_the_algorithm_of_its_paper(images, pair):
-    """Two optimisers, every forward pass fresh: what the shared one with one forward pass less must come to."""
+    """Two optimisers, every forward pass fresh: what the shared one with one forward pass less must
+    come to.
+    """
     reference = copy.deepcopy(pair)
     optimisers = [
         torch.optim.SGD(network.parameters(), 0.1, 0.9, weight_decay=5e-4, nesterov=True)
@@ -244,7 +246,9 @@ def test_a_pair_that_does_not_fit_is_refused(monkeypatch):
 
 @pytest.mark.parametrize("name", MUTUAL)
 def test_no_value_is_read_in_a_step(name):
-    """Fake tensors have shapes and no values: .item(), a branch on a value or a boolean index would raise."""
+    """Fake tensors have shapes and no values: .item(), a branch on a value or a boolean index would
+    raise.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         pair = networks.build("resnet8x0.25", 10, 1), networks.build("resnet8x0.5", 10, 1)
         method = DML(1.0) if name == "dml" else ie_dml(*pair)

@@ -1,4 +1,6 @@
-"""SP, CC, VID, RKD, PKT, NST, CRD: each against a reference in float64 written from its paper, and what its loss must and must not see."""
+"""SP, CC, VID, RKD, PKT, NST, CRD: each against a reference in float64 written from its paper, and
+what its loss must and must not see.
+"""
 
 from __future__ import annotations
 
@@ -161,7 +163,9 @@ def rkd_reference(student, teacher):
 
 
 def pkt_reference(student, teacher):
-    """Conditional probabilities with the cosine kernel, and their KL divergence, mean over distinct pairs."""
+    """Conditional probabilities with the cosine kernel, and their KL divergence, mean over distinct
+    pairs.
+    """
     p, q = [], []
     for found, rows in ((teacher, p), (student, q)):
         x = unit(numpy(found.features["pooled"]))
@@ -188,7 +192,9 @@ def nst_reference(student, teacher):
 
 
 def vid_reference(student, teacher):
-    """-log of a Gaussian density with one variance per channel, from 5, without its constant; mean over everything, sum over stages."""
+    """-log of a Gaussian density with one variance per channel, from 5, without its constant; mean
+    over everything, sum over stages.
+    """
     total, method = 0.0, build("vid")
     for stage, density in zip(OURS, method.densities, strict=True):
         mean, t = numpy(density.mean(student.features[stage])), numpy(teacher.features[stage])
@@ -197,7 +203,9 @@ def vid_reference(student, teacher):
 
 
 def crd_reference(student, teacher):
-    """For every anchor on both sides: the critic as a probability, the mean over all images of other classes times N."""
+    """For every anchor on both sides: the critic as a probability, the mean over all images of
+    other classes times N.
+    """
     method = build("crd")
     heads = [(method.student, student), (method.teacher, teacher)]
     embeddings = [
@@ -436,7 +444,9 @@ def test_images_of_the_same_class_are_no_negatives(student, teacher):
 
 
 def test_what_the_normaliser_of_crd_stands_for():
-    """The mean of e^(cos / tau) between random directions is what the authors' code estimates on its first batch."""
+    """The mean of e^(cos / tau) between random directions is what the authors' code estimates on
+    its first batch.
+    """
     generator = torch.Generator().manual_seed(0)
     x, y = (
         unit(torch.randn(1000, crd.SIZE, generator=generator).double().numpy()) for _ in range(2)
@@ -446,7 +456,9 @@ def test_what_the_normaliser_of_crd_stands_for():
 
 
 def test_the_whole_memory_is_the_mean_of_the_papers_draws(student, teacher):
-    """N negatives drawn for each anchor, summed, as in the paper: the average of many draws is the loss."""
+    """N negatives drawn for each anchor, summed, as in the paper: the average of many draws is the
+    loss.
+    """
     generator = torch.Generator().manual_seed(0)
     anchor, positive, memory = (
         nn.functional.normalize(torch.randn(n, crd.SIZE, generator=generator))
@@ -555,12 +567,14 @@ def test_one_class(student, teacher, name):
     assert loss.isfinite() and loss > 0
 
 
-# ---------------------------------------------------------------------- no step waits for the device
+# --------------------------------------------------------------------- no step waits for the device
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_no_value_is_read_in_a_step(name):
-    """Fake tensors have shapes and no values: .item(), a branch on a value or a boolean index would raise."""
+    """Fake tensors have shapes and no values: .item(), a branch on a value or a boolean index would
+    raise.
+    """
     with FakeTensorMode(allow_non_fake_inputs=True):
         method = build(name, dtype=torch.float)
         student, teacher = (

@@ -1,4 +1,6 @@
-"""A reader's own measure and method, from a cell or a file, are known from then on to everything that reads names."""
+"""A reader's own measure and method, from a cell or a file, are known from then on to everything
+that reads names.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""The methods against independent float64 references, their shapes and parameter counts, and where their gradients go."""
+"""The methods against independent float64 references, their shapes and parameter counts, and where
+their gradients go.
+"""
 
 from __future__ import annotations
 
@@ -224,7 +226,7 @@ def test_the_gradient_reaches_both_encoders_and_every_channel_but_not_the_teache
     assert teacher.features["factor"].grad is None
 
 
-# ---------------------------------------------------------------------- IE: partial L2 and its margin
+# -------------------------------------------------------------------- IE: partial L2 and its margin
 
 
 def test_the_margin_is_the_expected_negative_factor_after_the_leaky_relu():

@@ -1,4 +1,6 @@
-"""make installs into no environment of another checkout, and nothing at all where nothing is needed. The environment here is made up."""
+"""make installs into no environment of another checkout, and nothing at all where nothing is
+needed. The environment here is made up.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ esac
 
 @pytest.fixture
 def fresh(tmp_path):
-    """fresh(*words) -> `make` in a clone without an environment, whose Python only writes down what it was asked to do."""
+    """fresh(*words) -> `make` in a clone without an environment, whose Python only writes down what
+    it was asked to do.
+    """
     python = tmp_path / "python3"
     python.write_text(FAKE.format(log=tmp_path / "log", seconds=0.7, python=sys.executable))
     python.chmod(0o755)

@@ -320,7 +320,9 @@ KNOBS = {
 @given(st.fixed_dictionaries({}, optional=KNOBS), st.integers(0, 2**32 - 1))
 @settings(max_examples=40, deadline=None)
 def test_every_configuration_has_a_place_of_its_own(fields, seed):
-    """However many fields are named: on any file system, the same folder for all seeds, and another one for another run."""
+    """However many fields are named: on any file system, the same folder for all seeds, and another
+    one for another run.
+    """
     config = RunConfig.create("smoke", method="ie-ft", seed=seed, **fields)
     assert records.is_place(f"{config.path}.json", ".json") and all(
         len(part) <= LONGEST for part in config.path.split("/")

@@ -310,7 +310,9 @@ def test_an_older_filelock_without_flock(runs, monkeypatch):
 
 
 def test_files_without_a_byte(runs, tmp_path):
-    """As a full disk or a broken synchronisation leaves them: each is told by name, with what to do, or made again."""
+    """As a full disk or a broken synchronisation leaves them: each is told by name, with what to
+    do, or made again.
+    """
     weights, record = records.weights_paths(tiny())[1], records.record_path(tiny())
     made_up(tiny()).save()
     for path in (

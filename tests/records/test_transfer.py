@@ -117,8 +117,8 @@ def test_another_result_of_the_same_run_is_refused_and_ours_stays(away, tmp_path
     merged = transfer.merge(tmp_path / "b.tar")
     assert merged.taken == 1 and len(merged.conflicts) == 1
     assert (
-        f"refused: {tiny().path} has another result here (metrics differ); the one that is here stays"
-        in str(merged)
+        f"refused: {tiny().path} has another result here (metrics differ); the one that is here "
+        "stays" in str(merged)
     )
     assert records.find(tiny()).metrics["last"].test_error == 11 and records.find(tiny(seed=1))
 
@@ -262,7 +262,9 @@ def test_a_member_that_is_none_of_ours_is_refused(runs, tmp_path, name):
 
 @pytest.mark.parametrize("stray", STRAYS)
 def test_a_bundle_never_holds_what_merge_refuses(runs, away, tmp_path, stray):
-    """What lies beside records and checkpoints, wherever it comes from, is left out; a record at another place too."""
+    """What lies beside records and checkpoints, wherever it comes from, is left out; a record at
+    another place too.
+    """
     made_up(tiny()).save()
     begin(tiny(seed=1), 1)
     for path, end in (

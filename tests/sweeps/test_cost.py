@@ -9,7 +9,9 @@ from iekd.sweeps.cost import cost, flops
 
 
 def test_flops_are_counted_as_the_literature_does():
-    """ResNet-20 on 32 x 32: 40.8 million multiply-adds (He et al. 2016 count them as FLOPs), so twice that in operations."""
+    """ResNet-20 on 32 x 32: 40.8 million multiply-adds (He et al. 2016 count them as FLOPs), so
+    twice that in operations.
+    """
     assert flops("resnet20", "cifar10", 32) == pytest.approx(2 * 40.8e6, rel=0.01)
     assert flops("resnet20", "cifar10", 16) == pytest.approx(2 * 40.8e6 / 4, rel=0.01)
 

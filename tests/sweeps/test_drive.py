@@ -1,4 +1,6 @@
-"""A window on a borrowed machine, played on this one: what comes home is small, and its records come first."""
+"""A window on a borrowed machine, played on this one: what comes home is small, and its records
+come first.
+"""
 
 from __future__ import annotations
 

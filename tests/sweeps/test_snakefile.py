@@ -1,4 +1,6 @@
-"""Grids by Snakemake: what it would run. (That it runs on a real SLURM is shown by runs/slurm/try.sh, which takes root and minutes.)"""
+"""Grids by Snakemake: what it would run. (That it runs on a real SLURM is shown by
+runs/slurm/try.sh, which takes root and minutes.)
+"""
 
 from __future__ import annotations
 

@@ -142,7 +142,9 @@ def test_a_sweep_goes_on_where_it_was(started):
 
 @pytest.mark.parametrize("method", ["kd", "ft", "ie-ft", "crd", "ie-at", "vid", "dml", "ie-dml"])
 def test_whatever_record_of_a_finished_grid_is_gone_is_made_again(started, method):
-    """The message about a damaged one asks to delete it, for "the run that made it will make it again"."""
+    """The message about a damaged one asks to delete it, for "the run that made it will make it
+    again".
+    """
     first = tiny(method)
     family = grid.with_parents([first.partner() if first.is_mutual else first])
     for gone in family.values():
