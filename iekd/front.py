@@ -13,7 +13,7 @@ from torch import nn
 
 from iekd import records
 from iekd.config import ConfigError, RunConfig
-from iekd.report import figures, statistics
+from iekd.report import comparison, figures, statistics
 from iekd.training import runner
 
 
@@ -60,7 +60,8 @@ def table(runs: pd.DataFrame, baseline: str, metric: str = "last") -> pd.DataFra
     Returns:
         One row an arm: n, mean, sd, low, high (95 % interval), difference (arm - baseline) with its
         interval, p (Holm-corrected over the arms of this table) and outcome: 'lower' or 'higher' if
-        p is below 5 %, else 'inconclusive'.
+        p is below 5 %, 'equivalent' if the interval lies within the smallest difference of
+        interest, else 'inconclusive'.
 
     Raises:
         ConfigError: no arm has the baseline's label.
@@ -74,22 +75,23 @@ def table(runs: pd.DataFrame, baseline: str, metric: str = "last") -> pd.DataFra
         )
     rivals = [label for label in by_arm if label != baseline]
     results = {label: statistics.paired(by_arm[label], by_arm[baseline]) for label in rivals}
+    bound = min(comparison.smallest(preset, metric) for preset in runs["preset"].unique())
     corrected = dict(zip(rivals, statistics.holm(r.p for r in results.values()), strict=True))
     rows = {}
     for label, values in by_arm.items():
         rows[label] = statistics.summary(values)._asdict()
         if label in results:
-            rows[label] |= _difference(results[label], corrected[label])
+            rows[label] |= _difference(results[label], corrected[label], bound)
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
 
 
-def _difference(result: statistics.Paired, p: float) -> dict[str, float | str]:
+def _difference(result: statistics.Paired, p: float, bound: float) -> dict[str, float | str]:
     return {
         "difference": result.difference,
         "difference low": result.low,
         "difference high": result.high,
         "p": p,
-        "outcome": statistics.outcome(result, p),
+        "outcome": statistics.outcome(result, p, bound),
     }
 
 
