@@ -32,7 +32,7 @@ _DOOR = {
     "compare": "front",
     "table": "front",
     "plot": "front",
-    "measure": "method.registry",
+    "measure": "config.known",
     "check_measure": "method.check",
     "unit": "method.measures",
     "Batch": "method.features",
@@ -40,7 +40,7 @@ _DOOR = {
 # Two rooms bear the name of what is done there: `iekd.config(...)` makes a configuration,
 # `@iekd.method(...)` registers a method, and `iekd.config.grid`, `iekd.method.measures` are
 # modules.
-_CALLED = {"config": ("config.run", "RunConfig.create"), "method": ("method.registry", "method")}
+_CALLED = {"config": ("config.run", "RunConfig.create"), "method": ("config.known", "method")}
 
 __all__ = [*_DOOR, *_CALLED, "__version__"]
 

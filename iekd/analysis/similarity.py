@@ -12,7 +12,7 @@ from torch import Tensor
 
 from iekd import records
 from iekd.analysis.flatness import batches
-from iekd.config import RunConfig, methods
+from iekd.config import RunConfig, known, methods
 from iekd.config.run import fields_of
 from iekd.method import measures, registry
 from iekd.method.split import channel_split
@@ -84,7 +84,7 @@ def _hsic(x: Tensor, y: Tensor) -> Tensor:
 
 def _compares_factors(method: str) -> bool:
     """Whether the parts of a method's loss are factors (FT, IE-FT)."""
-    row = registry.methods().get(method)
+    row = known.methods().get(method)
     return row is not None and row.reads == "factor" and hasattr(row.kind, "parts")
 
 

@@ -40,8 +40,7 @@ from iekd.benchmark.sides import (
     untrained_parents,
 )
 from iekd.benchmark.timing import in_turns, ratios, speeds
-from iekd.config import RunConfig
-from iekd.method import registry
+from iekd.config import RunConfig, known
 from iekd.records import store
 from iekd.speed import memory
 from iekd.training.run import Run, build_run
@@ -52,7 +51,7 @@ SCHEMA = 1
 # are.
 IMAGES = {"cpu": {"class": 2560, "paper": 640}, "cuda": {"class": 12800, "paper": 12800}}
 COMPARED = ("supervised", "kd", "ft", "ie-ft")
-METHODS = tuple(name for name in registry.methods() if name != "factor-ae")
+METHODS = tuple(name for name in known.methods() if name != "factor-ae")
 SEEDS = (0, 1)  # of the runs that are packed, each with the methods of `COMPARED`
 
 Rows = list[dict[str, Any]]
@@ -179,7 +178,7 @@ def methods_cost(images: int, rounds: int, device: torch.device) -> Rows:
 def _stages(config: RunConfig) -> dict[int, float]:
     """An epoch of each stage of a method, and the part of the run that the stage takes."""
     first = 0.0
-    if "init_epochs" in registry.methods()[config.method].fields:
+    if "init_epochs" in known.methods()[config.method].fields:
         first = config.init_epochs / config.epochs
     stages = {config.epochs - 1: 1 - first}
     return stages | {0: first} if first else stages

@@ -16,11 +16,10 @@ from typing import Any
 
 from iekd import __version__
 from iekd.cli.options import count, megabytes, seconds, spelled
-from iekd.config import RunConfig, refuse_unread
+from iekd.config import RunConfig, known, refuse_unread
 from iekd.config.fields import choices
 from iekd.config.presets import PRESETS
 from iekd.errors import Busy, StoreError, TrainingError
-from iekd.method import registry
 from iekd.training import signals
 from iekd.training.signals import LATER
 
@@ -93,7 +92,7 @@ def _field_options() -> list[tuple]:
 
 def _own_options() -> list[str]:
     """The parameters of all methods that a reader has registered."""
-    found = itertools.chain(*(row.options for row in registry.methods().values()))
+    found = itertools.chain(*(row.options for row in known.methods().values()))
     return [name for name in dict.fromkeys(found) if name not in FIELDS]
 
 

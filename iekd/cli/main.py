@@ -47,7 +47,7 @@ def _command(words: list[str]) -> int:
 def _do(words: list[str]) -> int:
     from iekd.cli import commands
     from iekd.cli.options import refuse, spelled
-    from iekd.config.imports import import_files
+    from iekd.config.known import import_files
     from iekd.errors import Busy, ConfigError, DataError, StoreError, TrainingError
     from iekd.training import ddp
 

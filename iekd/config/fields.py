@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from iekd import data
-from iekd.method import registry
+from iekd.config import known
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Count = Annotated[int, Field(ge=0)]
@@ -170,7 +170,7 @@ for _field in Fields.model_fields.values():
 def choices(name: str) -> tuple[Any, ...]:
     """The values that a field can have, if they can be listed."""
     if name in ("method", "inherit", "explore"):
-        return registry.choices(name)
+        return known.choices(name)
     if name == "dataset":
         return data.NAMES
     return get_args(Fields.model_fields[name].annotation)

@@ -21,7 +21,7 @@ import yaml
 
 from iekd.checkout import ROOT
 from iekd.config import RunConfig, refuse_unread, strict
-from iekd.config.imports import import_files
+from iekd.config.known import import_files
 from iekd.errors import ConfigError
 
 KEYS = ("title", "notebook", "import", "base", "runs")

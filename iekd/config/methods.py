@@ -7,20 +7,21 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from iekd import data, networks
+from iekd.config import known
 from iekd.config.run import RunConfig
 from iekd.errors import ConfigError
 from iekd.method.features import Pair
-from iekd.method.registry import Method, Networks, methods
+from iekd.method.registry import Method, Networks
 
 
 def registered(config: RunConfig) -> Method:
     """The row of a run's method. Raises `ConfigError` for one that is not known here."""
-    if config.method not in (known := methods()):
+    if config.method not in known.methods():
         raise ConfigError(
             f"{config.path}: its method is not known here; import the file that registers it "
             "(IEKD_IMPORT=FILE)"
         )
-    return known[config.method]
+    return known.methods()[config.method]
 
 
 def compared(config: RunConfig) -> list[Pair]:

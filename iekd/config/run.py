@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from iekd import data
+from iekd.config import known
 from iekd.config.fields import RETIRED, Fields, choices
 from iekd.config.hints import did_you_mean
 from iekd.config.presets import PRESETS, usual
@@ -47,9 +48,9 @@ class RunConfig(Fields):
     @field_validator("method", "inherit", "explore")
     @classmethod
     def _is_registered(cls, value: str, info: ValidationInfo) -> str:
-        known = choices(str(info.field_name))
-        if value not in known and not _is_finished(info):
-            raise ValueError(f"choose one of {', '.join(known)}")
+        allowed = choices(str(info.field_name))
+        if value not in allowed and not _is_finished(info):
+            raise ValueError(f"choose one of {', '.join(allowed)}")
         return value
 
     @field_validator("dataset")
@@ -111,7 +112,7 @@ class RunConfig(Fields):
         if self.augment == "none":  # all views of an image are the image
             own["views"] = min(self.views, 1)
         if not _is_finished(info):
-            own["options"] = registry.methods()[self.method].complete(self.options)
+            own["options"] = known.methods()[self.method].complete(self.options)
         return self
 
     def unread(self) -> set[str]:
@@ -140,8 +141,8 @@ class RunConfig(Fields):
         'ie-ft-explore=cka'
         """
         if not isinstance(preset, str) or preset not in PRESETS:
-            known = ", ".join(PRESETS)
-            raise ConfigError(f"preset: {preset!r} is not usable; choose one of {known}")
+            presets = ", ".join(PRESETS)
+            raise ConfigError(f"preset: {preset!r} is not usable; choose one of {presets}")
         options = _options_of(fields.get("method"))
         own = {name: value for name, value in fields.items() if name in options}
         fields = {name: value for name, value in fields.items() if name not in options}
@@ -200,7 +201,7 @@ class RunConfig(Fields):
     def changed(self) -> dict[str, Any]:
         """The fields in which this run differs from its preset, and the options of its method."""
         fields = self.model_dump(exclude={*NAMED, "options"})
-        row = registry.methods().get(self.method)
+        row = known.methods().get(self.method)
         if row:
             preset = _usual_run(self.preset, self.dataset, row)
         else:
@@ -294,26 +295,26 @@ class RunConfig(Fields):
 
 def fields_of(method: str) -> tuple[str, ...]:
     """The fields that a method reads and others do not; none if its code is not known here."""
-    row = registry.methods().get(method)
+    row = known.methods().get(method)
     return row.fields if row else ()
 
 
 def _options_of(method: Any) -> set[str]:
     """The parameters of a reader's own method."""
-    row = registry.methods().get(method) if isinstance(method, str) else None
+    row = known.methods().get(method) if isinstance(method, str) else None
     return set(row.options) if row else set()
 
 
 @functools.cache
 def _some_read() -> frozenset[str]:
     """The fields that some methods of this library read, and others do not."""
-    ours = [row for row in registry.methods().values() if registry.is_ours(row.kind)]
+    ours = [row for row in known.methods().values() if registry.is_ours(row.kind)]
     return frozenset(name for row in ours for name in row.fields)
 
 
 def _unread_by(method: str) -> set[str]:
     """The fields that no run of a method reads."""
-    if method not in registry.methods():  # they stood at their defaults when it was recorded
+    if method not in known.methods():  # they stood at their defaults when it was recorded
         return set()
     own = fields_of(method)
     unread = set(_some_read() - set(own))
@@ -334,7 +335,7 @@ def refuse_unread(names: Iterable[str], configs: Sequence[RunConfig]) -> None:
 
 
 def _why_unread(name: str, methods: list[str]) -> str:
-    readers = [method for method in registry.methods() if name not in _unread_by(method)]
+    readers = [method for method in known.methods() if name not in _unread_by(method)]
     if set(methods) & set(readers):
         where = "where the measure of that half is none"
         return f"{' and '.join(methods)} does not read it {where}"

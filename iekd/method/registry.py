@@ -8,24 +8,17 @@ reader's own file or cell.
     class Gap(nn.Module):
         def __init__(self, networks, *, gap_weight: float = 1.0): ...
 
-From then on configuration, training, tables, figures and analysis know the name. Files named in
-$IEKD_IMPORT (separated as in $PATH) are imported first, so that the processes of a sweep know what
-they register.
+From then on configuration, training, tables, figures and analysis know the name. `config.known`
+imports what registers something.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
-import importlib.util
 import inspect
 import math
-import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from iekd.errors import ConfigError
@@ -264,7 +257,7 @@ def _loss(measure: Measure, sign: int, dimensionless: bool = False) -> Measure:
     return loss
 
 
-# ---------------------------------------------------------------------- loading
+# ---------------------------------------------------------------------- names
 
 
 def _check_name(name: str, table: Mapping[str, Any], thing: Callable) -> None:
@@ -275,11 +268,9 @@ def _check_name(name: str, table: Mapping[str, Any], thing: Callable) -> None:
         raise ConfigError(
             f"{name!r} cannot name this: use small letters, digits and hyphens, as in 'my-loss'"
         )
-    if not is_ours(thing):
-        _load_ours()
     row = table.get(name)
     before = getattr(row, "kind", None) or getattr(row, "function", None)
-    if name == "none" or (before is not None and is_ours(before) and not is_ours(thing)):
+    if name == "none" or (before is not None and is_ours(before) != is_ours(thing)):
         raise ConfigError(
             f"{name!r} is a name of this library; choose another one, for example 'my-{name}'"
         )
@@ -288,59 +279,3 @@ def _check_name(name: str, table: Mapping[str, Any], thing: Callable) -> None:
 def is_ours(thing: Callable) -> bool:
     """Whether this library registered it, not a reader."""
     return thing.__module__.partition(".")[0] == "iekd"
-
-
-def methods() -> dict[str, Method]:
-    """All methods by name: the paper's, those it is compared with, and the reader's."""
-    load()
-    return METHODS
-
-
-def choices(field: Literal["method", "inherit", "explore"]) -> tuple[str, ...]:
-    """The names that a field of a run can have."""
-    load()
-    return (
-        tuple(METHODS)
-        if field == "method"
-        else ("none", *{"inherit": INHERIT, "explore": EXPLORE}[field])
-    )
-
-
-@functools.cache
-def _load_ours() -> None:
-    """Import what this library registers, and list it in the order of the story."""
-    story = [module.__name__ for module in importlib.import_module("iekd.baselines").STORY]
-    for row in sorted(METHODS.values(), key=lambda row: story.index(row.kind.__module__)):
-        METHODS[row.name] = METHODS.pop(row.name)
-
-
-@functools.cache
-def load() -> None:
-    """Import every file that registers something: the library's, then those of $IEKD_IMPORT."""
-    _load_ours()
-    for name in filter(None, os.environ.get("IEKD_IMPORT", "").split(os.pathsep)):
-        import_file(name)
-
-
-def import_file(name: str) -> None:
-    """Import a Python file by its path, once, so that what it registers is known.
-
-    Raises `ConfigError` that names the file for one that cannot be imported.
-    """
-    path = Path(name).expanduser().resolve()
-    module = re.sub(r"\W", "_", path.stem)
-    if getattr(sys.modules.get(module), "__file__", None) == str(path):
-        return
-    if module in sys.modules:
-        raise ConfigError(f"{name}: a module named {module} is loaded already; rename the file")
-    spec = importlib.util.spec_from_file_location(module, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"{name}: there is no such Python file")
-    sys.modules[module] = loaded = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(loaded)
-    except Exception as error:
-        del sys.modules[module]
-        raise ConfigError(
-            f"{name}: it cannot be imported ({type(error).__name__}: {error})"
-        ) from error

@@ -11,8 +11,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup, escape
 
-from iekd.config import RunConfig
-from iekd.method import registry
+from iekd.config import RunConfig, known
 from iekd.report import html
 from iekd.report.html import Cell
 from iekd.report.phrases import number
@@ -27,7 +26,7 @@ def rows(preset: str = "paper") -> list[dict[str, Any]]:
     """One row for every method that distils: method, label, idea and source (one text), loss, more
     (paragraphs: choices, deviations from the source), weights (usual ones) and file."""
     found = []
-    for name, method in registry.methods().items():
+    for name, method in known.methods().items():
         if name in ("supervised", "factor-ae"):
             continue
         module = method.kind.__module__

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from iekd.config import RunConfig
+from iekd.config import RunConfig, known
 from iekd.method import registry
 
 # After Okabe and Ito, distinguishable with colour-vision deficiency; by variant, the same on every
@@ -25,13 +25,13 @@ OTHER = "#a3527f"  # the ablations share one colour; their labels tell them apar
 
 def method_name(method: str) -> str:
     """What a person calls a method: 'IE-FT', 'FitNet'."""
-    row = registry.methods().get(method)
+    row = known.methods().get(method)
     return row.label if row else method.upper()
 
 
 def measure_name(measure: str) -> str:
     """What a person calls a measure: 'L1', 'partial L2'; of an unknown one its name."""
-    registry.load()
+    known.load()
     row = registry.MEASURES.get(measure)
     return row.label if row else measure
 

@@ -10,8 +10,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from iekd.config import RunConfig, methods
-from iekd.method import registry
+from iekd.config import RunConfig, known, methods
 from iekd.method.features import PairError
 from iekd.report import comparison, html, labels, phrases, tables
 from iekd.report.arms import scope
@@ -99,7 +98,7 @@ def _like_the_papers(frame: pd.DataFrame, teacher: str, student: str) -> pd.Data
 @functools.cache
 def paper_configs(teacher: str, student: str) -> dict[str, RunConfig]:
     """What we would run for each row of the paper's table, by the paper's name of it."""
-    names = {labels.method_name(method): method for method in registry.methods()}
+    names = {labels.method_name(method): method for method in known.methods()}
     kd = RunConfig.create("paper", teacher=teacher, student=student, method="kd")
     configs = {"teacher": kd.teacher_run(), "student": kd.replace(method="supervised")}
     for name in paper_table().index.drop(list(configs)):

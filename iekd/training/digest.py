@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
-from iekd.config import RunConfig
+from iekd.config import RunConfig, known
 from iekd.method import registry
 from iekd.records import Record
 
@@ -26,7 +26,7 @@ PLAIN = (bool, int, float, str)  # constants whose value is code
 
 def of(config: RunConfig) -> str | None:
     """Twelve hexadecimal digits for the loss of a run; None where its source cannot be read."""
-    losses: list[Callable] = [registry.methods()[config.method].kind]
+    losses: list[Callable] = [known.methods()[config.method].kind]
     if config.method == "ie-ft":
         tables = {"inherit": registry.INHERIT, "explore": registry.EXPLORE}
         for side, table in tables.items():

@@ -11,10 +11,10 @@ import pytest
 
 from iekd.cli import commands
 from iekd.config import RunConfig, grid, refuse_unread
+from iekd.config.known import methods
 from iekd.config.presets import PRESETS
 from iekd.data import FACTS
 from iekd.errors import ConfigError
-from iekd.method.registry import methods
 
 FIELDS = {name: row.fields for name, row in methods().items()}
 

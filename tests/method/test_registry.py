@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 import iekd
 from iekd import records
-from iekd.config import ConfigError, RunConfig
+from iekd.config import ConfigError, RunConfig, known
 from iekd.config.run import fields_of
 from iekd.method import registry
 from iekd.method.check import MeasureError, check_measure
@@ -58,10 +58,10 @@ def mine(tmp_path, monkeypatch):
     """The file, imported; what it registered is forgotten afterwards."""
     tables = (registry.METHODS, registry.MEASURES, registry.INHERIT, registry.EXPLORE)
     before = [dict(table) for table in tables]
-    registry.load()
+    known.load()
     path = tmp_path / "my_losses.py"
     path.write_text(FILE)
-    registry.import_file(str(path))
+    known.import_file(str(path))
     yield path
     sys.modules.pop("my_losses")
     for table, rows in zip(tables, before, strict=True):
@@ -141,7 +141,7 @@ def test_an_edited_measure_is_noticed(mine):
     mine.write_text(FILE.replace("beta=0.01", "beta=0.02"))
     sys.modules.pop("my_losses")
     linecache.checkcache()
-    registry.import_file(str(mine))
+    known.import_file(str(mine))
     assert digest.of(config) != before and digest.of(tiny("ie-ft")) != digest.of(config)
 
 
@@ -150,12 +150,12 @@ def test_an_edited_method_is_noticed(mine):
     mine.write_text(FILE.replace("F.mse_loss", "F.l1_loss"))
     sys.modules.pop("my_losses")
     linecache.checkcache()
-    registry.import_file(str(mine))
+    known.import_file(str(mine))
     assert digest.of(tiny("gap")) != before
 
 
 def test_names_of_the_library_are_taken():
-    registry.load()
+    known.load()
     with pytest.raises(
         ConfigError, match="'l1' is a name of this library; choose another one, for example 'my-l1'"
     ):
@@ -164,6 +164,17 @@ def test_names_of_the_library_are_taken():
         iekd.measure("My Loss")(lambda x, y: (x - y).mean())
     with pytest.raises(ConfigError, match="'kd' is a name of this library"):
         iekd.method("kd")(nn.Module)
+
+
+def test_a_name_taken_before_the_library_is_loaded_is_never_trained_as_its_own():
+    code = (
+        "from iekd.method.registry import measure\n"
+        "measure('cka')(lambda student, teacher: 0)\n"
+        "from iekd.config import RunConfig\n"
+        "RunConfig.create('smoke', method='ie-ft', explore='cka')"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode and "'cka' is a name of this library" in found.stderr
 
 
 def test_a_parameter_without_type_or_default_is_refused():
@@ -177,24 +188,24 @@ def test_a_parameter_without_type_or_default_is_refused():
 
 def test_a_file_that_cannot_be_imported_is_named(tmp_path):
     with pytest.raises(ConfigError, match="there is no such Python file"):
-        registry.import_file(str(tmp_path / "none_there.py"))
+        known.import_file(str(tmp_path / "none_there.py"))
     broken = tmp_path / "broken_losses.py"
     broken.write_text("import nothing_of_the_kind")
     with pytest.raises(
         ConfigError, match="broken_losses.py: it cannot be imported .ModuleNotFoundError"
     ):
-        registry.import_file(str(broken))
+        known.import_file(str(broken))
 
 
 def test_the_fields_of_every_method_are_those_of_the_library():
-    for name in registry.methods():
+    for name in known.methods():
         assert set(fields_of(name)) <= set(RunConfig.model_fields)
 
 
 # ---------------------------------------------------------------------- check_measure
 
 
-@pytest.mark.parametrize("name", [*registry.choices("explore")[1:]])
+@pytest.mark.parametrize("name", [*known.choices("explore")[1:]])
 def test_every_measure_of_the_library_passes(name):
     check_measure(registry.MEASURES[name].function)
 

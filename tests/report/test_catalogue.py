@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from iekd.benchmark import bench
-from iekd.method.registry import methods
+from iekd.config.known import methods
 from iekd.report import catalogue
 
 FIELDS = {name: row.fields for name, row in methods().items()}

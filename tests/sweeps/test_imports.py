@@ -15,8 +15,8 @@ import yaml
 from tiny import SMALL, made_up
 
 from iekd import records
-from iekd.config import RunConfig, grid
-from iekd.config.imports import import_files
+from iekd.config import RunConfig, grid, known
+from iekd.config.known import import_files
 from iekd.errors import ConfigError
 from iekd.method import registry
 from iekd.records import store
@@ -60,7 +60,7 @@ def file(tmp_path, monkeypatch):
     path.parent.mkdir()
     path.write_text(LOSSES)
     tables = registry.METHODS, registry.MEASURES, registry.INHERIT, registry.EXPLORE
-    registry.load()
+    known.load()
     before = [dict(table) for table in tables]
     yield path
     sys.modules.pop(path.stem, None)

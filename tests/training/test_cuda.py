@@ -11,7 +11,7 @@ from torch import Tensor
 
 from iekd.benchmark.sides import untrained_parents
 from iekd.config import RunConfig
-from iekd.method.registry import methods
+from iekd.config.known import methods
 from iekd.speed import precision
 from iekd.training import loop
 from iekd.training.pack import Pack

@@ -22,9 +22,9 @@ from torch import nn
 from iekd import records
 from iekd.cli import main
 from iekd.config import RunConfig
+from iekd.config.known import methods
 from iekd.errors import ConfigError
 from iekd.method.factor import FactorAutoEncoder
-from iekd.method.registry import methods
 from iekd.records import store
 from iekd.training import checkpoint, checks, ddp, locks, loop, runner, session
 from iekd.training.run import Run, build_network, build_run

@@ -14,9 +14,9 @@ from tiny import tiny
 
 from iekd import records
 from iekd.config import RunConfig
+from iekd.config.known import methods
 from iekd.method import measures
 from iekd.method.factor import FactorAE
-from iekd.method.registry import methods
 from iekd.training import digest, runner
 
 CODE = '''

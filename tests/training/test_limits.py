@@ -22,9 +22,9 @@ from tiny import content, tiny
 from iekd import records
 from iekd.config import RunConfig
 from iekd.config import methods as methods_of
+from iekd.config.known import methods
 from iekd.errors import ConfigError, TrainingError
 from iekd.method.factor import FactorAutoEncoder
-from iekd.method.registry import methods
 from iekd.training import loop, peers, runner
 from iekd.training.run import build_network, build_run
 

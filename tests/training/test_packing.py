@@ -9,8 +9,8 @@ import torch
 from tiny import content, tiny
 
 from iekd import records
+from iekd.config.known import methods
 from iekd.errors import ConfigError, TrainingError
-from iekd.method.registry import methods
 from iekd.records import store
 from iekd.sweeps import sweep
 from iekd.training import locks, loop, runner, session

@@ -10,9 +10,9 @@ from test_training import train
 from tiny import content, start, tiny
 
 from iekd.config import methods as methods_of
+from iekd.config.known import methods
 from iekd.data import augment
 from iekd.errors import ConfigError
-from iekd.method.registry import methods
 from iekd.networks import Output
 from iekd.records import store
 from iekd.training import loop, runner, views
