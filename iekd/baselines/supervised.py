@@ -10,7 +10,12 @@ from iekd.method.registry import method
 from iekd.networks import Output
 
 
-@method("supervised", label="Student alone", build=lambda run, networks: Supervised())
+@method(
+    "supervised",
+    label="Student alone",
+    fields=("weights_file",),
+    build=lambda run, networks: Supervised(),
+)
 class Supervised(nn.Module):
     """task = CE(logits, batch.labels), batch mean."""
 

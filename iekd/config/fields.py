@@ -20,6 +20,7 @@ Positive = Annotated[float, Field(gt=0)]
 Weight = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Part = Annotated[float, Field(gt=0, le=1)]
+FileName = Annotated[str, Field(pattern=r"^(\w[\w.+-]*)?$")]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
 # Fields that were given up, each with the value that means "never there". Older records have them.
@@ -90,6 +91,11 @@ class Fields(BaseModel):
     """peak learning rate of the teacher's own run"""
     teachers: FromOne = 5
     """number of different teachers: the run with seed k learns from teacher k mod teachers"""
+    teacher_file: FileName = ""
+    """a teacher of your own, taken as it is: NAME of teachers/NAME.pth or .safetensors
+    (IEKD_DATA); empty = trained here"""
+    weights_file: FileName = ""
+    """a student alone that is such a teacher itself"""
     ae_epochs: FromOne = 30
     """epochs of the factor auto-encoder"""
     ae_lr: Positive = 0.1

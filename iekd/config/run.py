@@ -25,6 +25,8 @@ from iekd.method import registry
 
 # Characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path.
 LONGEST = 140
+# The fields of a teacher that is trained here.
+TRAINED_TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
 # The fields that every path names by itself.
 NAMED = {"preset", "dataset", "teacher", "student", "method", "seed"}
 
@@ -107,6 +109,8 @@ class RunConfig(Fields):
         own = self.__dict__  # the model is frozen
         for name in self.unread():
             own[name] = Fields.model_fields[name].default
+        if self.is_given:
+            own["epochs"] = 1
         if self.dataset in data.NAMES and self.image_size == data.FACTS[self.dataset].side:
             own["image_size"] = 0
         if self.augment == "none":  # all views of an image are the image
@@ -127,6 +131,10 @@ class RunConfig(Fields):
             unread |= {f"{side}_weight" for side in off}
             unread |= {"explore_target", "explore_encoder"} if "explore" in off else set()
         return unread
+
+    def ignored(self) -> set[str]:
+        """The fields that mean nothing with a teacher from a file; they keep their values."""
+        return set(TRAINED_TEACHER) if self.teacher_file else set()
 
     # ------------------------------------------------------------------ making one
 
@@ -184,6 +192,11 @@ class RunConfig(Fields):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     @property
+    def is_given(self) -> bool:
+        """Whether this is a teacher from a file: an "epoch" in which nothing is trained."""
+        return self.weights_file != ""
+
+    @property
     def has_teacher(self) -> bool:
         """Whether the method learns from a trained teacher."""
         return "teacher_epochs" in fields_of(self.method)
@@ -231,16 +244,17 @@ class RunConfig(Fields):
     # ------------------------------------------------------------------ parents
 
     def teacher_run(self) -> RunConfig:
-        """The run that trains this run's teacher.
+        """The run that trains this run's teacher, or takes it from a file.
 
         On new views every epoch, so that runs with and without finite views share it.
         """
         return self.replace(
             method="supervised",
             student=self.teacher,
+            weights_file=self.teacher_file,
             epochs=self.teacher_epochs,
             lr=self.teacher_lr,
-            seed=self.seed % self.teachers,
+            seed=0 if self.teacher_file else self.seed % self.teachers,
             views=0,
         )
 
@@ -328,7 +342,7 @@ def refuse_unread(names: Iterable[str], configs: Sequence[RunConfig]) -> None:
 
     Whoever named it believes that it changes something.
     """
-    unread = set.intersection(*(config.unread() for config in configs))
+    unread = set.intersection(*(config.unread() | config.ignored() for config in configs))
     methods = list(dict.fromkeys(config.method for config in configs))
     if idle := [name for name in names if name in unread]:
         raise ConfigError("\n".join(f"{name}: {_why_unread(name, methods)}" for name in idle))
@@ -338,6 +352,8 @@ def _why_unread(name: str, methods: list[str]) -> str:
     readers = [method for method in known.methods() if name not in _unread_by(method)]
     if set(methods) & set(readers):
         where = "where the measure of that half is none"
+        if name in TRAINED_TEACHER:
+            where = "where teacher_file names a trained teacher"
         return f"{' and '.join(methods)} does not read it {where}"
     verb = "does" if len(methods) == 1 else "do"
     return f"{', '.join(methods)} {verb} not read it; methods that do: {', '.join(readers)}"

@@ -32,7 +32,7 @@ NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # it stands in paths
 OPTION_TYPES = (int, float, str)
 
 # The fields of a run that come with what teaches the student.
-TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
+TEACHER = ("teacher_epochs", "teacher_lr", "teachers", "teacher_file")
 FACTOR = ("factor_ratio", "ae_epochs", "ae_lr", "reconstruction", "decoder")
 TAUGHT = {"": (), "teacher": TEACHER, "factor": (*TEACHER, *FACTOR), "peer": ("place",)}
 

@@ -13,9 +13,7 @@ times the price on a CPU.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor, nn
+from torch import nn
 
 from iekd.networks.resnet import StagedResNet
 
@@ -37,24 +35,3 @@ class ImageNetResNet(StagedResNet):
         conv = nn.Conv2d(in_channels, channels[0], size, 2, padding=padding, bias=False)
         pool = nn.Identity() if small else nn.MaxPool2d(3, 2, padding=1)
         super().__init__(conv, pool, channels, BLOCKS[depth], num_classes)
-
-
-def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of torchvision's `resnet18` or `resnet34`, by the names of our network.
-
-    For published weights, without running what a download says:
-    `torchvision.models.ResNet34_Weights.IMAGENET1K_V1.get_state_dict(check_hash=True,
-    weights_only=True)`. Raises ValueError for a name that no torchvision ResNet has.
-    """
-    return {_our_name(name): value for name, value in state.items()}
-
-
-def _our_name(name: str) -> str:
-    first, _, rest = name.partition(".")
-    if first.startswith("layer"):
-        rest = rest.replace("bn", "norm").replace("downsample", "shortcut")
-        return f"stages.{int(first.removeprefix('layer')) - 1}.{rest}"
-    outer = {"conv1": "conv", "bn1": "norm", "fc": "head"}
-    if first not in outer:
-        raise ValueError(f"{name}: no such weight in torchvision's resnet18 or resnet34")
-    return f"{outer[first]}.{rest}"

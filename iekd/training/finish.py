@@ -8,7 +8,7 @@ from iekd import records
 from iekd.config import RunConfig
 from iekd.errors import TrainingError
 from iekd.records import Metric, Record, store
-from iekd.training import digest, peers
+from iekd.training import digest, given, peers
 from iekd.training.run import Run
 
 Curves = dict[str, list[float | None]]
@@ -39,7 +39,7 @@ def finish(
         started=started,
         seconds=round(seconds, 1),
         images_per_second=round(len(history) * len(run.dataset.train.labels) / seconds, 1),
-        data={"name": run.dataset.name, "checksum": run.dataset.checksum},
+        data=_data(config, run),
         loss_digest=digest.of(config),
         **provenance,
     )
@@ -53,6 +53,14 @@ def finish(
         theirs = _save_weights(partner, peers.swap_state(state))
         _save(_record(partner, theirs, {"first": weights}, peers.swap_curves(curves), facts))
     return _save(record)
+
+
+def _data(config: RunConfig, run: Run) -> dict[str, str]:
+    """What the run was made of, by checksum."""
+    found = {"name": run.dataset.name, "checksum": run.dataset.checksum}
+    if config.is_given:
+        found["weights_file"] = given.checksum(config.weights_file)
+    return found
 
 
 def _curves(history: list[dict]) -> Curves:
@@ -108,18 +116,18 @@ def _record(
         weights=weights,
         parents=parents,
         history=curves,
-        metrics=_metrics(curves),
+        metrics=_metrics(curves, config.epochs),
         **facts,
     )
 
 
-def _metrics(curves: Curves) -> dict[str, Metric | None]:
+def _metrics(curves: Curves, epochs: int) -> dict[str, Metric | None]:
     """The three selection rules: last epoch, lowest validation error, lowest test error.
 
     The last one is biased, for comparison only.
     """
     return {
-        "last": _metric(curves, len(curves["lr"]) - 1),
+        "last": _metric(curves, epochs - 1),
         "val_selected": _best(curves, "validation_error"),
         "best_on_test": _best(curves, "test_error"),
     }

@@ -15,6 +15,7 @@ from iekd.config import RunConfig, methods
 from iekd.errors import TrainingError
 from iekd.networks import Output
 from iekd.speed import precision
+from iekd.training import given
 from iekd.training.teacher import Teacher
 
 
@@ -51,6 +52,8 @@ def build_run(
     dataset = dataset or data.load(config)
 
     learner = _build_learner(config, parents, dataset.train.labels)
+    if config.is_given:
+        given.load(learner["student"], config.weights_file)
     learner.to(device, memory_format=torch.channels_last)
 
     teacher = None

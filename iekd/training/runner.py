@@ -22,7 +22,7 @@ from iekd.config import RunConfig
 from iekd.errors import ConfigError, TrainingError
 from iekd.method.factor import FactorAutoEncoder
 from iekd.records import Record, store
-from iekd.training import ddp, digest, pack, session, views
+from iekd.training import ddp, digest, given, pack, session, views
 from iekd.training.checks import check_pair, check_shards
 from iekd.training.locks import claim
 from iekd.training.run import Run, build_network, build_run
@@ -44,6 +44,8 @@ def train(
             f"{config!r}"
         )
     before = records.find(config)
+    if before and config.is_given:
+        given.refuse_other(before)
     if before and not again and not _is_outdated(before):
         return before
 

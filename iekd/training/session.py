@@ -104,11 +104,21 @@ class Session:
         A run that resumes further on waits until the others have come as far.
         """
         with self.bar, signals.deferred():
+            for member in self.members:
+                if member.config.is_given:
+                    self._take(member)
             while active := [m for m in self.members if m.config.path not in self.outcomes]:
                 signals.check()
                 epoch = min(len(member.history) for member in active)
                 self._train_epoch([m for m in active if len(m.history) == epoch], epoch)
         return [self.outcomes[member.config.path] for member in self.members]
+
+    def _take(self, member: Member) -> None:
+        """A teacher from a file is measured, not trained."""
+        member.history.append(member.measure())
+        self._count_time([member])
+        self.outcomes[member.config.path] = self._end(member)
+        self.bar.update()
 
     def _begin(self, config: RunConfig, make: Make) -> Member:
         """A run with all its parts on the device, at its last checkpoint."""

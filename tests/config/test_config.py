@@ -189,6 +189,8 @@ OTHER = dict(
     crd_weight=7,
     place="second",
     dml_weight=7,
+    teacher_file="mine",
+    weights_file="mine",
     turns="epoch",
 )
 

@@ -12,11 +12,9 @@ import pytest
 import torch
 from made import lived, norms, size
 from torch import nn
-from torchvision.models import resnet18, resnet34
 
 from iekd import networks
 from iekd.config.presets import SCALE_DEFAULTS
-from iekd.networks.imagenet import from_torchvision
 from iekd.speed import precision
 from iekd.speed.fold import fold
 from iekd.speed.fuse import AVAILABLE, fuse
@@ -37,25 +35,6 @@ def images(side: int, batch: int = 2) -> torch.Tensor:
 @pytest.mark.parametrize("name, count", [("resnet18", 11_689_512), ("resnet34", 21_797_672)])
 def test_size_at_1000_classes_is_the_published_one(name: str, count: int) -> None:
     assert size(name, classes=1000) == count
-
-
-@pytest.mark.parametrize("theirs", [resnet18, resnet34])
-@torch.no_grad()
-def test_torchvision_s_weights_give_torchvision_s_logits(theirs) -> None:
-    """Random weights, and the statistics and scales as after some training."""
-    reference, ours = lived(theirs()), networks.build(theirs.__name__, 1000).eval()
-    ours.load_state_dict(from_torchvision(reference.state_dict()))
-    x = images(64)
-    expected = reference(x)
-    assert (ours(x).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
-
-
-def test_other_weights_of_torchvision_are_refused() -> None:
-    with pytest.raises(
-        ValueError,
-        match=r"features\.0\.weight: no such weight in torchvision's resnet18 or resnet34",
-    ):
-        from_torchvision({"features.0.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,138 @@
+"""A teacher of one's own: trained weights from a file, taken as they are.
+
+    $IEKD_DATA/teachers/mine.pth     iekd run --method kd --teacher resnet56 --teacher-file mine
+
+The file holds a state dict, as safetensors or by `torch.save`; nothing in it is executed. Names are
+ours, or those of torchvision's ResNets, with any prefix (`module.`). Only the file's name stands in
+paths; its checksum stands in the teacher's record.
+
+Images are normalised by mean and standard deviation of the data set, as in every run. The teacher's
+record says which error it has on them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from iekd.data import roots
+from iekd.errors import DataError
+from iekd.records import Record
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".tar")
+# Where a checkpoint keeps the state dict.
+KEYS = ("state_dict", "model_state_dict", "model", "net")
+SAVE = "Save the state dict alone: torch.save(model.state_dict(), ...)."
+TORCHVISION = {"conv1": "conv", "bn1": "norm", "fc": "head", "linear": "head"}
+
+
+def find(name: str) -> Path:
+    """The file of a teacher. Raises `DataError` if there is none."""
+    folders = [root / "teachers" for root in roots.roots(roots.named_root(None))]
+    for folder in folders:
+        for suffix in SUFFIXES:
+            if (path := folder / f"{name}{suffix}").is_file():
+                return path
+    places = " or ".join(str(folder / name) for folder in folders[:2])
+    raise DataError(
+        f"teacher_file: there is no {places} with one of the suffixes {', '.join(SUFFIXES)}. Put "
+        "the file there, or name the folder that holds teachers/ (IEKD_DATA)."
+    )
+
+
+def checksum(name: str) -> str:
+    """Sixteen hexadecimal digits of the file's SHA-256."""
+    return hashlib.sha256(find(name).read_bytes()).hexdigest()[:16]
+
+
+def refuse_other(record: Record) -> None:
+    """Raise `DataError` if the file is no longer the one that a record was made of."""
+    name = record.config.weights_file
+    try:
+        now = checksum(name)
+    except DataError:  # a finished run needs no file
+        return
+    if now != record.data["weights_file"]:
+        raise DataError(
+            f"{find(name)}: not the file that {record.config.path} was made of. Give it a name of "
+            "its own, and name that one as teacher_file."
+        )
+
+
+def load(network: nn.Module, name: str) -> None:
+    """Put the weights of a file into a network.
+
+    Raises `DataError` that says what does not fit: names that are missing or unknown, and shapes.
+    """
+    path = find(name)
+    found = _our_names(_read(path))
+    own = network.state_dict()
+    needed = {key for key in own if not key.endswith("num_batches_tracked")}
+
+    # What does not fit, at most three of a kind.
+    problems = []
+    if missing := sorted(needed - found.keys()):
+        problems.append(f"missing: {_some(missing)}")
+    if unknown := sorted(found.keys() - own.keys()):
+        problems.append(f"unknown: {_some(unknown)}")
+    for key in sorted(needed & found.keys()):
+        theirs, ours = tuple(found[key].shape), tuple(own[key].shape)
+        if theirs != ours:
+            problems.append(f"{key} is {theirs} in the file and {ours} in the network")
+    if problems:
+        raise DataError(
+            f"{path}: these are not the weights of this network ({'; '.join(problems[:3])}). Name "
+            "the network that they belong to, or rename them in the file."
+        )
+    network.load_state_dict(found, strict=False)
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by name. Raises `DataError` if it holds no state dict."""
+    try:
+        if path.suffix == ".safetensors":
+            content: Any = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged file can raise anything in torch's unpickler
+        reason = str(error).partition("\n")[0]
+        raise DataError(f"{path}: cannot be read ({reason}). {SAVE}") from error
+
+    while isinstance(content, Mapping):
+        inner = [content[key] for key in KEYS if isinstance(content.get(key), Mapping)]
+        if not inner:
+            break
+        content = inner[0]
+    named = dict(content) if isinstance(content, Mapping) else {}
+    tensors = {key: value for key, value in named.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise DataError(f"{path}: holds no state dict. {SAVE}")
+    return tensors
+
+
+def _our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without a prefix that all share, and those of torchvision's ResNets as ours."""
+    while len(firsts := {name.partition(".")[0] for name in state}) == 1:
+        state = {name.partition(".")[2]: value for name, value in state.items()}
+        if firsts == {""}:
+            return {}
+    return {_our_name(name): value for name, value in state.items()}
+
+
+def _our_name(name: str) -> str:
+    first, _, rest = name.partition(".")
+    if first.startswith("layer") and first[5:].isdecimal():
+        rest = rest.replace("bn", "norm").replace("downsample", "shortcut")
+        return f"stages.{int(first[5:]) - 1}.{rest}"
+    return f"{TORCHVISION.get(first, first)}.{rest}"
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
