@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class ConfigError(ValueError):
     """A parameter that cannot be used, with the list of what can."""
@@ -27,3 +30,9 @@ class TrainingError(RuntimeError):
 
 class Busy(TrainingError):
     """Another process trains this run now."""
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' with the closest known name; '' if none is close."""
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

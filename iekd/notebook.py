@@ -25,8 +25,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from iekd import cells
 from iekd.config import RunConfig, refuse_unread
 from iekd.config.fields import choices
-from iekd.config.hints import did_you_mean
-from iekd.errors import ConfigError
+from iekd.errors import ConfigError, did_you_mean
 
 np.set_printoptions(legacy="1.25")  # numbers print and glue as 1.23, not as np.float64(1.23)
 

@@ -7,7 +7,7 @@ import re
 import sys
 
 from iekd.config import unknown_field
-from iekd.config.hints import did_you_mean
+from iekd.errors import did_you_mean
 
 
 def count(text: str) -> int:

@@ -17,9 +17,8 @@ from pydantic import ValidationError, ValidationInfo, field_validator, model_val
 
 from iekd import data
 from iekd.config.fields import RETIRED, Fields, choices
-from iekd.config.hints import did_you_mean
 from iekd.config.presets import PRESETS, usual
-from iekd.errors import ConfigError
+from iekd.errors import ConfigError, did_you_mean
 from iekd.method import registry
 
 # Characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path.

@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +55,8 @@ class GraphedPack(Pack):
     def step(self, part: Tensor, epoch: int) -> Steps:
         if self.streams is None:
             return super().step(part, epoch)
-        phases = [_phase(run.learner["method"], epoch) for _, run in self.runs]
+        methods = [run.learner["method"] for _, run in self.runs]
+        phases = [method.phase(epoch) for method in methods if hasattr(method, "phase")]
         graph = self.graphs.setdefault((part.shape[-1], *phases), _Graph(self.streams))
         try:
             return graph(part, lambda part: super(GraphedPack, self).step(part, epoch))
@@ -102,10 +102,6 @@ class _Graph:
         except Exception as error:
             # whatever it is: if the step itself is wrong, that shows in the next one
             raise CaptureError(str(error).partition("\n")[0] or type(error).__name__) from error
-
-
-def _phase(method: Any, epoch: int) -> Any:
-    return method.phase(epoch) if hasattr(method, "phase") else None
 
 
 class Streams:

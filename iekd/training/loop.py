@@ -170,9 +170,8 @@ def means_of(
         at, term = (~values.isfinite()).nonzero()[0].tolist()
         raise TrainingError(
             f"{config.path}: the loss term '{names[term]}' became {values[at, term].item()} in "
-            "step "
-            f"{at + 1} of epoch {epoch + 1}. Nothing was recorded; the last checkpoint is kept. "
-            "Lower lr or the weight of that term (that is another run)."
+            f"step {at + 1} of epoch {epoch + 1}. Nothing was recorded; the last checkpoint is "
+            "kept. Lower lr or the weight of that term (that is another run)."
         )
 
     # every image counts once, also in the last, smaller batch

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -89,8 +89,7 @@ def train_pack(
         if len({pack.in_step(config) for config in todo}) > 1:
             raise ConfigError(
                 "these runs cannot be packed: they differ in data set, number of images, their "
-                "size, batch size "
-                "or precision"
+                "size, batch size or precision"
             )
         if todo:
             paths = [config.path for config in todo]
@@ -153,20 +152,14 @@ def _is_outdated(record: Record) -> bool:
     if digest.is_void(record):
         return True
     for role, parent in config.parents().items():
-        found = _find(parent)
-        if found is None:
-            continue
-        if record.parents.get(role, found.weights) != found.weights or _is_outdated(found):
-            return True
+        # a finished run needs no parents
+        with suppress(store.StoreError):
+            found = records.find(parent)
+            if found and record.parents.get(role, found.weights) != found.weights:
+                return True
+            if found and _is_outdated(found):
+                return True
     return False
-
-
-def _find(config: RunConfig) -> Record | None:
-    """The record of a run, if it is there and can be read: a finished run needs no parents."""
-    try:
-        return records.find(config)
-    except store.StoreError:
-        return None
 
 
 @functools.cache
@@ -235,8 +228,7 @@ def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Pat
         return path
     tqdm.write(
         f"{config.path}: its weights are not at hand; training it again; if they come out "
-        "different, its record is "
-        "replaced, unless others learned from it"
+        "different, its record is replaced, unless others learned from it"
     )
     train(config, progress=progress, again=True, wait=wait)
     if path := records.weights_at_hand(config):

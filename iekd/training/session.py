@@ -48,13 +48,11 @@ class Member:
     def measure(self) -> dict[str, float | None]:
         """What is measured at the end of an epoch: the probe, and errors when they are due."""
         epoch, last = len(self.history) + 1, self.config.epochs
-        found = probe(self.run)
-        parts = {}
+        found, parts = probe(self.run), {}
         if epoch == last or epoch % self.config.evaluate_every == 0:
             parts = {"validation": "validation", "test": "test"}
         if epoch == last:
-            # 'train_error' is that of the augmented batches
-            parts["train"] = "train_eval"
+            parts["train"] = "train_eval"  # 'train_error' is that of the augmented batches
         for part, title in parts.items():
             for name, value in loop.evaluate(self.run, part).items():
                 found[f"{title}_{name}"] = value
@@ -89,14 +87,13 @@ class Session:
         self.outcomes: dict[str, Record | TrainingError] = {}
         self.together: list[Member] = []  # those that `trainer` trains
         self.trainer: Trainer
-        done = sum(len(member.history) for member in self.members)
-        self.bar = tqdm(
-            total=sum(config.epochs for config in configs),
-            initial=done,
-            desc=_title(configs),
-            unit="epoch",
-            disable=not progress,
+        first, *others = configs
+        title = (
+            f"{len(configs)} runs" if others else f"{first.pair} {first.variant} seed {first.seed}"
         )
+        done, total = sum(len(m.history) for m in self.members), sum(c.epochs for c in configs)
+        shown = {"initial": done, "total": total, "unit": "epoch", "disable": not progress}
+        self.bar = tqdm(desc=title, **shown)
 
     def train(self) -> list[Record | TrainingError]:
         """Records or errors, in the order of the configurations.
@@ -149,15 +146,7 @@ class Session:
 
     def _end(self, member: Member) -> Record | TrainingError:
         try:
-            record = finish(
-                member.config,
-                member.parents,
-                member.run,
-                member.history,
-                member.seconds,
-                member.started,
-                self.provenance,
-            )
+            record = finish(member, self.provenance)
         except TrainingError as error:
             return error
         checkpoint.path_of(member.config).unlink(missing_ok=True)
@@ -213,10 +202,3 @@ def _provenance(runs: int) -> dict:
     if ddp.count() > 1:
         device["processes"] = ddp.count()
     return {**provenance, "device": device}
-
-
-def _title(configs: Sequence[RunConfig]) -> str:
-    first = configs[0]
-    if len(configs) > 1:
-        return f"{len(configs)} runs"
-    return f"{first.pair} {first.variant} seed {first.seed}"
