@@ -35,10 +35,17 @@ VIEWS = 2  # of the sides with finite views: their number does not change the ti
 Work = Callable[[], Any]
 
 
+def of(config: RunConfig, device: torch.device) -> list[str]:
+    """The sides of a method on a device, the plain loop first."""
+    names = [PLAIN, ENGINE, TF32, BF16]
+    if config.has_teacher:
+        names = [PLAIN, CARELESS, ENGINE, TF32, BF16, FINITE, FINITE_BF16]
+    return [name for name in names if name != TF32 or device.type == "cuda"]
+
+
 @contextmanager
-def apart(side: str, *what: Any) -> Iterator[ProcessPoolExecutor]:
-    """A side (see `epoch_of`) in a process of its own, to which `train` and `peak` can be
-    submitted.
+def apart(side: str, *what: Any) -> Iterator[Callable[[Work], Any]]:
+    """A side (see `epoch_of`) in a process of its own; yields what calls `train` or `peak` there.
 
     The engine's have what its users have: the allocator settings of `iekd sweep`.
     """
@@ -53,7 +60,7 @@ def apart(side: str, *what: Any) -> Iterator[ProcessPoolExecutor]:
         process.submit(peak).result()
         for name in missing:
             del os.environ[name]
-        yield process
+        yield lambda task: process.submit(task).result()
 
 
 def _prepare(side: str, preset: str, method: str, images: int, device: str) -> None:
