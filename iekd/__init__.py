@@ -10,8 +10,6 @@
 One primitive: `train(config)` loads the finished record of a run, or resumes it, or trains it.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from types import ModuleType

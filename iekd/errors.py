@@ -1,7 +1,5 @@
 """What goes wrong, each with a message that names the cause and the way out."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Iterable
 

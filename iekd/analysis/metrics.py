@@ -6,8 +6,6 @@ and the loss under Gaussian weight noise, not how they were computed: every defi
 choice. The relevance maps and active neurons that they also name are in `relevance` and `neurons`.
 """
 
-from __future__ import annotations
-
 from iekd import records
 from iekd.analysis.flatness import rises, weight_noise
 from iekd.analysis.similarity import reference, similarity

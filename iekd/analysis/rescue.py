@@ -2,8 +2,6 @@
 alone, no network runs.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from scipy import stats

@@ -1,7 +1,5 @@
 """Similarity of what a student learned to its teacher, and of its two halves to each other."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any

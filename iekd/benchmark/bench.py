@@ -7,8 +7,6 @@ depend on them, and nobody has to download anything. What is measured is written
 to `runs/bench/<device>-<cores>.json`.
 """
 
-from __future__ import annotations
-
 import collections
 import json
 import os

@@ -6,8 +6,6 @@ for these networks computed operator by operator, not a prediction: launches, sm
 method's own loss come on top.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ precision (float32, on a GPU with TF32 in the convolutions), the teacher as it w
 `.item()` in every step. Same networks, same method, same optimiser settings as the engine's.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """What each command does, below its options. Every field of `RunConfig` is an option of `run`."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import functools

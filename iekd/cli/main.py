@@ -3,8 +3,6 @@
 Torch is not imported before signals are handled: it takes seconds.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Checks for command-line options: value parsers, and the message for an unknown option."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys

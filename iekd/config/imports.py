@@ -1,7 +1,5 @@
 """A reader's own methods and measures, from Python files that a grid or a command names."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable
 from pathlib import Path

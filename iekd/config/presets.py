@@ -1,7 +1,5 @@
 """What fills in the fields of a run that nobody named: the scale, then the data set."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from iekd.data import is_own

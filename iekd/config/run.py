@@ -5,13 +5,11 @@ where the record lies. Fields that the method does not read are put back to thei
 one training has one identity.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
@@ -59,7 +57,7 @@ class RunConfig(Fields):
         return value
 
     @model_validator(mode="after")
-    def _networks_can_be_built(self) -> RunConfig:
+    def _networks_can_be_built(self) -> Self:
         if 0 < self.image_size < 8:
             raise ValueError(
                 f"image_size: {self.image_size} is not usable; the networks need 8 pixels, "
@@ -81,7 +79,7 @@ class RunConfig(Fields):
             )
 
     @model_validator(mode="after")
-    def _target_exists(self) -> RunConfig:
+    def _target_exists(self) -> Self:
         asked = self.method == "ie-ft" and self.explore_target == "inherit"
         if asked and self.explore != "none" and (self.inherit == "none" or self.split_ratio == 0):
             raise ValueError(
@@ -91,7 +89,7 @@ class RunConfig(Fields):
         return self
 
     @model_validator(mode="after")
-    def _first_stage_fits(self) -> RunConfig:
+    def _first_stage_fits(self) -> Self:
         if "init_epochs" in fields_of(self.method) and self.init_epochs >= self.epochs:
             raise ValueError(
                 f"init_epochs: {self.init_epochs} is not usable; the first stage is part of the "
@@ -100,7 +98,7 @@ class RunConfig(Fields):
         return self
 
     @model_validator(mode="after")
-    def _canonical(self, info: ValidationInfo) -> RunConfig:
+    def _canonical(self, info: ValidationInfo) -> Self:
         """Reset fields that the method does not use, so that equal trainings have equal hashes."""
         own = self.__dict__  # the model is frozen
         for name in self.unread():
@@ -129,7 +127,7 @@ class RunConfig(Fields):
     # ------------------------------------------------------------------ making one
 
     @classmethod
-    def create(cls, preset: str = "smoke", **fields: Any) -> RunConfig:
+    def create(cls, preset: str = "smoke", **fields: Any) -> Self:
         """A configuration from a preset and the fields that differ from it.
 
         Parameters of a reader's own method are fields too. Raises `ConfigError` that lists what is
@@ -154,7 +152,7 @@ class RunConfig(Fields):
         except ValidationError as error:
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
 
-    def replace(self, **fields: Any) -> RunConfig:
+    def replace(self, **fields: Any) -> Self:
         """The same run with some fields changed (validated again).
 
         What this run's method did not read comes from the preset.
@@ -164,7 +162,7 @@ class RunConfig(Fields):
         leave = self.unread() | _unread_by(method)
         if method != self.method:
             leave.add("options")
-        return RunConfig.create(**{**self.model_dump(exclude=leave), **fields})
+        return self.create(**{**self.model_dump(exclude=leave), **fields})
 
     # ------------------------------------------------------------------ identity
 
@@ -228,7 +226,7 @@ class RunConfig(Fields):
 
     # ------------------------------------------------------------------ parents
 
-    def teacher_run(self) -> RunConfig:
+    def teacher_run(self) -> Self:
         """The run that trains this run's teacher.
 
         On new views every epoch, so that runs with and without finite views share it.
@@ -242,7 +240,7 @@ class RunConfig(Fields):
             views=0,
         )
 
-    def autoencoder_run(self) -> RunConfig:
+    def autoencoder_run(self) -> Self:
         """The run that trains the factor auto-encoder on this run's teacher."""
         return self.replace(
             method="factor-ae",
@@ -252,12 +250,12 @@ class RunConfig(Fields):
             views=0,
         )
 
-    def partner(self) -> RunConfig:
+    def partner(self) -> Self:
         """The other network of the same mutual training."""
         other = {"first": "second", "second": "first"}[self.place]
         return self.replace(student=self.teacher, teacher=self.student, place=other)
 
-    def parents(self) -> dict[str, RunConfig]:
+    def parents(self) -> dict[str, Self]:
         """The runs that must be finished before this one, by role.
 
         'teacher', 'autoencoder'; 'first', if its training makes this one's record too.

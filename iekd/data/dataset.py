@@ -5,8 +5,6 @@
 torch.Size([400, 1, 8, 8])
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

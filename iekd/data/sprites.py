@@ -10,8 +10,6 @@ A lossy pack is read as well, and never written: JPEG sheets of 256 images (16 x
 split called `val`, and no hash of the pixels, because decoders of JPEG differ in rounding.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json

@@ -1,7 +1,5 @@
 """What every measure must stand, as a function for whoever writes one."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode

@@ -4,8 +4,6 @@ Which features of student and teacher a method compares is known from their shap
 anything is trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 

@@ -20,8 +20,6 @@ choice: the losses multiply those three by 1.13/sqrt(N) ("L1 units"); L2 and par
 means and of that order by themselves.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -5,8 +5,6 @@ by two opposite IE-KD processes. Our sources name it and its four steps, whose l
 order is our choice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 

@@ -2,8 +2,6 @@
 the methods.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import cache, partial

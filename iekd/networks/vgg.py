@@ -7,8 +7,6 @@ average pooling. The convolutions keep their biases, which BN makes idle, becaus
 parameter count is the published one (9,462,180 at 100 classes).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 

@@ -5,8 +5,6 @@ reads of it is ReLU(BN(sum)): 'stage1_pre' and 'stage2_pre' are the BN at the en
 stage, 'stage3_pre' is the final BN.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.functional import relu
 

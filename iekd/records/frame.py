@@ -1,7 +1,5 @@
 """The records as a table: one row a run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -4,8 +4,6 @@ Tensors are safetensors files; nothing is ever unpickled. The checksum of the te
 the file's metadata, so a truncated or altered file is noticed when it is read.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

@@ -1,7 +1,5 @@
 """All methods in one table, read from the docstrings of their code."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys

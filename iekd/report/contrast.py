@@ -1,7 +1,5 @@
 """Every contrast of a claim's arm with a rival, on the seeds that count; and other tests of it."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple

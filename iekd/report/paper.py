@@ -1,7 +1,5 @@
 """The paper's own numbers, and its table with ours beside each."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from importlib.resources import files

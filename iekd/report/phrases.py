@@ -1,7 +1,5 @@
 """Numbers, comparisons and remarks as text: a sentence is right whatever the records say."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import get_args
 

@@ -1,7 +1,5 @@
 """Results in Markdown: the headline table of README.md, and what `iekd table` prints."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -4,8 +4,6 @@ An arm without records keeps its row and says "no runs yet", so that what is mis
 as what is there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from re import sub
 from typing import Any

@@ -1,7 +1,5 @@
 """What the records say of the claims: one verdict a claim, and the board that shows them."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Sequence
 from typing import Any
 

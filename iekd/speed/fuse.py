@@ -4,8 +4,6 @@ oneDNN applies both while a convolution's result is still in the cache; as opera
 each is a pass over memory. The result differs by rounding at most.
 """
 
-from __future__ import annotations
-
 import operator
 
 import torch

@@ -6,8 +6,6 @@ bfloat16 pays on GPUs with tensor cores and on processors with AMX; elsewhere it
 float32.
 """
 
-from __future__ import annotations
-
 from types import MethodType
 
 import torch

@@ -1,7 +1,5 @@
 """One process of a sweep: a run by the command that its record names, or several as a pack."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex

@@ -5,8 +5,6 @@ sweep that ended in any way goes on with the same command, and any number of swe
 of machines, can work on one store.
 """
 
-from __future__ import annotations
-
 import math
 import subprocess
 import time

@@ -2,8 +2,6 @@
 run goes on bit for bit.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """What is refused before anything trains, with what to choose instead."""
 
-from __future__ import annotations
-
 from iekd import data, networks
 from iekd.config import RunConfig, methods
 from iekd.errors import ConfigError, TrainingError

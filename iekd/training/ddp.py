@@ -6,8 +6,6 @@ a run alone does (store, checkpoints, evaluation) and tells the others, who `fol
 which epoch to train.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

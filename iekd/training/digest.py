@@ -6,8 +6,6 @@ name comes from. So reformatting a file or moving it leaves the digest alone, an
 the arithmetic changes it.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import inspect

@@ -1,7 +1,5 @@
 """What comes out of a training: its weights, then the record that names them."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -22,7 +20,7 @@ OTHER = {"student": "peer", "peer": "student"}
 SHARED = ("lr", "loss")
 
 
-def finish(member: Member, provenance: dict) -> Record:
+def finish(member: "Member", provenance: dict) -> Record:
     """Store a run's weights, then its record: a record therefore always has its weights.
 
     Of two networks trained together, the record of the first comes last. Raises `TrainingError` for

@@ -1,7 +1,5 @@
 """One process at a time trains a run. The system frees its lock if the process dies."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 

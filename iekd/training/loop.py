@@ -6,8 +6,6 @@ device: losses stay there and are read at its end. `iekd.training.pack` makes th
 several runs at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

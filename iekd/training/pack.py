@@ -5,8 +5,6 @@ Runs with the same batches share their images, and with the same teacher its for
 holds each method in a pack to `loop.train_epoch`.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext

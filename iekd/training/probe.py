@@ -7,8 +7,6 @@ run is the same with and without its probe. Only methods that lay open their `pa
 those with halves and, as a control, FT.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The moving parts of one run, at their initial values."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable, Mapping

@@ -6,8 +6,6 @@ of the book.
 runs at once, each of which ends as it would alone.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress

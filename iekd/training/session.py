@@ -1,7 +1,5 @@
 """Runs that are trained together from their last checkpoint to their records, in this process."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field

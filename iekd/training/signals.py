@@ -2,8 +2,6 @@
 SIGHUP (a closed terminal).
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Iterator

@@ -8,8 +8,6 @@ seed of their own; each epoch shows one of them, which one is drawn with the run
 `LIMIT` bytes a teacher.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -345,7 +345,9 @@ def test_exchanging_twice_is_nothing():
         "test_error": [5],
         "test_error_peer": [6],
     }
-    assert finish.swap_curves(curves)["test_error"] == [6] and finish.swap_curves(curves)["lr"] == [1]
+    assert finish.swap_curves(curves)["test_error"] == [6] and finish.swap_curves(curves)["lr"] == [
+        1
+    ]
     assert finish.swap_curves(finish.swap_curves(curves)) == curves
 
 
