@@ -1,7 +1,5 @@
 """The benchmark measures both sides on the same work; how fast they are is no matter of a test."""
 
-from __future__ import annotations
-
 import copy
 import os
 from contextlib import nullcontext

@@ -1,7 +1,5 @@
 """DML and IE-DML: which update sees what, and a record for each of the two networks."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

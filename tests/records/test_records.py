@@ -1,7 +1,5 @@
 """Records: what the frame holds, and that nothing but a true record gets into it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex

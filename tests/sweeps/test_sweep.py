@@ -1,7 +1,5 @@
 """Sweeps: the order of runs, failures, time limits, signals, and two sweeps on one store."""
 
-from __future__ import annotations
-
 import os
 import signal
 import subprocess

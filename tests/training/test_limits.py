@@ -2,8 +2,6 @@
 with a record, or is refused before anything is trained, with what to choose instead.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -1,7 +1,5 @@
 """Packs: several runs in lock step, each of which must end exactly as it would alone."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
