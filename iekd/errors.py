@@ -30,6 +30,9 @@ class Busy(TrainingError):
     """Another process trains this run now."""
 
 
+OURS = (ConfigError, DataError, StoreError, TrainingError)
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' with the closest known name; '' if none is close."""
     close = difflib.get_close_matches(name.lower(), known, n=1)

@@ -11,8 +11,6 @@ from iekd.config import RunConfig
 from iekd.errors import Busy
 from iekd.records import store
 
-__all__ = ["BUSY", "Busy", "claim"]
-
 BUSY = "another process trains this run"
 
 
