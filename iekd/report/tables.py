@@ -118,15 +118,14 @@ def _grid_table(
         differences = [_difference_cell(compared[b].get(arm)) for b in baselines]
         error = error_cell(ours.get(arm), absent(configs[0], metric))
         rows.append(html.row(name, error, *differences))
-    remarks = [
-        f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} %",
-        "t-interval of the mean. Differences are paired by seed; their intervals are not",
-        "corrected, p is Holm-corrected over the arms of a column.",
-        phrases.legend(configs[0].preset),
-        phrases.outliers(runs, metric),
-        no_validation(configs[0], metric),
-    ]
-    return html.table(caption, _joined(remarks), ["method", "error, %", *minus], rows)
+    note = (
+        f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % "
+        "t-interval of the mean. Differences are paired by seed; their intervals are not "
+        "corrected, p is Holm-corrected over the arms of a column."
+    )
+    remarks = [phrases.legend(configs[0].preset), phrases.outliers(runs, metric)]
+    note = _joined([note, *remarks, no_validation(configs[0], metric)])
+    return html.table(caption, note, ["method", "error, %", *minus], rows)
 
 
 Rows = dict[tuple[str, str], dict[str, Any]]
