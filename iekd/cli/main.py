@@ -45,7 +45,7 @@ def _command(words: list[str]) -> int:
 def _do(words: list[str]) -> int:
     from iekd.cli import commands
     from iekd.cli.options import refuse, spelled
-    from iekd.config.imports import import_files
+    from iekd.config.grid import import_files
     from iekd.errors import OURS, Busy, ConfigError
     from iekd.training import ddp
 

@@ -10,6 +10,7 @@ runs:
 
 import functools
 import itertools
+import os
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,8 +20,8 @@ import yaml
 
 from iekd.checkout import ROOT
 from iekd.config import RunConfig, refuse_unread, strict
-from iekd.config.imports import import_files
 from iekd.errors import ConfigError
+from iekd.method import registry
 
 KEYS = ("title", "notebook", "import", "base", "runs")
 NEEDED = "it needs a list `runs:` of mappings"
@@ -169,3 +170,20 @@ def with_parents(configs: list[RunConfig]) -> dict[str, RunConfig]:
         ordered |= with_parents(list(config.parents().values()))
         ordered[config.path] = config
     return ordered
+
+
+def import_files(files: Iterable[str | Path], beside: Path = Path()) -> None:
+    """Import a reader's own methods and measures, here and in every process started from here.
+
+    They are also put into $IEKD_IMPORT, as absolute paths, which `registry.load` reads. `beside`:
+    the folder that relative paths start from. Raises `ConfigError` for a file that cannot be
+    imported.
+    """
+    registry.load()
+    known = [name for name in os.environ.get("IEKD_IMPORT", "").split(os.pathsep) if name]
+    for file in files:
+        path = str((beside / Path(str(file)).expanduser()).resolve())
+        registry.import_file(path)
+        if path not in known:
+            known.append(path)
+    os.environ["IEKD_IMPORT"] = os.pathsep.join(known)

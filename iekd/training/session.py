@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -17,7 +16,7 @@ from iekd.speed import memory
 from iekd.training import checkpoint, ddp, loop, signals
 from iekd.training.finish import finish
 from iekd.training.graphs import GraphedPack, graphs_wanted
-from iekd.training.pack import Pack
+from iekd.training.pack import Pack, Row, row_or_error
 from iekd.training.probe import probe
 from iekd.training.run import Run
 
@@ -25,7 +24,6 @@ from iekd.training.run import Run
 CHECKPOINT_SECONDS = 2.0
 CHECKPOINT_SHARE = 0.05
 
-Row = dict[str, float]
 Trainer = Callable[[int], list[Row | TrainingError]]  # trains an epoch of some runs
 Make = Callable[..., Run]  # from a configuration, a device, and a data set that is there
 
@@ -174,7 +172,7 @@ def train_epochs_of(runs: Sequence[tuple[RunConfig, Run]]) -> Trainer:
     if len(runs) > 1:
         return Pack(runs).train_epoch
     config, run = runs[0]
-    return lambda epoch: [_row_or_error(loop.train_epoch, config, run, epoch)]
+    return lambda epoch: [row_or_error(loop.train_epoch, config, run, epoch)]
 
 
 def _trainer(together: Sequence[Member]) -> Trainer:
@@ -182,14 +180,7 @@ def _trainer(together: Sequence[Member]) -> Trainer:
     if ddp.count() == 1:
         return train_epochs_of(runs)
     trainer = ddp.Trainer(*runs[0])
-    return lambda epoch: [_row_or_error(trainer.train_epoch, epoch)]
-
-
-def _row_or_error(train: Callable[..., Row], *arguments: Any) -> Row | TrainingError:
-    try:
-        return train(*arguments)
-    except TrainingError as error:
-        return error
+    return lambda epoch: [row_or_error(trainer.train_epoch, epoch)]
 
 
 def _provenance(runs: int) -> dict:

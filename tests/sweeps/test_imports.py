@@ -14,7 +14,7 @@ from tiny import SMALL, made_up
 
 from iekd import records
 from iekd.config import RunConfig, grid
-from iekd.config.imports import import_files
+from iekd.config.grid import import_files
 from iekd.errors import ConfigError
 from iekd.method import registry
 from iekd.records import store
