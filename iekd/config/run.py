@@ -231,24 +231,14 @@ class RunConfig(Fields):
 
         On new views every epoch, so that runs with and without finite views share it.
         """
-        return self.replace(
-            method="supervised",
-            student=self.teacher,
-            epochs=self.teacher_epochs,
-            lr=self.teacher_lr,
-            seed=self.seed % self.teachers,
-            views=0,
-        )
+        how = {"epochs": self.teacher_epochs, "lr": self.teacher_lr, "views": 0}
+        seed = self.seed % self.teachers
+        return self.replace(method="supervised", student=self.teacher, seed=seed, **how)
 
     def autoencoder_run(self) -> Self:
         """The run that trains the factor auto-encoder on this run's teacher."""
-        return self.replace(
-            method="factor-ae",
-            epochs=self.ae_epochs,
-            lr=self.ae_lr,
-            seed=self.seed % self.teachers,
-            views=0,
-        )
+        how = {"epochs": self.ae_epochs, "lr": self.ae_lr, "views": 0}
+        return self.replace(method="factor-ae", seed=self.seed % self.teachers, **how)
 
     def partner(self) -> Self:
         """The other network of the same mutual training."""
@@ -272,12 +262,11 @@ class RunConfig(Fields):
     def named(self) -> dict[str, str]:
         """The fields to pass, as strings, to reproduce this run; the preset supplies the rest."""
         preset = usual(self.preset, self.dataset) | {"dataset": PRESETS[self.preset]["dataset"]}
-        named = {name: getattr(self, name) for name in ("dataset", "teacher", "student")}
-        named = {
-            name: value for name, value in named.items() if value not in ("none", preset[name])
-        }
-        first = {"preset": self.preset, "method": self.method}
-        fields = {**first, **named, **self.changed(), "seed": self.seed}
+        fields: dict[str, Any] = {"preset": self.preset, "method": self.method}
+        for name in ("dataset", "teacher", "student"):
+            if getattr(self, name) not in ("none", preset[name]):
+                fields[name] = getattr(self, name)
+        fields |= {**self.changed(), "seed": self.seed}
         return {name: _text(value) for name, value in fields.items()}
 
     def command(self) -> str:

@@ -16,8 +16,6 @@ from iekd.networks.resnet import ResNet
 from iekd.networks.vgg import VGG13
 from iekd.networks.wrn import WideResNet
 
-__all__ = ["Output", "build", "check_name", "feature_shapes"]
-
 ALLOWED = (
     "resnet<d> with depth d = 6n + 2 from 8 to 110 (resnet20, resnet56); resnet<d>x<m> with its "
     "channels times m (resnet8x0.5, resnet32x4); resnet10, resnet18, resnet34 of ImageNet, with "

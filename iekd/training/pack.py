@@ -28,14 +28,8 @@ Steps = tuple[list[list[str]], Tensor]
 
 def in_step(config: RunConfig) -> tuple:
     """What runs must agree in to go in lock step: the steps of an epoch, and a batch's shape."""
-    return (
-        config.dataset,
-        config.train_images,
-        config.validation_images,
-        config.image_size,
-        config.batch_size,
-        config.precision,
-    )
+    fields = ("dataset", "train_images", "validation_images", "image_size", "batch_size")
+    return tuple(getattr(config, name) for name in (*fields, "precision"))
 
 
 def batches(config: RunConfig) -> tuple:
@@ -88,10 +82,8 @@ class Pack:
 
     def step(self, part: Tensor, epoch: int) -> Steps:
         """A step of every run on part (K, 4, B) of the K different plans of an epoch."""
-        taken = [
-            loop.take(config, run, plan, epoch)
-            for (config, run), plan in zip(self.first, part, strict=True)
-        ]
+        both = zip(self.first, part, strict=True)
+        taken = [loop.take(*first, plan, epoch) for first, plan in both]
         answers = self._ask_shared_teachers([images for images, _ in taken])
         logs = []
         for k, (_, run) in enumerate(self.runs):
