@@ -46,17 +46,10 @@ def analyse(config: RunConfig) -> Analysis:
     metrics = {**similarity(config, run, teacher), **rises(noise)}
 
     # write, and read what was written: it is rounded
-    made_by = records.provenance()
-    analysis = Analysis(
-        hash=config.hash,
-        weights=record.weights,
-        parents={"teacher": records.find(taught_by).weights} | record.parents,
-        git=made_by["git"],
-        versions=made_by["versions"],
-        metrics=metrics,
-        noise=noise.to_dict("list"),
-    )
-    analysis.save(config)
+    made_by = {name: records.provenance()[name] for name in ("git", "versions")}
+    made_from = {"teacher": records.find(taught_by).weights} | record.parents
+    identity = {"hash": config.hash, "weights": record.weights, "parents": made_from}
+    Analysis(**identity, **made_by, metrics=metrics, noise=noise.to_dict("list")).save(config)
     return records.read_analysis(records.analysis_path(config), record)
 
 
