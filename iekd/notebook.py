@@ -145,9 +145,7 @@ def listed(text: str) -> list[str]:
 
 
 def command(page: str) -> str:
-    """The command that executes this page again with the parameters that papermill gave it:
-    'papermill book/mutual.ipynb out.ipynb'.
-    """
+    """The command that executes this page again with the parameters that papermill gave it."""
     return again(page, cells.executed(_namespace()))
 
 

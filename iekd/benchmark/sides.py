@@ -1,6 +1,4 @@
-"""The sides that `iekd bench` compares: the usual loop and the engine, each in a process of its
-own.
-"""
+"""The sides that `iekd bench` compares, the usual loop and the engine, each in its own process."""
 
 import multiprocessing
 import os

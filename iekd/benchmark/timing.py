@@ -1,6 +1,4 @@
-"""Times of pieces of work that take turns, and ratios taken within a round, so a busy machine slows
-all alike.
-"""
+"""Pieces of work timed in turns; ratios within a round, so a busy machine slows all alike."""
 
 import statistics
 import time

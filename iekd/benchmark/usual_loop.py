@@ -23,9 +23,7 @@ from iekd.training.run import build_network
 
 
 class Images(Dataset):
-    """The training images as torchvision's data sets give them: one PIL image at a time,
-    transformed.
-    """
+    """Training images as torchvision's data sets give them: a PIL image at a time, transformed."""
 
     def __init__(self, dataset: data.DataSet):
         self.pixels = dataset.train.images.permute(0, 2, 3, 1).contiguous().numpy()

@@ -1,6 +1,4 @@
-"""Networks by name: `build(name, classes)(images)` returns an `Output`: logits, and features for
-the methods.
-"""
+"""Networks by name: `build(name, classes)(images)` is an `Output`, logits and named features."""
 
 import re
 from collections.abc import Callable
