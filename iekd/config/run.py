@@ -58,11 +58,6 @@ class RunConfig(Fields):
 
     @model_validator(mode="after")
     def _networks_can_be_built(self) -> Self:
-        if 0 < self.image_size < 8:
-            raise ValueError(
-                f"image_size: {self.image_size} is not usable; the networks need 8 pixels, "
-                "choose 0 (native) or from 8"
-            )
         self._check_network("teacher", needed=self.has_teacher or self.is_mutual)
         self._check_network("student", needed=self.method != "factor-ae")
         return self
@@ -79,17 +74,18 @@ class RunConfig(Fields):
             )
 
     @model_validator(mode="after")
-    def _target_exists(self) -> Self:
+    def _values_fit_together(self) -> Self:
+        if 0 < self.image_size < 8:
+            raise ValueError(
+                f"image_size: {self.image_size} is not usable; the networks need 8 pixels, "
+                "choose 0 (native) or from 8"
+            )
         asked = self.method == "ie-ft" and self.explore_target == "inherit"
         if asked and self.explore != "none" and (self.inherit == "none" or self.split_ratio == 0):
             raise ValueError(
                 "explore_target: 'inherit' is not usable without an inheritance half; "
                 "choose 'teacher', or set inherit"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _first_stage_fits(self) -> Self:
         if "init_epochs" in fields_of(self.method) and self.init_epochs >= self.epochs:
             raise ValueError(
                 f"init_epochs: {self.init_epochs} is not usable; the first stage is part of the "

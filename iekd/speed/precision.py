@@ -44,9 +44,8 @@ def autocast(device: torch.device) -> torch.autocast:
 
 def widen(output: Output) -> Output:
     """Logits and features in float32."""
-    return Output(
-        output.logits.float(), {name: feature.float() for name, feature in output.features.items()}
-    )
+    features = {name: feature.float() for name, feature in output.features.items()}
+    return Output(output.logits.float(), features)
 
 
 def _forward(network: nn.Module, images: Tensor) -> Output:
