@@ -89,22 +89,17 @@ def epoch_of(side: str, preset: str, method: str, images: int, device: torch.dev
         return PlainRun(config, parents, device, dataset, teacher_grad=side == CARELESS).train_epoch
     run = build_run(config, parents, device, dataset)
     if side in (FINITE, FINITE_BF16):
-        config, run = _with_views(config, run)
+        # the teacher is asked before: that is not part of the time
+        config = config.replace(views=VIEWS)
+        made = views.compute(config, run, views.shapes(config, images))
+        tensors = {name: tensor.to(device) for name, tensor in made.items()}
+        run = run._replace(teacher=views.StoredTeacher(config, run.teacher, tensors))
     return epoch([(config, run)])
 
 
 def epoch(runs: Sequence[tuple[RunConfig, Run]], number: int = 0) -> Work:
     """What trains an epoch of these runs as `iekd run` and `iekd pack` do."""
     return partial(train_epochs_of(runs), number)
-
-
-def _with_views(config: RunConfig, run: Run) -> tuple[RunConfig, Run]:
-    """The run on finite views, whose teacher has been asked before (not part of the time)."""
-    config = config.replace(views=VIEWS)
-    kept = views.shapes(config, len(run.dataset.train.labels))
-    made = views.compute(config, run, kept)
-    tensors = {name: tensor.to(run.mean.device) for name, tensor in made.items()}
-    return config, run._replace(teacher=views.StoredTeacher(config, run.teacher, tensors))
 
 
 # ---------------------------------------------------------------------- what they train on

@@ -135,9 +135,9 @@ class RunConfig(Fields):
         if not isinstance(preset, str) or preset not in PRESETS:
             known = ", ".join(PRESETS)
             raise ConfigError(f"preset: {preset!r} is not usable; choose one of {known}")
-        options = _options_of(fields.get("method"))
-        own = {name: value for name, value in fields.items() if name in options}
-        fields = {name: value for name, value in fields.items() if name not in options}
+        method = fields.get("method")
+        row = registry.methods().get(method) if isinstance(method, str) else None
+        own = {name: fields.pop(name) for name in row.options if name in fields} if row else {}
         if unknown := [name for name in fields if name not in cls.model_fields]:
             raise ConfigError("\n".join(unknown_field(name) for name in unknown))
         if own:
@@ -278,12 +278,6 @@ def fields_of(method: str) -> tuple[str, ...]:
     """The fields that a method reads and others do not; none if its code is not known here."""
     row = registry.methods().get(method)
     return row.fields if row else ()
-
-
-def _options_of(method: Any) -> set[str]:
-    """The parameters of a reader's own method."""
-    row = registry.methods().get(method) if isinstance(method, str) else None
-    return set(row.options) if row else set()
 
 
 @functools.cache

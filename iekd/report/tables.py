@@ -211,15 +211,14 @@ def record_index_html(frame: pd.DataFrame) -> Markup:
         title = f"{labels.networks(first['pair'])}: {labels.label(first)}"
         caption = f"{title} ({first['preset']}, {first['dataset']})"
         heads = ["seed", "last, %", "selected, %", "best on test, %", "record"]
-        rows = map(_record_row, runs.to_dict("records"))
+        rows = []
+        for row in runs.to_dict("records"):
+            errors = [number(row[rule]) for rule in ("last", "val_selected", "best_on_test")]
+            record = Cell(row["hash"], href=record_address(row["path"]))
+            rows.append(html.row(row["seed"], *errors, record))
         table = html.table(caption, "test error, one row a seed", heads, rows)
         command = f"{first['command'].rpartition(' ')[0]} SEED"  # it ends with the seed
         code = html.tag("p", html.tag("code", command))
         parts = html.tag("h3", title), "\n", code, "\n", table
         sections.append(html.tag("section", *parts, id=labels.anchor(first)) + "\n")
     return Markup("").join(sections)
-
-
-def _record_row(row: Mapping[str, Any]) -> Markup:
-    errors = [number(row[metric]) for metric in ("last", "val_selected", "best_on_test")]
-    return html.row(row["seed"], *errors, Cell(row["hash"], href=record_address(row["path"])))
