@@ -209,26 +209,22 @@ class Sweep:
         self.show(now=True)
 
     def collect(self) -> None:
-        """Settle the runs whose process has ended."""
+        """Settle the runs whose process has ended, or wait again for another process's."""
         ended = [child for child in self.running if child.process.poll() is not None]
         self.running = [child for child in self.running if child not in ended]
         for child in ended:
             self.resumed += self.cost_of(child.configs) * child.progress()[0]
             for config in child.configs:
-                self.settle_or_wait(config, child)
-
-    def settle_or_wait(self, config: RunConfig, child: Child) -> None:
-        """Settle a run, or wait for it again if another process trains it."""
-        job = self.jobs[config.path]
-        job.running = False
-        try:
-            outcome = child.outcome(config)
-        except StoreError as error:  # its record was damaged meanwhile
-            outcome = Outcome(config, "failed", str(error))
-        if outcome:
-            self.settle(outcome, log_path(child.configs[0]))
-        else:
-            job.look_again = time.monotonic() + LOOK_AGAIN_SECONDS
+                job = self.jobs[config.path]
+                job.running = False
+                try:
+                    outcome = child.outcome(config)
+                except StoreError as error:  # its record was damaged meanwhile
+                    outcome = Outcome(config, "failed", str(error))
+                if outcome:
+                    self.settle(outcome, log_path(child.configs[0]))
+                else:
+                    job.look_again = time.monotonic() + LOOK_AGAIN_SECONDS
 
     def settle(self, outcome: Outcome, log: Path | None = None) -> None:
         """Keep how a run ended."""

@@ -174,10 +174,14 @@ def load_network(config: RunConfig) -> nn.Module:
     For a factor auto-encoder, the auto-encoder.
     """
     tensors, _ = store.load_tensors(_weights(config))
-    prefix = "method.autoencoder." if config.method == "factor-ae" else "student."
     # no values, so no random numbers: loaded or trained, the caller's stay the same
     with torch.device("meta"):
-        network = _blank_network(config)
+        if config.method == "factor-ae":
+            channels = build_network(config.teacher, config).feature_channels
+            network = FactorAutoEncoder(channels, config.factor_ratio, config.decoder)
+        else:
+            network = build_network(config.student, config)
+    prefix = "method.autoencoder." if config.method == "factor-ae" else "student."
     own = [name for name in tensors if name.startswith(prefix)]
     state = {name.removeprefix(prefix): tensors[name] for name in own}
     network.load_state_dict(state, assign=True)
@@ -209,14 +213,6 @@ def make_training_run(
     if config.views and made.teacher is not None:
         return views.with_stored_teacher(config, made)
     return made
-
-
-def _blank_network(config: RunConfig) -> nn.Module:
-    """The network that a run trains, without its weights."""
-    if config.method != "factor-ae":
-        return build_network(config.student, config)
-    channels = build_network(config.teacher, config).feature_channels
-    return FactorAutoEncoder(channels, config.factor_ratio, config.decoder)
 
 
 def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Path:
