@@ -85,7 +85,7 @@ def _fuse_one(traced: fx.GraphModule, node: fx.Node, convolution: nn.Conv2d) -> 
     traced.set_submodule(node.target, FusedConv(convolution, relu))
     with traced.graph.inserting_before(last):
         last.replace_all_uses_with(traced.graph.call_module(node.target, inputs))
-    sums = [last.args[0]] if relu and len(inputs) == 2 else []
+    sums: list = [last.args[0]] if relu and len(inputs) == 2 else []
     for gone in dict.fromkeys((last, *sums, node)):
         traced.graph.erase_node(gone)
 

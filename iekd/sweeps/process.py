@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from iekd import records
 from iekd.config import RunConfig
@@ -123,9 +123,9 @@ def start(configs: list[RunConfig], jobs: int, analyse: bool = False) -> Child:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         began, said = time.monotonic(), output.tell()
-        streams = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT}
+        streams: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT}
         words = [*PYTHON, "-m", "iekd", *words]
-        process = subprocess.Popen(words, env=environment, **streams)
+        process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, **streams)
     return Child(configs, process, began, said)
 
 

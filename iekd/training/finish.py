@@ -1,6 +1,6 @@
 """What comes out of a training: its weights, then the record that names them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -103,8 +103,8 @@ def _record(
         "val_selected": _best(curves, "validation_error"),
         "best_on_test": _best(curves, "test_error"),
     }
-    about = {"config": config, "hash": config.hash, "weights": weights, "parents": parents}
-    return Record(**about, **facts, history=curves, metrics=metrics)
+    about: dict[str, Any] = {"config": config, "hash": config.hash, "parents": parents}
+    return Record(**about, **facts, weights=weights, history=curves, metrics=metrics)
 
 
 def _metric(curves: Curves, epoch: int) -> Metric:

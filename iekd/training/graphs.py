@@ -9,6 +9,7 @@ one, as on a CPU. IEKD_GRAPHS=off leaves graphs out.
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class GraphedPack(Pack):
     def step(self, part: Tensor, epoch: int) -> Steps:
         if self.streams is None:
             return super().step(part, epoch)
-        methods = [run.learner["method"] for _, run in self.runs]
+        methods: list[Any] = [run.learner["method"] for _, run in self.runs]
         phases = [method.phase(epoch) for method in methods if hasattr(method, "phase")]
         graph = self.graphs.setdefault((part.shape[-1], *phases), _Graph(self.streams))
         try:

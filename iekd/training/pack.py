@@ -76,8 +76,8 @@ class Pack:
         # the only moment that waits for the device
         values = torch.stack(log).double().cpu().split([len(its) for its in names], dim=1)
         rows = []
-        for k, run in enumerate(self.runs):
-            rows.append(row_or_error(loop.means_of, *run, epoch, names[k], values[k]))
+        for k, both in enumerate(self.runs):
+            rows.append(row_or_error(loop.means_of, *both, epoch, names[k], values[k]))
         return rows
 
     def step(self, part: Tensor, epoch: int) -> Steps:

@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -104,8 +104,8 @@ def _build_optimiser(
     """SGD with Nesterov momentum over all parameters."""
     # a CUDA graph reads the rate from the device
     rate = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
-    how = {"weight_decay": config.weight_decay, "nesterov": config.momentum > 0, "fused": True}
-    optimiser = torch.optim.SGD(learner.parameters(), rate, config.momentum, **how)
+    how: dict[str, Any] = {"weight_decay": config.weight_decay, "nesterov": config.momentum > 0}
+    optimiser = torch.optim.SGD(learner.parameters(), rate, config.momentum, **how, fused=True)
 
     # Momentum is zero from the start: fused SGD cannot mix parameters with and without it.
     if config.momentum:

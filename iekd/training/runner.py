@@ -176,12 +176,12 @@ def load_network(config: RunConfig) -> nn.Module:
     tensors, _ = store.load_tensors(_weights(config))
     # no values, so no random numbers: loaded or trained, the caller's stay the same
     with torch.device("meta"):
-        if config.method == "factor-ae":
-            channels = build_network(config.teacher, config).feature_channels
+        alone = config.method == "factor-ae"
+        prefix = "method.autoencoder." if alone else "student."
+        network = build_network(config.teacher if alone else config.student, config)
+        if alone:
+            channels = network.feature_channels
             network = FactorAutoEncoder(channels, config.factor_ratio, config.decoder)
-        else:
-            network = build_network(config.student, config)
-    prefix = "method.autoencoder." if config.method == "factor-ae" else "student."
     own = [name for name in tensors if name.startswith(prefix)]
     state = {name.removeprefix(prefix): tensors[name] for name in own}
     network.load_state_dict(state, assign=True)
