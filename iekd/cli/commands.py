@@ -230,7 +230,7 @@ def sweep(options: Options) -> int:
 def _list(configs: list[RunConfig]) -> int:
     """Print what a sweep would do."""
     runs = grid.with_parents(configs)
-    done = [path for path, config in runs.items() if records.find(config)]
+    done = {path for path, config in runs.items() if records.find(config)}
     for path in runs:
         print("done   " if path in done else "pending", path)
     print(f"{len(runs)} runs with their parents: {len(done)} done, {len(runs) - len(done)} pending")

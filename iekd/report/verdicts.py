@@ -153,7 +153,7 @@ def board_html(table: pd.DataFrame, caption: str) -> Markup:
         "paired by seed (against the teacher, by teacher), with its 95 % interval, which is not "
         "corrected; negative is in favour of the claim. Supported or contradicted (of the paper's "
         "own recipe: reproduced or not): p below 0.05, Holm-corrected over the tested claims, and "
-        f"before that over a claim's rivals. Else equivalent: interval within "
+        "before that over a claim's rivals. Else equivalent: interval within "
         f"±{SMALLEST[preset]:g} points; or inconclusive, which is no proof of equality. Open: "
         "planned seeds are missing."
     )

@@ -5,6 +5,7 @@ each is a pass over memory. The result differs by rounding at most.
 """
 
 import operator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -64,10 +65,11 @@ def fuse(network: nn.Module) -> nn.Module:
     return traced.eval()  # the new modules too
 
 
-def _modules(traced: fx.GraphModule) -> list[tuple[fx.Node, nn.Module]]:
-    """The calls of modules."""
-    calls = [node for node in traced.graph.nodes if node.op == "call_module"]
-    return [(node, traced.get_submodule(node.target)) for node in calls]
+def _modules(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
+    """The calls of modules, each with its module as it is by then."""
+    for node in list(traced.graph.nodes):
+        if node.op == "call_module":
+            yield node, traced.get_submodule(node.target)
 
 
 def _fuse_one(traced: fx.GraphModule, node: fx.Node, convolution: nn.Conv2d) -> None:
