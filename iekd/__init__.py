@@ -10,8 +10,6 @@
 One primitive: `train(config)` loads the finished record of a run, or resumes it, or trains it.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from types import ModuleType
@@ -21,22 +19,11 @@ __version__ = "0.2.0"
 
 # The front door, by the module where each name lives. They are imported on first use: torch takes
 # seconds.
-_DOOR = {
-    "ConfigError": "errors",
-    "DataError": "errors",
-    "StoreError": "errors",
-    "TrainingError": "errors",
-    "RunConfig": "config.run",
-    "train": "training.runner",
-    "load_student": "front",
-    "compare": "front",
-    "table": "front",
-    "plot": "front",
-    "measure": "config.known",
-    "check_measure": "method.check",
-    "unit": "method.measures",
-    "Batch": "method.features",
-}
+_DOOR = dict.fromkeys(("ConfigError", "DataError", "StoreError", "TrainingError"), "errors")
+_DOOR |= {"RunConfig": "config.run", "train": "training.runner"}
+_DOOR |= dict.fromkeys(("load_student", "compare", "table", "plot"), "front")
+_DOOR |= {"measure": "config.known", "check_measure": "method.check"}
+_DOOR |= {"unit": "method.measures", "Batch": "method.features"}
 # Two rooms bear the name of what is done there: `iekd.config(...)` makes a configuration,
 # `@iekd.method(...)` registers a method, and `iekd.config.grid`, `iekd.method.measures` are
 # modules.

@@ -5,8 +5,6 @@ The cells are those of the kernel's history, of the notebook that `%run` execute
 made of one.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re
@@ -18,22 +16,14 @@ CHECKS = ("parameters", "given", "run_config")  # of iekd.notebook
 INJECTED = "# Parameters"  # the first line of the cell that papermill injects
 # Where a cell begins in a script that nbconvert or jupytext made.
 BORDER = re.compile(r"^# (?:In\[.*\]:|%%.*|\+(?: .*)?)$|^(?=# Parameters$)", re.MULTILINE)
-SCOPES = (
-    ast.FunctionDef,
-    ast.AsyncFunctionDef,
-    ast.ClassDef,
-    ast.Lambda,
-    ast.ListComp,
-    ast.SetComp,
-    ast.DictComp,
-    ast.GeneratorExp,
-)
+BLOCKS = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda
+SCOPES = BLOCKS | ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 NO_LITERAL = object()
 
 
 class Line(NamedTuple):
-    """A statement that sets names: its first line, what it sets them to if that is a literal, and
-    whether papermill wrote it.
+    """A statement that sets names: its first line, its value if that is a literal, and whether
+    papermill wrote it.
     """
 
     names: tuple[str, ...]
@@ -48,11 +38,13 @@ class Cell(NamedTuple):
     lines: list[Line]
     checks: bool
 
+    @property
+    def names(self) -> set[str]:
+        return {name for line in self.lines for name in line.names}
+
 
 def executed(namespace: dict[str, Any]) -> list[str]:
-    """The sources of the cells that belong to a namespace, oldest first; none if they cannot be
-    found.
-    """
+    """The sources of a namespace's cells, oldest first; none if they cannot be found."""
     history, file = list(namespace.get("In", ())), namespace.get("__file__")
     # else it is `%run` that asks, whose cells are not in the history
     if not file or (history and read(history[-1]).checks):
@@ -75,10 +67,8 @@ def before_check(sources: Sequence[str], declared: set[str]) -> list[Line]:
     run again does not.
     """
     cells = [read(source) for source in sources]
-    holders = [
-        i for i, cell in enumerate(cells) if 2 * len(declared & _names(cell)) >= len(declared)
-    ]
-    holders = [i for i in holders if not is_injected(sources[i])] or [0]
+    known = [2 * len(declared & cell.names) >= len(declared) for cell in cells]
+    holders = [i for i, source in enumerate(sources) if known[i] and not is_injected(source)] or [0]
     checks = [i for i, cell in enumerate(cells) if cell.checks]
     start, end = holders[-1], len(cells) - 1
     end = next((i for i in checks if i >= start), end)
@@ -90,10 +80,6 @@ def before_check(sources: Sequence[str], declared: set[str]) -> list[Line]:
 def is_injected(source: str) -> bool:
     """Whether papermill wrote this cell."""
     return source.lstrip().startswith(INJECTED)
-
-
-def _names(cell: Cell) -> set[str]:
-    return {name for line in cell.lines for name in line.names}
 
 
 def read(source: str) -> Cell:
@@ -108,31 +94,25 @@ def read(source: str) -> Cell:
 
 
 def _statements(source: str) -> Iterator[tuple[ast.stmt, str]]:
-    """The statements of a cell with their first lines, those under a cell magic (`%%time`) too;
-    none if it is no Python.
-    """
+    """The statements of a cell, under a cell magic (`%%time`) too, with their first lines."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     try:
         python = TransformerManager().transform_cell(source)
         body = ast.parse(python).body
-    except SyntaxError:
+    except SyntaxError:  # it is no Python
         return
     texts = python.splitlines()
     for statement in body:
-        match statement:
-            case ast.Expr(
-                ast.Call(ast.Attribute(attr="run_cell_magic"), [_, _, ast.Constant(str(inner))])
-            ):
+        match statement.value if isinstance(statement, ast.Expr) else None:
+            case ast.Call(ast.Attribute(attr="run_cell_magic"), [_, _, ast.Constant(str(inner))]):
                 yield from _statements(inner)
             case _:
                 yield statement, texts[statement.lineno - 1].strip()
 
 
 def _checks(node: ast.AST) -> bool:
-    """Whether this is a call of `notebook.parameters` or its like, with the names that the page
-    reads.
-    """
+    """Whether this is a call of `notebook.parameters` or its like, with names of the page."""
     match node:
         case ast.Call(ast.Name(name) | ast.Attribute(attr=name), [_, *_]):
             return name in CHECKS

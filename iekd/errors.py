@@ -1,6 +1,7 @@
 """What goes wrong, each with a message that names the cause and the way out."""
 
-from __future__ import annotations
+import difflib
+from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
@@ -27,3 +28,12 @@ class TrainingError(RuntimeError):
 
 class Busy(TrainingError):
     """Another process trains this run now."""
+
+
+OURS = (ConfigError, DataError, StoreError, TrainingError)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """' (did you mean ...?)' with the closest known name; '' if none is close."""
+    close = difflib.get_close_matches(name.lower(), known, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -3,8 +3,6 @@
 An arm is a configuration with a name; its runs differ in the seed alone.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import pandas as pd
@@ -66,9 +64,8 @@ def table(runs: pd.DataFrame, baseline: str, metric: str = "last") -> pd.DataFra
     Raises:
         ConfigError: no arm has the baseline's label.
     """
-    by_arm = {
-        label: arm.set_index("seed")[metric] for label, arm in runs.groupby("label", sort=False)
-    }
+    errors = runs.set_index("seed").groupby("label", sort=False)[metric]
+    by_arm = {str(label): values for label, values in errors}
     if baseline not in by_arm:
         raise ConfigError(
             f"baseline: there is no arm {baseline!r}; the arms are {', '.join(by_arm)}"
@@ -81,18 +78,11 @@ def table(runs: pd.DataFrame, baseline: str, metric: str = "last") -> pd.DataFra
     for label, values in by_arm.items():
         rows[label] = statistics.summary(values)._asdict()
         if label in results:
-            rows[label] |= _difference(results[label], corrected[label], bound)
+            result, p = results[label], corrected[label]
+            limits = {"difference low": result.low, "difference high": result.high}
+            found = {"p": p, "outcome": statistics.outcome(result, p, bound)}
+            rows[label] |= {"difference": result.difference, **limits, **found}
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("arm")
-
-
-def _difference(result: statistics.Paired, p: float, bound: float) -> dict[str, float | str]:
-    return {
-        "difference": result.difference,
-        "difference low": result.low,
-        "difference high": result.high,
-        "p": p,
-        "outcome": statistics.outcome(result, p, bound),
-    }
 
 
 def plot(runs: pd.DataFrame, baseline: str = "", metric: str = "last") -> Figure:

@@ -7,8 +7,6 @@ cannot be so is refused before anything trains: a name that the page does not re
 sets or two lines set, a value of another type or out of range. `iekd.cells` reads the lines.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import os
@@ -25,8 +23,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationE
 from iekd import cells
 from iekd.config import RunConfig, refuse_unread
 from iekd.config.fields import choices
-from iekd.config.hints import did_you_mean
-from iekd.errors import ConfigError
+from iekd.errors import ConfigError, did_you_mean
 
 np.set_printoptions(legacy="1.25")  # numbers print and glue as 1.23, not as np.float64(1.23)
 
@@ -76,9 +73,7 @@ OWN = {
 
 
 class Parameter(NamedTuple):
-    """What a page reads under a name: its type, its range, and the least value on this page (None:
-    no other than the range's).
-    """
+    """What a page reads under a name: type, range, and the least value on this page, if any."""
 
     name: str
     type: type
@@ -86,9 +81,7 @@ class Parameter(NamedTuple):
     least: int | None
 
     def usable(self, value: Any) -> Any:
-        """The value in the parameter's type. Raises `ConfigError` if it has another one, or is out
-        of range.
-        """
+        """The value in the parameter's type. Raises `ConfigError` for a wrong type or range."""
         if self.type is float and isinstance(value, str) and EXPONENT.fullmatch(value):
             value = float(value)
         if type(value) not in {float: (float, int)}.get(self.type, (self.type,)):
@@ -122,14 +115,11 @@ def parameters(*names: str) -> dict[str, Any]:
 
 
 def given(*names: str) -> dict[str, Any]:
-    """The notebook's parameters that are fields of `RunConfig`, checked, without '' and -1: these
-    stand for the preset's own value.
+    """The notebook's parameters that are fields of `RunConfig`, checked, without '' and -1.
 
-    No preset names a seed: a seed of -1 is refused.
+    These stand for the preset's own value. No preset names a seed: a seed of -1 is refused.
     """
-    fields = {
-        name: value for name, value in parameters(*names).items() if name in RunConfig.model_fields
-    }
+    fields = {k: v for k, v in parameters(*names).items() if k in RunConfig.model_fields}
     found = {name: value for name, value in fields.items() if value not in ("", -1)}
     if "options" in found:
         found["options"] = dict(word.split("=") for word in listed(found["options"]))
@@ -155,36 +145,24 @@ def listed(text: str) -> list[str]:
 
 
 def command(page: str) -> str:
-    """The command that executes this page again with the parameters that papermill gave it:
-    'papermill book/mutual.ipynb out.ipynb'.
-    """
+    """The command that executes this page again with the parameters that papermill gave it."""
     return again(page, cells.executed(_namespace()))
 
 
 def again(page: str, sources: Iterable[str]) -> str:
     """The work of `command` on plain data: the cells run so far."""
-    lines = [
-        line for source in sources if cells.is_injected(source) for line in cells.read(source).lines
-    ]
-    given = {
-        line.names[0]: str(line.literal) for line in lines if line.literal is not cells.NO_LITERAL
-    }
-    return shlex.join(
-        [
-            "papermill",
-            f"book/{page}.ipynb",
-            "out.ipynb",
-            *(word for item in given.items() for word in ("-p", *item)),
-        ]
-    )
+    given: dict[str, str] = {}
+    for line in itertools.chain(*(cells.read(source).lines for source in sources)):
+        if line.injected and line.literal is not cells.NO_LITERAL:
+            given[line.names[0]] = str(line.literal)
+    words = [word for item in given.items() for word in ("-p", *item)]
+    return shlex.join(["papermill", f"book/{page}.ipynb", "out.ipynb", *words])
 
 
 def check(
     names: Iterable[str], sources: Sequence[str], namespace: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The work of `parameters` on plain data: the names, the cells run so far, and the values they
-    left.
-    """
+    """The work of `parameters` on plain data: names, the cells run so far, what they left."""
     declared = declarations(names)
     lines = cells.before_check(sources, set(declared))
     if not any(name in declared for line in lines for name in line.names):
@@ -192,11 +170,14 @@ def check(
             f"no cell was run that sets {', '.join(declared)}: run the parameters cell, then this "
             "one"
         )
+    values, problems = {}, []
     foreign = [(name, line) for line in lines for name in line.names if name not in declared]
-    problems = [
-        _unknown(name, line, declared) for name, line in foreign if line.injected or name[0] != "_"
-    ]
-    values = {}
+    for name, line in foreign:
+        if line.injected or name[0] != "_":
+            own = "" if line.injected else " (names of your own begin with _)"
+            hint = did_you_mean(name, declared) or own
+            where = f"in the line `{line.text}`"
+            problems.append(f"{name}: this notebook has no such parameter{hint}, {where}")
     for parameter in declared.values():
         try:
             values[parameter.name] = _value(parameter, lines, namespace)
@@ -232,9 +213,9 @@ def _declaration(word: str) -> Parameter:
         allowed: Any = Annotated[str, AfterValidator(functools.partial(_registered, name))]
     elif name in RunConfig.model_fields and name not in OWN:
         field = RunConfig.model_fields[name]
-        allowed = (
-            Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
-        )
+        allowed = field.annotation
+        if field.metadata:
+            allowed = Annotated[(allowed, *field.metadata)]
     elif name in OWN or kind:
         allowed = OWN.get(name, TYPES.get(kind))
     else:
@@ -255,40 +236,30 @@ def _value(parameter: Parameter, lines: Sequence[cells.Line], namespace: Mapping
             f"{name}: no line sets it; the parameters cell needs `{name} = ...`. Then run the "
             "cells again from the top"
         )
+    line = own[-1]
     if name not in namespace:
         raise ConfigError(
-            f"{name}: the line `{own[-1].text}` left no value here; take it out of its magic, loop "
+            f"{name}: the line `{line.text}` left no value here; take it out of its magic, loop "
             "or condition"
         )
     for before, after in itertools.pairwise(own):
         # papermill's cell stands below the parameters cell, and overrides it
         if not after.injected:
-            way_out = (
-                "give the cell of the second the tag `parameters`"
-                if before.injected
-                else "keep one"
-            )
+            tagged = "give the cell of the second the tag `parameters`"
+            way_out = tagged if before.injected else "keep one"
             raise ConfigError(
                 f"{name}: two lines set it, `{before.text}` and `{after.text}`; {way_out}"
             )
     try:
         value = parameter.usable(namespace[name])
     except ConfigError as error:
-        raise ConfigError(f"{error}, in the line `{own[-1].text}`") from None
-    written = own[-1].literal
-    if written is not cells.NO_LITERAL and parameter.usable(written) != value:
+        raise ConfigError(f"{error}, in the line `{line.text}`") from None
+    if line.literal is not cells.NO_LITERAL and parameter.usable(line.literal) != value:
         raise ConfigError(
-            f"{name}: the line `{own[-1].text}` is not what the kernel holds, {value!r}; run the "
+            f"{name}: the line `{line.text}` is not what the kernel holds, {value!r}; run the "
             "cells again from the top"
         )
     return value
-
-
-def _unknown(name: str, line: cells.Line, declared: Iterable[str]) -> str:
-    hint = did_you_mean(name, declared) or (
-        "" if line.injected else " (names of your own begin with _)"
-    )
-    return f"{name}: this notebook has no such parameter{hint}, in the line `{line.text}`"
 
 
 def _allowed(error: ValidationError) -> str:
@@ -307,15 +278,11 @@ def _namespace() -> dict[str, Any]:
 
 
 def _show_figures() -> None:
-    """In a kernel, pictures are outputs whatever the environment says: containers and CI set
-    MPLBACKEND=Agg, which shows none.
-    """
+    """Pictures are outputs in a kernel, also where containers and CI set MPLBACKEND=Agg."""
     from IPython import get_ipython
 
-    if (
-        not hasattr(shell := get_ipython(), "kernel")
-        or os.environ.get("MPLBACKEND", INLINE) == INLINE
-    ):
+    shell, backend = get_ipython(), os.environ.get("MPLBACKEND", INLINE)
+    if not hasattr(shell, "kernel") or backend == INLINE:
         return
     os.environ["MPLBACKEND"] = INLINE
     if "matplotlib" in sys.modules:  # which has read the variable

@@ -1,7 +1,5 @@
 """Networks whose weights are committed."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import nn

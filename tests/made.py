@@ -1,7 +1,5 @@
 """Networks for tests: as after some training, and what there is to count in them."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

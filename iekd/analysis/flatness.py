@@ -1,7 +1,5 @@
 """Flatness of the minimum: how far the loss rises under Gaussian noise on the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import pandas as pd

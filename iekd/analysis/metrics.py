@@ -6,7 +6,7 @@ and the loss under Gaussian weight noise, not how they were computed: every defi
 choice. The relevance maps and active neurons that they also name are in `relevance` and `neurons`.
 """
 
-from __future__ import annotations
+from typing import Any
 
 from iekd import records
 from iekd.analysis.flatness import rises, weight_noise
@@ -48,17 +48,10 @@ def analyse(config: RunConfig) -> Analysis:
     metrics = {**similarity(config, run, teacher), **rises(noise)}
 
     # write, and read what was written: it is rounded
-    made_by = records.provenance()
-    analysis = Analysis(
-        hash=config.hash,
-        weights=record.weights,
-        parents={"teacher": records.find(taught_by).weights} | record.parents,
-        git=made_by["git"],
-        versions=made_by["versions"],
-        metrics=metrics,
-        noise=noise.to_dict("list"),
-    )
-    analysis.save(config)
+    made_by: dict[str, Any] = {name: records.provenance()[name] for name in ("git", "versions")}
+    made_by["parents"] = {"teacher": records.find(taught_by).weights} | record.parents
+    found: dict[str, Any] = {"metrics": metrics, "noise": noise.to_dict("list")}
+    Analysis(hash=config.hash, weights=record.weights, **made_by, **found).save(config)
     return records.read_analysis(records.analysis_path(config), record)
 
 

@@ -24,8 +24,6 @@ participation ratio, and the number of channels that cannot be replaced by their
 2018).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -19,8 +19,6 @@ gradient" of the whole is the relevance. It is linear in the score: maps of halv
 **Class activation map** (Zhou et al. 2016): the same score before the mean over positions, no rule.
 """
 
-from __future__ import annotations
-
 import copy
 import operator
 from collections.abc import Callable, Mapping

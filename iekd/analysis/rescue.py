@@ -1,8 +1,4 @@
-"""Mistakes of the teacher: who repeats them, and which images show it in a figure. From answers
-alone, no network runs.
-"""
-
-from __future__ import annotations
+"""Who repeats the teacher's mistakes, and which images show it: from answers, no network runs."""
 
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Similarity of what a student learned to its teacher, and of its two halves to each other."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -135,11 +133,10 @@ def distances(runs: pd.DataFrame) -> pd.DataFrame:
     parts = [pd.DataFrame(columns=[*columns, "distance", "half"])]
     for row in runs.to_dict("records"):
         for term, (half, sign) in TERMS.items():
-            if not _is_l1_to_teacher(row, term, half):
-                continue
-            curve = records.history(pd.DataFrame([row]))
-            distance = curve[f"loss_{term}"] / (sign * row[f"{term}_weight"])
-            parts.append(curve[columns].assign(distance=distance, half=half))
+            if _is_l1_to_teacher(row, term, half):
+                curve = records.history(pd.DataFrame([row]))
+                distance = curve[f"loss_{term}"] / (sign * row[f"{term}_weight"])
+                parts.append(curve[columns].assign(distance=distance, half=half))
     return pd.concat(parts[1:] or parts, ignore_index=True)
 
 

@@ -3,8 +3,6 @@ al., "Knowledge transfer via distillation of activation boundaries formed by hid
 2019).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -2,8 +2,6 @@
 for knowledge distillation", ICCV 2019).
 """
 
-from __future__ import annotations
-
 import math
 
 from torch import Tensor, nn

@@ -2,8 +2,6 @@
 the reverse (Tian, Krishnan, Isola, "Contrastive representation distillation", ICLR 2020).
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

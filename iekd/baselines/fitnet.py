@@ -2,8 +2,6 @@
 deep nets", ICLR 2015).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

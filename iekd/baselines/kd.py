@@ -2,8 +2,6 @@
 eq. 1 and section 2).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

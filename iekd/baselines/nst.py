@@ -2,8 +2,6 @@
 you like: knowledge distill via neuron selectivity transfer", arXiv 1707.01219).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -2,8 +2,6 @@
 and Tefas, "Learning deep representations with probabilistic knowledge transfer", ECCV 2018).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -2,8 +2,6 @@
 distillation", CVPR 2019).
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

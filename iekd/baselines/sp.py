@@ -2,8 +2,6 @@
 "Similarity-preserving knowledge distillation", ICCV 2019).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

@@ -1,7 +1,5 @@
 """Plain training on the labels: the student alone, and every teacher."""
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn import functional as F
 

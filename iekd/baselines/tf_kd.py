@@ -8,8 +8,6 @@ its table has; its values for one student beside two teachers differ, though nei
 another teacher to learn from.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -2,8 +2,6 @@
 "Variational information distillation for knowledge transfer", CVPR 2019).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

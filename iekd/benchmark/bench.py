@@ -7,8 +7,6 @@ depend on them, and nobody has to download anything. What is measured is written
 to `runs/bench/<device>-<cores>.json`.
 """
 
-from __future__ import annotations
-
 import collections
 import json
 import os
@@ -27,18 +25,7 @@ from torch.profiler import ProfilerActivity, profile
 from iekd import records
 from iekd.benchmark import sides
 from iekd.benchmark.roofline import rates, roof
-from iekd.benchmark.sides import (
-    BF16,
-    CARELESS,
-    ENGINE,
-    FINITE,
-    FINITE_BF16,
-    PLAIN,
-    TF32,
-    epoch,
-    random_images,
-    untrained_parents,
-)
+from iekd.benchmark.sides import epoch, random_images, untrained_parents
 from iekd.benchmark.timing import in_turns, ratios, speeds
 from iekd.config import RunConfig, known
 from iekd.records import store
@@ -67,26 +54,20 @@ def bench(images: Mapping[str, int] | None, rounds: int) -> dict[str, Any]:
     device = this_device()
     images = images or IMAGES[device.type]
     memory.keep()
-    rows: dict[str, Rows] = {"loops": [], "packing": [], "roof": [], "profile": []}
+    rows: dict[str, Rows] = {"loops": []}
     for preset, count in images.items():
         for method in COMPARED:
             rows["loops"] += compare(preset, method, count, rounds, device)
     provenance, able = records.provenance(), rates(device)
-    methods = methods_cost(images["class"], rounds, device)
+    rows["methods"] = methods_cost(images["class"], rounds, device)
+    rows |= {"packing": [], "roof": [], "profile": []}
     for preset, count in images.items():
         rows["packing"] += packing(preset, count, rounds, device)
         rows["roof"] += [roof(_config(preset, method), able) for method in COMPARED]
         rows["profile"] += step_profile(preset, "ie-ft", count, device)
-    return {
-        "schema": SCHEMA,
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        **provenance,
-        "cores": os.cpu_count(),
-        "rounds": rounds,
-        "loops": rows.pop("loops"),
-        "methods": methods,
-        **rows,
-    }
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    about = {"schema": SCHEMA, "started": started, **provenance}
+    return {**about, "cores": os.cpu_count(), "rounds": rounds, **rows}
 
 
 def path(measured: Mapping[str, Any]) -> Path:
@@ -120,27 +101,18 @@ def compare(preset: str, method: str, images: int, rounds: int, device: torch.de
     process in MB (without worker processes; on a GPU, of its tensors there).
     """
     config = _config(preset, method)
-    names = [PLAIN, ENGINE, TF32, BF16]
-    if config.has_teacher:
-        names = [PLAIN, CARELESS, ENGINE, TF32, BF16, FINITE, FINITE_BF16]
-    if device.type != "cuda":
-        names.remove(TF32)
+    names = sides.of(config, device)
     with ExitStack() as processes:
         work, peaks = {}, {}
         for name in names:
             side = sides.apart(name, preset, method, images, str(device))
-            process = processes.enter_context(side)
-            work[name] = partial(_wait_for, process, sides.train)
-            peaks[name] = partial(_wait_for, process, sides.peak)
+            do = processes.enter_context(side)
+            work[name], peaks[name] = partial(do, sides.train), partial(do, sides.peak)
         times = in_turns(work, rounds, device, f"{config.pair} {method}")
         memories = {name: peak() for name, peak in peaks.items()}
     about = {"preset": preset, "pair": config.pair, "method": method, "images": images}
     found = speeds(times, images)
     return [{**about, "side": n, "peak_mb": memories[n], **found[n]} for n in names]
-
-
-def _wait_for(process: Any, task: Any) -> Any:
-    return process.submit(task).result()
 
 
 def methods_cost(images: int, rounds: int, device: torch.device) -> Rows:

@@ -6,9 +6,6 @@ for these networks computed operator by operator, not a prediction: launches, sm
 method's own loss come on top.
 """
 
-from __future__ import annotations
-
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,7 +13,7 @@ import torch
 from torch import nn
 
 from iekd import data, networks
-from iekd.benchmark.timing import now
+from iekd.benchmark.timing import in_turns
 from iekd.config import RunConfig
 from iekd.speed import precision
 from iekd.sweeps.cost import flops
@@ -51,33 +48,26 @@ def roof(config: RunConfig, rates: Mapping[str, float]) -> dict[str, Any]:
     work = sum(passes * flops(name, config.dataset, side) for name, passes, _ in parts)
     traffic = sum(FLOAT * passes * outputs(name, config) for name, _, passes in parts)
     need = dict.fromkeys(rates, work) | {"gbytes": traffic}
-    limits = {}
-    for name, rate in rates.items():
-        limits[f"{name}_limit"] = round(rate * 1e9 / need[name], 1)
-    return {
-        "preset": config.preset,
-        "pair": config.pair,
-        "method": config.method,
-        "gflop": work / 1e9,
-        "mbyte": traffic / 1e6,
-        **{name: round(rate, 1) for name, rate in rates.items()},
-        **limits,
-    }
+    able = {name: round(rate, 1) for name, rate in rates.items()}
+    limits = {f"{name}_limit": round(rates[name] * 1e9 / need[name], 1) for name in rates}
+    about = {"preset": config.preset, "pair": config.pair, "method": config.method}
+    return {**about, "gflop": work / 1e9, "mbyte": traffic / 1e6, **able, **limits}
 
 
 def outputs(network: str, config: RunConfig) -> int:
     """Numbers that the convolutions of a network put out for one image."""
     counted: list[int] = []
+
+    def count(convolution: nn.Module, inputs: Any, output: torch.Tensor) -> None:
+        counted.append(output.numel())
+
+    shape, classes = data.image_shape(config), data.FACTS[config.dataset].num_classes
     with torch.device("meta"), torch.no_grad():  # shapes only
-        built = networks.build(
-            network, data.FACTS[config.dataset].num_classes, data.FACTS[config.dataset].channels
-        ).eval()
+        built = networks.build(network, classes, shape[0]).eval()
         for module in built.modules():
             if isinstance(module, nn.Conv2d):
-                module.register_forward_hook(
-                    lambda *call: counted.append(math.prod(call[-1].shape))
-                )
-        built(torch.empty(1, *data.image_shape(config)))
+                module.register_forward_hook(count)
+        built(torch.empty(1, *shape))
     return sum(counted)
 
 
@@ -87,21 +77,14 @@ def arithmetic(how: str, device: torch.device) -> float:
     dtype = torch.bfloat16 if how == "bf16" else torch.float32
     size, channels, side = (8192, 256, 64) if device.type == "cuda" else (1024, 64, 16)
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-    images = torch.randn(128, channels, side, side, device=device).to(
-        dtype, memory_format=torch.channels_last
-    )
-    weight = torch.randn(channels, channels, 3, 3, device=device).to(
-        dtype, memory_format=torch.channels_last
-    )
     product = 2 * size**3 / _seconds(lambda: a @ b, device)
-    convolution = (
-        2
-        * 9
-        * channels
-        * images.numel()
-        / _seconds(lambda: torch.conv2d(images, weight, padding=1), device)
-    )
-    return max(product, convolution) / 1e9
+
+    # The convolution.
+    form: dict[str, Any] = {"dtype": dtype, "memory_format": torch.channels_last}
+    images = torch.randn(128, channels, side, side, device=device).to(**form)
+    weight = torch.randn(channels, channels, 3, 3, device=device).to(**form)
+    seconds = _seconds(lambda: torch.conv2d(images, weight, padding=1), device)
+    return max(product, 2 * 9 * channels * images.numel() / seconds) / 1e9
 
 
 def copy(device: torch.device) -> float:
@@ -114,9 +97,4 @@ def copy(device: torch.device) -> float:
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
     """The shortest time of a piece of work: a floor is about the best."""
-    times = []
-    for _ in range(ROUNDS):
-        began = now(device)
-        work()
-        times.append(now(device) - began)
-    return min(times)
+    return min(in_turns({"": work}, ROUNDS, device)[""])

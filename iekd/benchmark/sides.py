@@ -1,8 +1,4 @@
-"""The sides that `iekd bench` compares: the usual loop and the engine, each in a process of its
-own.
-"""
-
-from __future__ import annotations
+"""The sides that `iekd bench` compares, the usual loop and the engine, each in its own process."""
 
 import multiprocessing
 import os
@@ -35,10 +31,17 @@ VIEWS = 2  # of the sides with finite views: their number does not change the ti
 Work = Callable[[], Any]
 
 
+def of(config: RunConfig, device: torch.device) -> list[str]:
+    """The sides of a method on a device, the plain loop first."""
+    names = [PLAIN, ENGINE, TF32, BF16]
+    if config.has_teacher:
+        names = [PLAIN, CARELESS, ENGINE, TF32, BF16, FINITE, FINITE_BF16]
+    return [name for name in names if name != TF32 or device.type == "cuda"]
+
+
 @contextmanager
-def apart(side: str, *what: Any) -> Iterator[ProcessPoolExecutor]:
-    """A side (see `epoch_of`) in a process of its own, to which `train` and `peak` can be
-    submitted.
+def apart(side: str, *what: Any) -> Iterator[Callable[[Work], Any]]:
+    """A side (see `epoch_of`) in a process of its own; yields what calls `train` or `peak` there.
 
     The engine's have what its users have: the allocator settings of `iekd sweep`.
     """
@@ -53,7 +56,7 @@ def apart(side: str, *what: Any) -> Iterator[ProcessPoolExecutor]:
         process.submit(peak).result()
         for name in missing:
             del os.environ[name]
-        yield process
+        yield lambda task: process.submit(task).result()
 
 
 def _prepare(side: str, preset: str, method: str, images: int, device: str) -> None:
@@ -86,22 +89,17 @@ def epoch_of(side: str, preset: str, method: str, images: int, device: torch.dev
         return PlainRun(config, parents, device, dataset, teacher_grad=side == CARELESS).train_epoch
     run = build_run(config, parents, device, dataset)
     if side in (FINITE, FINITE_BF16):
-        config, run = _with_views(config, run)
+        # the teacher is asked before: that is not part of the time
+        config = config.replace(views=VIEWS)
+        made = views.compute(config, run, views.shapes(config, images))
+        tensors = {name: tensor.to(device) for name, tensor in made.items()}
+        run = run._replace(teacher=views.StoredTeacher(config, run.teacher, tensors))
     return epoch([(config, run)])
 
 
 def epoch(runs: Sequence[tuple[RunConfig, Run]], number: int = 0) -> Work:
     """What trains an epoch of these runs as `iekd run` and `iekd pack` do."""
     return partial(train_epochs_of(runs), number)
-
-
-def _with_views(config: RunConfig, run: Run) -> tuple[RunConfig, Run]:
-    """The run on finite views, whose teacher has been asked before (not part of the time)."""
-    config = config.replace(views=VIEWS)
-    kept = views.shapes(config, len(run.dataset.train.labels))
-    made = views.compute(config, run, kept)
-    tensors = {name: tensor.to(run.mean.device) for name, tensor in made.items()}
-    return config, run._replace(teacher=views.StoredTeacher(config, run.teacher, tensors))
 
 
 # ---------------------------------------------------------------------- what they train on

@@ -1,8 +1,4 @@
-"""Times of pieces of work that take turns, and ratios taken within a round, so a busy machine slows
-all alike.
-"""
-
-from __future__ import annotations
+"""Pieces of work timed in turns; ratios within a round, so a busy machine slows all alike."""
 
 import statistics
 import time
@@ -21,14 +17,14 @@ def now(device: torch.device) -> float:
 
 
 def in_turns(
-    work: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device, title: str
+    work: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device, title: str = ""
 ) -> dict[Any, list[float]]:
     """Seconds of every piece of work in every round, after one that does not count.
 
-    Every other round goes backwards.
+    Every other round goes backwards. Without a title there is no bar.
     """
     times: dict[Any, list[float]] = {name: [] for name in work}
-    for number in tqdm(range(rounds + 1), desc=title, unit="round"):
+    for number in tqdm(range(rounds + 1), desc=title, unit="round", disable=not title):
         for name in list(work) if number % 2 else reversed(list(work)):
             began = now(device)
             work[name]()

@@ -6,8 +6,6 @@ precision (float32, on a GPU with TF32 in the convolutions), the teacher as it w
 `.item()` in every step. Same networks, same method, same optimiser settings as the engine's.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping
 
@@ -25,9 +23,7 @@ from iekd.training.run import build_network
 
 
 class Images(Dataset):
-    """The training images as torchvision's data sets give them: one PIL image at a time,
-    transformed.
-    """
+    """Training images as torchvision's data sets give them: a PIL image at a time, transformed."""
 
     def __init__(self, dataset: data.DataSet):
         self.pixels = dataset.train.images.permute(0, 2, 3, 1).contiguous().numpy()

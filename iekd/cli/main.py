@@ -3,8 +3,6 @@
 Torch is not imported before signals are handled: it takes seconds.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path
@@ -48,7 +46,7 @@ def _do(words: list[str]) -> int:
     from iekd.cli import commands
     from iekd.cli.options import refuse, spelled
     from iekd.config.known import import_files
-    from iekd.errors import Busy, ConfigError, DataError, StoreError, TrainingError
+    from iekd.errors import OURS, Busy, ConfigError
     from iekd.training import ddp
 
     try:
@@ -68,9 +66,6 @@ def _do(words: list[str]) -> int:
                 "start this command without it"
             )
         return options.do(options) or 0
-    except Busy as busy:
-        print(f"iekd: {busy}", file=sys.stderr)
-        return LATER
-    except (ConfigError, DataError, TrainingError, StoreError) as error:
+    except OURS as error:
         print(f"iekd: {error}", file=sys.stderr)
-        return 1
+        return LATER if isinstance(error, Busy) else 1

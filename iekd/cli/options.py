@@ -1,13 +1,11 @@
 """Checks for command-line options: value parsers, and the message for an unknown option."""
 
-from __future__ import annotations
-
 import argparse
 import re
 import sys
 
 from iekd.config import unknown_field
-from iekd.config.hints import did_you_mean
+from iekd.errors import did_you_mean
 
 
 def count(text: str) -> int:
@@ -42,12 +40,12 @@ def _number(text: str) -> float:
 def spelled(words: list[str]) -> list[str]:
     """The words with options as argparse knows them: notebooks and grids write `batch_size`."""
     end = words.index("--") if "--" in words else len(words)
-    return [_with_hyphens(word) for word in words[:end]] + words[end:]
-
-
-def _with_hyphens(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+    found = list(words)
+    for k, word in enumerate(words[:end]):
+        name, equals, value = word.partition("=")
+        if name.startswith("--"):
+            found[k] = name.replace("_", "-") + equals + value
+    return found
 
 
 def refuse(command: argparse.ArgumentParser, words: list[str]) -> None:

@@ -1,7 +1,5 @@
 """Output never stops a command: not an old encoding, a reader that has gone, or a full disk."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import io

@@ -4,6 +4,4 @@ import iekd
 from iekd.config.run import RunConfig, refuse_unread, unknown_field
 from iekd.errors import ConfigError
 
-__all__ = ["ConfigError", "RunConfig", "refuse_unread", "unknown_field"]
-
 iekd._open(__name__)

@@ -4,8 +4,6 @@ Never change a default: defaults are left out of the hash, so that a field added
 identity of older runs alone. Their order is that of the changes in a record's path.
 """
 
-from __future__ import annotations
-
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field

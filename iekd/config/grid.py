@@ -8,8 +8,6 @@ runs:
   - {method: ie-ft, explore: [l1, cka]}    # lists multiply
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import re

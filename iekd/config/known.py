@@ -4,8 +4,6 @@ Files named in $IEKD_IMPORT (separated as in $PATH) are imported first, so that 
 sweep know what they register.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

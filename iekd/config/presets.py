@@ -1,81 +1,34 @@
 """What fills in the fields of a run that nobody named: the scale, then the data set."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from iekd.data import is_own
 
+# Of each its networks; how long they train; how; on which images.
 PRESETS: dict[str, dict[str, Any]] = {
     # Seconds: tests and the live cells of the book.
-    "smoke": dict(
-        dataset="digits",
-        teacher="resnet14x0.5",
-        student="resnet8x0.25",
-        epochs=12,
-        teacher_epochs=25,
-        ae_epochs=10,
-        batch_size=64,
-        lr=0.1,
-        schedule="onecycle",
-        train_images=400,
-        validation_images=200,
-        augment="none",
-        init_epochs=2,
-    ),
+    "smoke": dict(dataset="digits", teacher="resnet14x0.5", student="resnet8x0.25")
+    | dict(epochs=12, teacher_epochs=25, ae_epochs=10, init_epochs=2)
+    | dict(batch_size=64, lr=0.1, schedule="onecycle")
+    | dict(train_images=400, validation_images=200, augment="none"),
     # A 2-core laptop: real images, about a minute a run (justified in the book's appendix).
-    "class": dict(
-        dataset="cifar10",
-        teacher="resnet20",
-        student="resnet8",
-        epochs=15,
-        teacher_epochs=30,
-        ae_epochs=10,
-        batch_size=128,
-        lr=0.1,
-        schedule="onecycle",
-        train_images=8000,
-        validation_images=2000,
-        image_size=16,
-        evaluate_every=3,
-        init_epochs=2,
-    ),
+    "class": dict(dataset="cifar10", teacher="resnet20", student="resnet8")
+    | dict(epochs=15, teacher_epochs=30, ae_epochs=10, init_epochs=2, evaluate_every=3)
+    | dict(batch_size=128, lr=0.1, schedule="onecycle")
+    | dict(train_images=8000, validation_images=2000, image_size=16),
     # The paper's pair and images with a shorter training: a night on two cores that compute in
     # bfloat16 (AMX, or AVX-512 bf16).
-    "desk": dict(
-        dataset="cifar10",
-        teacher="resnet56",
-        student="resnet20",
-        epochs=24,
-        teacher_epochs=30,
-        ae_epochs=10,
-        teachers=4,
-        batch_size=128,
-        lr=0.1,
-        schedule="onecycle",
-        train_images=0,
-        validation_images=5000,
-        precision="bf16",
-        evaluate_every=6,
-        init_epochs=3,
-    ),
+    "desk": dict(dataset="cifar10", teacher="resnet56", student="resnet20", teachers=4)
+    | dict(epochs=24, teacher_epochs=30, ae_epochs=10, init_epochs=3, evaluate_every=6)
+    | dict(batch_size=128, lr=0.1, schedule="onecycle", precision="bf16")
+    | dict(train_images=0, validation_images=5000),
     # The recipe of the authors' code (FACTS: networks and recipe, C), all images, last epoch
     # reported. It names no precision: TF32 is what PyTorch's convolutions take by default on the
     # cards that have it.
-    "paper": dict(
-        dataset="cifar10",
-        teacher="resnet56",
-        student="resnet20",
-        epochs=160,
-        teacher_epochs=160,
-        ae_epochs=30,
-        batch_size=128,
-        lr=0.1,
-        schedule="steps",
-        train_images=0,
-        validation_images=0,
-        precision="tf32",
-    ),
+    "paper": dict(dataset="cifar10", teacher="resnet56", student="resnet20")
+    | dict(epochs=160, teacher_epochs=160, ae_epochs=30)
+    | dict(batch_size=128, lr=0.1, schedule="steps", precision="tf32")
+    | dict(train_images=0, validation_images=0),
 }
 
 # What a data set changes by default. KD: the settings of the authors' code for each data set;
@@ -87,13 +40,8 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"cifar10": dict(kd_alpha=0.95, kd
 # core. ResNet-34 and 18 at these widths take twice the time of 18 and 10; with as few epochs, the
 # narrow ResNet-18 also learned less than the narrow ResNet-10.
 SCALE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
-    ("class", "imagenette"): dict(
-        teacher="resnet18x0.25_3x3",
-        student="resnet10x0.125_3x3",
-        train_images=0,
-        validation_images=1000,
-        image_size=0,
-    )
+    ("class", "imagenette"): dict(teacher="resnet18x0.25_3x3", student="resnet10x0.125_3x3")
+    | dict(train_images=0, validation_images=1000, image_size=0)
 }
 
 

@@ -5,22 +5,19 @@ where the record lies. Fields that the method does not read are put back to thei
 one training has one identity.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Self
 
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from iekd import data
 from iekd.config import known
 from iekd.config.fields import RETIRED, Fields, choices
-from iekd.config.hints import did_you_mean
 from iekd.config.presets import PRESETS, usual
-from iekd.errors import ConfigError
+from iekd.errors import ConfigError, did_you_mean
 from iekd.method import registry
 
 # Characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path.
@@ -63,12 +60,7 @@ class RunConfig(Fields):
         return value
 
     @model_validator(mode="after")
-    def _networks_can_be_built(self) -> RunConfig:
-        if 0 < self.image_size < 8:
-            raise ValueError(
-                f"image_size: {self.image_size} is not usable; the networks need 8 pixels, "
-                "choose 0 (native) or from 8"
-            )
+    def _networks_can_be_built(self) -> Self:
         self._check_network("teacher", needed=self.has_teacher or self.is_mutual)
         self._check_network("student", needed=self.method != "factor-ae")
         return self
@@ -85,17 +77,18 @@ class RunConfig(Fields):
             )
 
     @model_validator(mode="after")
-    def _target_exists(self) -> RunConfig:
+    def _values_fit_together(self) -> Self:
+        if 0 < self.image_size < 8:
+            raise ValueError(
+                f"image_size: {self.image_size} is not usable; the networks need 8 pixels, "
+                "choose 0 (native) or from 8"
+            )
         asked = self.method == "ie-ft" and self.explore_target == "inherit"
         if asked and self.explore != "none" and (self.inherit == "none" or self.split_ratio == 0):
             raise ValueError(
                 "explore_target: 'inherit' is not usable without an inheritance half; "
                 "choose 'teacher', or set inherit"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _first_stage_fits(self) -> RunConfig:
         if "init_epochs" in fields_of(self.method) and self.init_epochs >= self.epochs:
             raise ValueError(
                 f"init_epochs: {self.init_epochs} is not usable; the first stage is part of the "
@@ -104,7 +97,7 @@ class RunConfig(Fields):
         return self
 
     @model_validator(mode="after")
-    def _canonical(self, info: ValidationInfo) -> RunConfig:
+    def _canonical(self, info: ValidationInfo) -> Self:
         """Reset fields that the method does not use, so that equal trainings have equal hashes."""
         own = self.__dict__  # the model is frozen
         for name in self.unread():
@@ -139,7 +132,7 @@ class RunConfig(Fields):
     # ------------------------------------------------------------------ making one
 
     @classmethod
-    def create(cls, preset: str = "smoke", **fields: Any) -> RunConfig:
+    def create(cls, preset: str = "smoke", **fields: Any) -> Self:
         """A configuration from a preset and the fields that differ from it.
 
         Parameters of a reader's own method are fields too. Raises `ConfigError` that lists what is
@@ -164,7 +157,7 @@ class RunConfig(Fields):
         except ValidationError as error:
             raise ConfigError("\n".join(_explain(e) for e in error.errors())) from None
 
-    def replace(self, **fields: Any) -> RunConfig:
+    def replace(self, **fields: Any) -> Self:
         """The same run with some fields changed (validated again).
 
         What this run's method did not read comes from the preset.
@@ -174,7 +167,7 @@ class RunConfig(Fields):
         leave = self.unread() | _unread_by(method)
         if method != self.method:
             leave.add("options")
-        return RunConfig.create(**{**self.model_dump(exclude=leave), **fields})
+        return self.create(**{**self.model_dump(exclude=leave), **fields})
 
     # ------------------------------------------------------------------ identity
 
@@ -243,37 +236,27 @@ class RunConfig(Fields):
 
     # ------------------------------------------------------------------ parents
 
-    def teacher_run(self) -> RunConfig:
+    def teacher_run(self) -> Self:
         """The run that trains this run's teacher, or takes it from a file.
 
         On new views every epoch, so that runs with and without finite views share it.
         """
-        return self.replace(
-            method="supervised",
-            student=self.teacher,
-            weights_file=self.teacher_file,
-            epochs=self.teacher_epochs,
-            lr=self.teacher_lr,
-            seed=0 if self.teacher_file else self.seed % self.teachers,
-            views=0,
-        )
+        how = {"epochs": self.teacher_epochs, "lr": self.teacher_lr, "views": 0}
+        seed = 0 if self.teacher_file else self.seed % self.teachers
+        how |= {"weights_file": self.teacher_file, "seed": seed}
+        return self.replace(method="supervised", student=self.teacher, **how)
 
-    def autoencoder_run(self) -> RunConfig:
+    def autoencoder_run(self) -> Self:
         """The run that trains the factor auto-encoder on this run's teacher."""
-        return self.replace(
-            method="factor-ae",
-            epochs=self.ae_epochs,
-            lr=self.ae_lr,
-            seed=self.seed % self.teachers,
-            views=0,
-        )
+        how = {"epochs": self.ae_epochs, "lr": self.ae_lr, "views": 0}
+        return self.replace(method="factor-ae", seed=self.seed % self.teachers, **how)
 
-    def partner(self) -> RunConfig:
+    def partner(self) -> Self:
         """The other network of the same mutual training."""
         other = {"first": "second", "second": "first"}[self.place]
         return self.replace(student=self.teacher, teacher=self.student, place=other)
 
-    def parents(self) -> dict[str, RunConfig]:
+    def parents(self) -> dict[str, Self]:
         """The runs that must be finished before this one, by role.
 
         'teacher', 'autoencoder'; 'first', if its training makes this one's record too.
@@ -290,12 +273,11 @@ class RunConfig(Fields):
     def named(self) -> dict[str, str]:
         """The fields to pass, as strings, to reproduce this run; the preset supplies the rest."""
         preset = usual(self.preset, self.dataset) | {"dataset": PRESETS[self.preset]["dataset"]}
-        named = {name: getattr(self, name) for name in ("dataset", "teacher", "student")}
-        named = {
-            name: value for name, value in named.items() if value not in ("none", preset[name])
-        }
-        first = {"preset": self.preset, "method": self.method}
-        fields = {**first, **named, **self.changed(), "seed": self.seed}
+        fields: dict[str, Any] = {"preset": self.preset, "method": self.method}
+        for name in ("dataset", "teacher", "student"):
+            if getattr(self, name) not in ("none", preset[name]):
+                fields[name] = getattr(self, name)
+        fields |= {**self.changed(), "seed": self.seed}
         return {name: _text(value) for name, value in fields.items()}
 
     def command(self) -> str:

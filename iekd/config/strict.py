@@ -4,8 +4,6 @@ That is 010 (which YAML takes for 8), 1:30 (for 90), 0x10, yes (for true, and so
 that stands twice. `1e-3`, which is text in YAML 1.1, is the number.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

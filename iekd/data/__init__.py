@@ -7,17 +7,8 @@ from iekd.data.facts import FACTS, NAMES, Facts, image_count, image_shape, is_ow
 from iekd.errors import DataError
 
 # Imported on first use: they bring torch, which takes seconds.
-_LATER = {
-    "DataSet": "dataset",
-    "Split": "dataset",
-    "load": "dataset",
-    "Row": "sources",
-    "describe": "sources",
-    "load_raw": "sources",
-    "pack": "sources",
-}
-
-__all__ = ["FACTS", "NAMES", "DataError", "Facts", "image_count", "image_shape", "is_own", *_LATER]
+_LATER = dict.fromkeys(("DataSet", "Split", "load"), "dataset")
+_LATER |= dict.fromkeys(("Row", "describe", "load_raw", "pack"), "sources")
 
 
 def __getattr__(name: str) -> Any:

@@ -4,8 +4,6 @@ The draws of an epoch are made at once on the CPU, so that every device, and a r
 middle of the epoch, sees the same images.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -19,11 +17,11 @@ class Draws(NamedTuple):
     dx: Tensor  # int64 (n,): first column
     flip: Tensor  # bool (n,): mirror left and right
 
-    def at(self, index: Tensor) -> Draws:
+    def at(self, index: Tensor) -> "Draws":
         """The draws of some of the images."""
         return Draws(*(values[index] for values in self))
 
-    def to(self, device: torch.device | str) -> Draws:
+    def to(self, device: torch.device | str) -> "Draws":
         return Draws(*(values.to(device) for values in self))
 
 

@@ -5,8 +5,6 @@
 torch.Size([400, 1, 8, 8])
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 
@@ -87,16 +85,13 @@ def load(run: Selection, root: Path | None = None) -> DataSet:
 def _check(run: Selection, available: int, side: int) -> None:
     """Refuse more images or pixels than the data set has."""
     name, held, used, size = run.dataset, run.validation_images, run.train_images, run.image_size
+    why = f"is not usable; {name} has {available} training images"
     if held >= available:
-        raise ConfigError(
-            f"validation_images: {held} is not usable; {name} has {available} training images, "
-            f"choose 0 to {available - 1}"
-        )
+        raise ConfigError(f"validation_images: {held} {why}, choose 0 to {available - 1}")
     if held + used > available:
+        choose = f"choose 1 to {available - held}, or 0 for all of these"
         raise ConfigError(
-            f"train_images: {used} is not usable; {name} has {available} training images, "
-            f"validation_images holds out {held}; choose 1 to {available - held}, or 0 for all of "
-            "these"
+            f"train_images: {used} {why}, validation_images holds out {held}; {choose}"
         )
     if size > side:
         raise ConfigError(

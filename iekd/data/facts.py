@@ -1,7 +1,5 @@
 """What is known of a data set before its pixels are read. No torch in this file."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple, Protocol
 

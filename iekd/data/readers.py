@@ -6,8 +6,6 @@ stored as JPEG once more (`imagenette64`). The images are the same and in the sa
 pixels are not, so the checksums differ.
 """
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import zlib

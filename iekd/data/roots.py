@@ -4,8 +4,6 @@ A data root that the user names (an argument, else the variable IEKD_DATA); the 
 Debian's folder for packages of data.
 """
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

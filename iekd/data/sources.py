@@ -5,8 +5,6 @@ in `<root>/NAME` or in `<root>` itself. If no root has it, torchvision downloads
 folder. `digits` always comes from scikit-learn's wheel; `my-...` are images of one's own.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable
 from functools import lru_cache

@@ -10,8 +10,6 @@ A lossy pack is read as well, and never written: JPEG sheets of 256 images (16 x
 split called `val`, and no hash of the pixels, because decoders of JPEG differ in rounding.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -33,7 +31,6 @@ LOSSY_COLUMNS, LOSSY_ROWS = 16, 16
 SPLITS = ("train", "test")
 # Files that show that a folder is, or was, a pack.
 TRACES = ("manifest.json", "labels.npz", "train-00.webp", "train-00.jpg")
-AGAIN = "Copy the folder again from where it came from, or make it anew with `iekd data pack`."
 
 
 def read_pack(folder: Path) -> dict[str, np.ndarray]:
@@ -52,9 +49,7 @@ def read_pack(folder: Path) -> dict[str, np.ndarray]:
     for key, length in lengths.items():
         expected = len(arrays[f"{key.split('_')[0]}_images"])
         if length != expected:
-            raise DataError(
-                f"{folder / 'labels.npz'}: {length} entries in {key} for {expected} images. {AGAIN}"
-            )
+            raise _bad(folder / "labels.npz", f"{length} entries in {key} for {expected} images")
     return arrays
 
 
@@ -102,13 +97,10 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         if not _is_lossy(manifest):
             needed += [manifest[f"{split}_pixels_sha256"] for split in SPLITS]
     except FileNotFoundError:
-        raise DataError(
-            f"{path}: missing, so nothing in this folder can be checked. {AGAIN}"
-        ) from None
+        raise _bad(path, "missing, so nothing in this folder can be checked") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(
-            f"{path}: cannot be used as the manifest of a sprite pack ({error!r}). {AGAIN}"
-        ) from None
+        why = f"cannot be used as the manifest of a sprite pack ({error!r})"
+        raise _bad(path, why) from None
     return manifest
 
 
@@ -118,11 +110,11 @@ def _read_file(folder: Path, manifest: dict[str, Any], name: str) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}). {AGAIN}") from None
+        raise _bad(path, f"cannot be read ({error.strerror})") from None
     if len(content) != known["bytes"]:
-        raise DataError(f"{path}: has {len(content)} bytes instead of {known['bytes']}. {AGAIN}")
+        raise _bad(path, f"has {len(content)} bytes instead of {known['bytes']}")
     if _sha256(content) != known["sha256"]:
-        raise DataError(f"{path}: is damaged (its SHA-256 differs from the manifest's). {AGAIN}")
+        raise _bad(path, "is damaged (its SHA-256 differs from the manifest's)")
     return content
 
 
@@ -132,7 +124,7 @@ def _read_labels(folder: Path, manifest: dict[str, Any]) -> dict[str, np.ndarray
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
             found = {re.sub("^val_", "test_", key): arrays[key] for key in arrays}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise DataError(f"{folder / 'labels.npz'}: cannot be decoded ({error}). {AGAIN}") from None
+        raise _bad(folder / "labels.npz", f"cannot be decoded ({error})") from None
     return {key: values for key, values in found.items() if key.split("_")[0] in SPLITS}
 
 
@@ -142,7 +134,7 @@ def _read_split(folder: Path, manifest: dict[str, Any], split: str) -> np.ndarra
     stem = "val" if lossy and split == "test" else split
     names = [name for name in manifest["files"] if name.startswith(f"{stem}-")]
     if not names:
-        raise DataError(f"{folder / 'manifest.json'}: names no sheet {stem}-00.webp. {AGAIN}")
+        raise _bad(folder / "manifest.json", f"names no sheet {stem}-00.webp")
     # Sheet 100 comes after sheet 99.
     names.sort(key=lambda name: (len(name), name))
     pixels = np.concatenate([_read_sheet(folder, manifest, name) for name in names])
@@ -150,9 +142,7 @@ def _read_split(folder: Path, manifest: dict[str, Any], split: str) -> np.ndarra
     # The number of images; a pack that does not say it fills every sheet.
     pixels = pixels[: manifest.get(stem, len(pixels))]
     if not lossy and _sha256(pixels.data) != manifest[f"{split}_pixels_sha256"]:
-        raise DataError(
-            f"{folder}: the decoded {split} pixels differ from the manifest's SHA-256. {AGAIN}"
-        )
+        raise _bad(folder, f"the decoded {split} pixels differ from the manifest's SHA-256")
     return pixels
 
 
@@ -168,7 +158,12 @@ def _read_sheet(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray
         cells = sheet.reshape(rows, height, columns, width, channels).transpose(0, 2, 4, 1, 3)
         return cells.reshape(rows * columns, channels, height, width)
     except (OSError, ValueError) as error:
-        raise DataError(f"{folder / name}: cannot be decoded ({error}). {AGAIN}") from None
+        raise _bad(folder / name, f"cannot be decoded ({error})") from None
+
+
+def _bad(path: Path, why: str) -> DataError:
+    ways_out = "Copy the folder again from where it came from, or make it anew with"
+    return DataError(f"{path}: {why}. {ways_out} `iekd data pack`.")
 
 
 def _is_lossy(manifest: dict[str, Any]) -> bool:

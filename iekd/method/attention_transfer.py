@@ -6,8 +6,6 @@ names IE-AT. Our
 choice: AT on the inheriting half, its dissimilarity on the exploring half, at every stage.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Literal
 

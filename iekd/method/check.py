@@ -1,7 +1,5 @@
 """What every measure must stand, as a function for whoever writes one."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
@@ -96,8 +94,6 @@ def _check_waits(measure: Measure) -> None:
 
 
 def _described(value: object) -> str:
-    return (
-        f"a tensor of shape {tuple(value.shape)}"
-        if isinstance(value, Tensor)
-        else f"a {type(value).__name__}"
-    )
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"a {type(value).__name__}"

@@ -7,8 +7,6 @@ paper and the authors' code, after Factor Transfer's paraphraser. The code's lea
 left out: the features are non-negative (they come after a ReLU), so it does nothing.
 """
 
-from __future__ import annotations
-
 import math
 from typing import Literal
 

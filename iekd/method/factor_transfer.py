@@ -6,8 +6,6 @@ IE-FT: L = L_task + lambda_inh * L_inh(F_inh, F_T) + lambda_exp * L_exp(F_exp, F
 through its own encoder.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 from torch import Tensor, nn

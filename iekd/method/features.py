@@ -4,8 +4,6 @@ Which features of student and teacher a method compares is known from their shap
 anything is trained.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -101,9 +99,7 @@ def connector(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def halved_backwards(stages: Sequence[Tensor]) -> Tensor:
-    """Sum over k = 1 .. n of 2^(k - n) times stage k: the last counts once, the one before it half,
-    and so on.
-    """
+    """Sum of 2^(k - n) times stage k = 1 .. n: the last counts once, the one before it half."""
     return sum(value / 2 ** (len(stages) - k) for k, value in enumerate(stages, 1))
 
 
@@ -132,7 +128,5 @@ class Part(NamedTuple):
 
 
 def rolled(factor: Tensor) -> Tensor:
-    """The factor of another image: each gets that of the image before it in the batch, the first
-    that of the last.
-    """
+    """Another image's factor: each gets that of the image before it, the first that of the last."""
     return factor.roll(1, 0)

@@ -20,8 +20,6 @@ choice: the losses multiply those three by 1.13/sqrt(N) ("L1 units"); L2 and par
 means and of that order by themselves.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -55,9 +53,7 @@ DEAD = 1e-12
 
 
 def unit(x: Tensor) -> Tensor:
-    """x^ = x / ||x||_2 per sample, (B, ...) -> (B, N). A zero sample stays zero and gets gradient
-    zero.
-    """
+    """x^ = x / ||x||_2 per sample, (B, ...) -> (B, N). A zero sample stays zero, gradient zero."""
     x = divide_by_largest(_wide(x).flatten(1), dim=1)
     squares = x.square().sum(1, keepdim=True)
     dead = squares == 0
@@ -118,9 +114,7 @@ def l2(student: Tensor, teacher: Tensor) -> Tensor:
 
 @measure("cosine", unit="one")
 def cosine(student: Tensor, teacher: Tensor) -> Tensor:
-    """mean over the batch of 1 - cos(x, y); 0 .. 2. It is half of ||x^ - y^||^2. A zero factor has
-    cosine 0.
-    """
+    """batch mean of 1 - cos(x, y); 0 .. 2; half of ||x^ - y^||^2. A zero factor has cosine 0."""
     return 1 - _cosines(student, teacher).mean()
 
 
@@ -168,9 +162,7 @@ def cka(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _centred_gram(factor: Tensor) -> Tensor:
-    """U-centred Gram matrix (B, B), zero on the diagonal, of the pooled factor, up to a positive
-    number.
-    """
+    """U-centred Gram matrix (B, B) of the pooled factor, diagonal 0, up to a positive number."""
     n = len(factor)
     x = divide_by_largest(_wide(factor).reshape(n, factor.shape[1], -1), dim=(0, 1, 2)).mean(2)
     x = x - x.mean(0)  # U-centring makes this void, except for rounding
@@ -203,9 +195,7 @@ def centred_l1(student: Tensor, teacher: Tensor) -> Tensor:
 
 
 def _centred_unit(x: Tensor) -> Tensor:
-    """Deviation from the mean of the batch, (B, ...) -> (B, N), of length below 1; see
-    `centred_l1`.
-    """
+    """Deviation from the batch's mean, (B, ...) -> (B, N), of length below 1; see `centred_l1`."""
     x = divide_by_largest(_wide(x).flatten(1), dim=(0, 1))
     deviation = x - x.mean(0)
     squares = deviation.square().sum(1, keepdim=True) + RESIDUE**2 * x.square().sum(1, keepdim=True)

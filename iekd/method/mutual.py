@@ -5,8 +5,6 @@ by two opposite IE-KD processes. Our sources name it and its four steps, whose l
 order is our choice.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Literal
 
@@ -162,9 +160,7 @@ class IEDML(nn.Module):
             yield learner, output, self.losses[learner](batch, output, told)
 
     def parts(self, own: Output, other: Output, learner: str = "student") -> dict[str, Part]:
-        """What the two halves of one network compare with the factor of the other's present
-        feature, a constant.
-        """
+        """What a network's halves compare with the factor of the other's feature, a constant."""
         with torch.no_grad():
             factor = self._encoder("peer" if learner == "student" else "student")(other.feature)
         return self.losses[learner].parts(

@@ -6,8 +6,6 @@ IE-OD. Our choice: OD on the inheriting half, its dissimilarity on the exploring
 stage.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Literal
 

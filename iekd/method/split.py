@@ -1,7 +1,5 @@
 """Which channels of the student inherit, and which explore."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Literal
 

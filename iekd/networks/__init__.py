@@ -1,8 +1,4 @@
-"""Networks by name: `build(name, classes)(images)` returns an `Output`: logits, and features for
-the methods.
-"""
-
-from __future__ import annotations
+"""Networks by name: `build(name, classes)(images)` is an `Output`, logits and named features."""
 
 import re
 from collections.abc import Callable
@@ -18,15 +14,11 @@ from iekd.networks.resnet import ResNet
 from iekd.networks.vgg import VGG13
 from iekd.networks.wrn import WideResNet
 
-__all__ = ["Output", "build", "check_name", "feature_shapes"]
-
 ALLOWED = (
-    "resnet<d> with depth d = 6n + 2 from 8 to 110 (resnet20, resnet56); "
-    "resnet<d>x<m> with its channels times m (resnet8x0.5, resnet32x4); "
-    "resnet10, resnet18, resnet34 of ImageNet, with x<m> as well, and with _3x3 for small images "
-    "(resnet34x0.25_3x3); "
-    "wrn<d>_<k> with depth d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13; "
-    "mobilenetv2x0.5"
+    "resnet<d> with depth d = 6n + 2 from 8 to 110 (resnet20, resnet56); resnet<d>x<m> with its "
+    "channels times m (resnet8x0.5, resnet32x4); resnet10, resnet18, resnet34 of ImageNet, with "
+    "x<m> as well, and with _3x3 for small images (resnet34x0.25_3x3); wrn<d>_<k> with depth "
+    "d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13; mobilenetv2x0.5"
 )
 
 
@@ -57,64 +49,41 @@ def feature_shapes(name: str, image: tuple[int, int, int]) -> dict[str, tuple[in
 
 def last_size(name: str, image: tuple[int, int, int]) -> tuple[int, ...]:
     """(H, W) of the last feature for images of shape (C, H, W): the smallest in the network."""
-    return [
-        shape
-        for feature, shape in feature_shapes(name, image).items()
-        if feature.startswith("stage")
-    ][-1][1:]
+    shapes = feature_shapes(name, image)
+    return [shape for feature, shape in shapes.items() if feature.startswith("stage")][-1][1:]
 
 
 def _constructor(name: str) -> Callable[..., nn.Module]:
+    if found := _known(name):
+        return found
+
+    # The same letters and digits may be a name of ours: 'ResNet20', 'WRN-16-2'.
+    bare = re.sub("[^a-z0-9.]", "", name.lower())
+    other = re.sub("3x3$", "_3x3", re.sub(r"^(wrn\d\d)", r"\1_", bare))
+    hint = f" (did you mean {other!r}?)" if _known(other) else ""
+    raise ValueError(f"network {name!r} is not known{hint}; the networks are {ALLOWED}")
+
+
+def _known(name: str) -> Callable[..., nn.Module] | None:
+    """What builds the network of this name, if there is one."""
     if name == "vgg13":
         return VGG13
     if name == "mobilenetv2x0.5":
         return partial(MobileNetV2, 0.5)
-    if match := re.fullmatch(r"resnet([1-9]\d*)(?:x([\d.]+))?", name):
-        depth, width = int(match[1]), match[2]
-        if 8 <= depth <= 110 and depth % 6 == 2 and (width is None or _is_multiplier(width)):
-            return partial(ResNet, depth, float(width or 1))
-    if match := re.fullmatch(r"resnet(10|18|34)(?:x([\d.]+))?(_3x3)?", name):
-        width = match[2]
-        if width is None or _is_multiplier(width):
-            return partial(
-                ImageNetResNet, int(match[1]), float(width or 1), small=match[3] is not None
-            )
+    if match := re.fullmatch(r"resnet([1-9]\d*)(?:x([\d.]+))?(_3x3)?", name):
+        depth, small = int(match[1]), match[3] is not None
+        if match[2] is not None and not _is_multiplier(match[2]):
+            return None
+        width = float(match[2] or 1)
+        if depth in BLOCKS:
+            return partial(ImageNetResNet, depth, width, small=small)
+        if 8 <= depth <= 110 and depth % 6 == 2 and not small:
+            return partial(ResNet, depth, width)
     if match := re.fullmatch(r"wrn([1-9]\d*)_([1-9]\d*)", name):
         depth, factor = int(match[1]), int(match[2])
         if depth >= 10 and depth % 6 == 4:
             return partial(WideResNet, depth, factor)
-    raise ValueError(
-        f"network {name!r} is not known{_other_spelling(name)}; the networks are {ALLOWED}"
-    )
-
-
-def _other_spelling(name: str) -> str:
-    """' (did you mean ...?)' for the same letters and digits: 'ResNet20', 'WRN-16-2'; a depth that
-    does not exist is better not guessed.
-    """
-
-    def bare(text: str) -> str:
-        return re.sub("[^a-z0-9.]", "", text.lower())
-
-    resnets = [
-        f"resnet{depth}{width}"
-        for depth in range(8, 111, 6)
-        for width in ("", "x0.25", "x0.5", "x2", "x4")
-    ]
-    imagenet = [
-        f"resnet{depth}{width}{stem}"
-        for depth in BLOCKS
-        for width in ("", "x0.25", "x0.5")
-        for stem in ("", "_3x3")
-    ]
-    known = [
-        *resnets,
-        *imagenet,
-        *(f"wrn{depth}_{k}" for depth in range(10, 47, 6) for k in (1, 2, 4, 8, 10)),
-        "vgg13",
-        "mobilenetv2x0.5",
-    ]
-    return next((f" (did you mean {other!r}?)" for other in known if bare(other) == bare(name)), "")
+    return None
 
 
 def _is_multiplier(text: str) -> bool:

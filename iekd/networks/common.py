@@ -1,7 +1,5 @@
 """What every network shares: the form of its output and its initialisation."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor, nn

@@ -11,8 +11,6 @@ leaves a 3x3 factor encoder little to look at. So `resnet34_3x3` has one 3x3 con
 times the price on a CPU.
 """
 
-from __future__ import annotations
-
 from torch import nn
 
 from iekd.networks.resnet import StagedResNet

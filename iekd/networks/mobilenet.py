@@ -11,8 +11,6 @@ one is the 1280-channel layer before pooling. RepDistiller gives the linear outp
 attention map or a margin ReLU does not apply; for this network the authors of AB choose as here.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.functional import relu
 

@@ -9,8 +9,6 @@ ResNet-8x4 and ResNet-32x4 are those of RepDistiller (Tian et al. 2020, models/r
 stages are four times as wide, the stem twice; 1,233,540 and 7,433,860 parameters at 100 classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from torch import Tensor, nn

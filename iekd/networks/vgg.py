@@ -7,8 +7,6 @@ average pooling. The convolutions keep their biases, which BN makes idle, becaus
 parameter count is the published one (9,462,180 at 100 classes).
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d, relu
 
@@ -32,9 +30,7 @@ class VGG13(nn.Module):
     @property
     def norms(self) -> dict[str, nn.BatchNorm2d]:
         """The normalisation whose output is 'stage<k>_pre', by stage."""
-        return {
-            f"stage{number}": convolutions[-1] for number, convolutions in enumerate(self.stages, 1)
-        }
+        return {f"stage{number}": stage[-1] for number, stage in enumerate(self.stages, 1)}
 
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8 (three poolings)."""

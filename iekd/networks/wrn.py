@@ -5,8 +5,6 @@ reads of it is ReLU(BN(sum)): 'stage1_pre' and 'stage2_pre' are the BN at the en
 stage, 'stage3_pre' is the final BN.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
@@ -57,11 +55,8 @@ class WideResNet(nn.Module):
     @property
     def norms(self) -> dict[str, nn.BatchNorm2d]:
         """The normalisation whose output is 'stage<k>_pre', by stage."""
-        return {
-            "stage1": self.stages[1][0].norm1,
-            "stage2": self.stages[2][0].norm1,
-            "stage3": self.norm,
-        }
+        first = {"stage1": self.stages[1][0].norm1, "stage2": self.stages[2][0].norm1}
+        return {**first, "stage3": self.norm}
 
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""

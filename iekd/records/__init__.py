@@ -18,27 +18,3 @@ from iekd.records.record import (
     weights_at_hand,
     weights_paths,
 )
-
-__all__ = [
-    "ANALYSIS",
-    "SCHEMA",
-    "Analysis",
-    "Metric",
-    "Record",
-    "analysis_of",
-    "analysis_path",
-    "as_row",
-    "files",
-    "find",
-    "history",
-    "is_place",
-    "load",
-    "orphans",
-    "pass_over",
-    "provenance",
-    "read",
-    "read_analysis",
-    "record_path",
-    "weights_at_hand",
-    "weights_paths",
-]

@@ -4,8 +4,6 @@ It lies beside the record, in `seed<k>.analysis.json`. Runs whose weights were n
 trained again for it, in a store of its own (`runs/again`); their records stay as they are.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The records as a table: one row a run."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,9 +8,8 @@ import pandas as pd
 
 from iekd.config import RunConfig
 from iekd.config.fields import choices
-from iekd.config.hints import did_you_mean
 from iekd.data import is_own
-from iekd.errors import ConfigError, StoreError
+from iekd.errors import ConfigError, StoreError, did_you_mean
 from iekd.records import store
 from iekd.records.analyses import analysis_of
 from iekd.records.record import Record, files, read

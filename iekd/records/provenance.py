@@ -1,7 +1,5 @@
 """Where a record comes from: commit, versions and machine."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

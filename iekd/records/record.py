@@ -3,8 +3,6 @@
 `runs/records/<preset>/<dataset>/<teacher>-<student>/<method>[-<field>=<value>...]/seed<k>.json`
 """
 
-from __future__ import annotations
-
 import json
 import re
 import sys

@@ -4,8 +4,6 @@ Tensors are safetensors files; nothing is ever unpickled. The checksum of the te
 the file's metadata, so a truncated or altered file is noticed when it is read.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os
@@ -109,12 +107,10 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
     Until then, and after an exception, nothing has changed. Raises `StoreError` when the disk is
     full or the folder cannot be written.
     """
-    temporary = None
+    temporary, hidden = None, f".{path.name}."
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=hidden, delete=False) as file:
             temporary = Path(file.name)
             yield file
             file.flush()

@@ -6,8 +6,6 @@ member, `MANIFEST.json`, holds the SHA-256 of every other, so an archive that wa
 is noticed before anything is taken in.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import io
@@ -15,8 +13,9 @@ import json
 import math
 import tarfile
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from iekd import records
@@ -46,8 +45,13 @@ def pack(file: Path, configs: list[RunConfig] | None = None, limit: float = math
     """
     if not limit >= 0:
         raise ConfigError(f"limit: {limit} is not usable; choose 0 (records only) or more")
-    runs = _finished() if configs is None else grid.with_parents(configs)
-    begun = _begun(store.cache_folder()) if configs is None else {}
+    begun: dict[str, Path] = {}
+    if configs is None:
+        paths = _by_run(store.records_folder(), ".json")
+        runs = {path: records.read(file).config for path, file in paths.items()}
+        begun = _by_run(store.cache_folder(), CHECKPOINT)
+    else:
+        runs = grid.with_parents(configs)
     found = [source for path in sorted({*runs, *begun}) for source in _sources(path)]
     left_out = _beyond(limit, found, runs)
 
@@ -64,28 +68,16 @@ def pack(file: Path, configs: list[RunConfig] | None = None, limit: float = math
         _add(archive, MANIFEST, json.dumps({"files": digests}, indent=1).encode())
 
     # What to say of it.
-    checkpoints = sum(name.endswith(CHECKPOINT) for name in digests)
-    weights = sum(name.startswith("cache/") for name in digests) - checkpoints
-    finished = len(digests) - sum(not name.endswith(".json") for name in digests)
-    finished -= sum(name.endswith(ANALYSIS) for name in digests)
+    kinds = Counter(PurePosixPath(name).name.partition(".")[2] for name in digests)
+    weights, checkpoints = kinds["safetensors"], kinds["checkpoint.safetensors"]
     left = f"; {len(left_out)} weights and checkpoints did not fit" if left_out else ""
-    return f"{file}: {finished} records, {weights} weights, {checkpoints} checkpoints{left}"
+    return f"{file}: {kinds['json']} records, {weights} weights, {checkpoints} checkpoints{left}"
 
 
-def _finished() -> dict[str, RunConfig]:
-    """The runs of all records in the store, by the path where they lie."""
-    folder = store.records_folder()
-    found = records.files(folder)
-    return {_run_path(path, folder): records.read(path).config for path in found}
-
-
-def _begun(folder: Path) -> dict[str, Path]:
-    """The checkpoints below a folder, by the path of their run."""
-    return {_run_path(path, folder): path for path in records.files(folder, CHECKPOINT)}
-
-
-def _run_path(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix().removesuffix(".json").removesuffix(CHECKPOINT)
+def _by_run(folder: Path, end: str) -> dict[str, Path]:
+    """The records, or the checkpoints, below a folder, by the path of their run."""
+    found = records.files(folder, end)
+    return {path.relative_to(folder).as_posix().removesuffix(end): path for path in found}
 
 
 def _sources(path: str) -> Iterator[tuple[str, Path]]:
@@ -246,7 +238,7 @@ def _take_in(folder: Path) -> Merged:
                 taken += 1
 
     # Checkpoints, unless the run is finished here or has come as far.
-    for path, source in _begun(folder / "cache").items():
+    for path, source in _by_run(folder / "cache", CHECKPOINT).items():
         target = store.cache_folder() / f"{path}{CHECKPOINT}"
         finished = store.exists(store.records_folder() / f"{path}.json")
         if not finished and _epochs(source) > _epochs(target):
@@ -258,14 +250,13 @@ def _take_in(folder: Path) -> Merged:
 def _records(folder: Path) -> dict[str, Record]:
     """The records of an archive. Raises `StoreError` for one that lies elsewhere than it says."""
     found = {}
-    for path in records.files(folder / "records"):
-        record = records.read(path)
-        if path != folder / "records" / f"{record.config.path}.json":
+    for path, file in _by_run(folder / "records", ".json").items():
+        found[path] = record = records.read(file)
+        if path != record.config.path:
             raise StoreError(
-                f"{path.relative_to(folder)} in the archive is the record of "
-                f"{record.config.path}. Nothing was taken in."
+                f"records/{path}.json in the archive is the record of {record.config.path}. "
+                "Nothing was taken in."
             )
-        found[record.config.path] = record
     return found
 
 

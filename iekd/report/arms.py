@@ -5,8 +5,6 @@ frame of records has one row a finished run. A *scope* is the frame of one table
 `role`, `scope` (the table's pair) and `label`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """All methods in one table, read from the docstrings of their code."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys
@@ -9,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from iekd.config import RunConfig, known
 from iekd.report import html
@@ -71,16 +69,13 @@ def _folded(paragraphs: list[str]) -> Markup:
     """Paragraphs that a click unfolds, with their code as such."""
     if not paragraphs:
         return Markup("")
-    more = [html.tag("p", _with_code(text)) for text in paragraphs]
+    more = []
+    for text in paragraphs:
+        parts: list[str] = re.split(r"`([^`]+)`", text)
+        parts[1::2] = [html.tag("code", code) for code in parts[1::2]]
+        more.append(html.tag("p", *parts))
     summary = html.tag("summary", "choices and differences")
     return html.tag("details", summary, *more, class_="ie-fold")
-
-
-def _with_code(text: str) -> Markup:
-    """A paragraph whose `...` is code."""
-    parts = re.split(r"`([^`]+)`", text)
-    marked = [html.tag("code", part) if k % 2 else escape(part) for k, part in enumerate(parts)]
-    return Markup("").join(marked)
 
 
 def _cost(row: Mapping[str, Any] | None) -> tuple[Cell, Cell]:

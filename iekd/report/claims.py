@@ -1,7 +1,5 @@
 """The paper's claims (claims.yaml): which arm has to end below which, and what decides that."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from importlib.resources import files
 from typing import Any

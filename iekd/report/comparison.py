@@ -1,7 +1,5 @@
 """Arms and their differences as frames, one row an arm: errors in percent."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

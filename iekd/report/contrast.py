@@ -1,7 +1,5 @@
 """Every contrast of a claim's arm with a rival, on the seeds that count; and other tests of it."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,18 +11,9 @@ from scipy import stats
 from iekd.config import RunConfig
 from iekd.config.presets import PRESETS, usual
 from iekd.errors import ConfigError
+from iekd.report import claims
 from iekd.report.arms import runs_of
-from iekd.report.claims import (
-    CLAIMS,
-    CONFIRMATORY,
-    NO_ANALYSIS,
-    NO_RUNS,
-    REHEARSED,
-    SMALLEST,
-    TEACHER,
-    TOO_FEW,
-    Claim,
-)
+from iekd.report.claims import CLAIMS, CONFIRMATORY, SMALLEST, TEACHER, Claim
 from iekd.report.labels import folder, label, record_link
 from iekd.report.phrases import torch_versions
 from iekd.report.statistics import Paired, by_teacher, detectable, holm, outcome, paired, summary
@@ -60,7 +49,7 @@ class Tested(NamedTuple):
     """What can be tested of a claim so far; `note` says why there is nothing, or what to know."""
 
     contrasts: tuple[Contrast, ...] = ()
-    note: str = NO_RUNS
+    note: str = claims.NO_RUNS
     complete: bool = False  # against every rival
 
 
@@ -72,14 +61,14 @@ def examine(
         return Tested(note="nothing in this version of the book can test it")
     contrast = functools.partial(_contrasts, claim=claim, preset=preset, metric=metric, **setting)
     if preset != "class":
-        return contrast(_from(frame, REHEARSED.get(preset, 0)))
+        return contrast(_from(frame, claims.REHEARSED.get(preset, 0)))
     confirmed = contrast(_from(frame, CONFIRMATORY))
     if confirmed.contrasts:
         return confirmed
     pilot = contrast(frame[frame["seed"] < CONFIRMATORY])
     if pilot.contrasts:
         return pilot._replace(note="; ".join(filter(None, (pilot.note, PILOT))))
-    return confirmed if confirmed.note == TOO_FEW else pilot  # the one that says more
+    return confirmed if confirmed.note == claims.TOO_FEW else pilot  # the one that says more
 
 
 def _from(frame: pd.DataFrame, first: int) -> pd.DataFrame:
@@ -94,20 +83,19 @@ def _contrasts(
     common = {**setting, **_pair(preset, setting, claim.swapped), **claim.fields}
     find = functools.partial(_arm, frame, preset, claim.metric or metric)
     own = {**common, **(claim.a or {})}
-    ours = find(own)
-    rivals = [
-        find(own, of_teacher=True) if b == TEACHER else find({**common, **b}) for b in claim.b
-    ]
-    if ours is None or not any(rivals):
-        return Tested(note=NO_ANALYSIS if claim.metric else NO_RUNS)
+    ours, rivals = find(own), []
+    for b in claim.b:
+        of_teacher = b == TEACHER
+        rivals.append((find(own if of_teacher else {**common, **b}, of_teacher), of_teacher))
+    if ours is None or not any(rival for rival, _ in rivals):
+        return Tested(note=claims.NO_ANALYSIS if claim.metric else claims.NO_RUNS)
 
     # against the teacher one pair is a teacher with its students
     teachers = RunConfig.create(preset, **own).teachers
-    pairs = [(rival, teachers * (b == TEACHER)) for b, rival in zip(claim.b, rivals, strict=True)]
-    found = [_contrast(ours, rival, units) for rival, units in pairs if rival]
+    found = [_contrast(ours, rival, teachers * units) for rival, units in rivals if rival]
     found = [contrast for contrast in found if contrast.result.n >= 2]
     if not found:
-        return Tested(note=TOO_FEW)
+        return Tested(note=claims.TOO_FEW)
     several = f"compared with {len(found)} of {len(claim.b)}; shown: the one that decides"
     return Tested(tuple(found), several if len(claim.b) > 1 else "", len(found) == len(claim.b))
 
@@ -179,24 +167,15 @@ def _otherwise(contrast: Contrast, teachers: int) -> dict[str, float]:
     """Other tests of a contrast, and what it can see."""
     x, result = contrast.differences, contrast.result
     means = by_teacher(x, teachers)
-    over_teachers, varies = summary(means), result.sd > 0
+    over, varies = summary(means), result.sd > 0
     p_ranks = float(stats.wilcoxon(x).pvalue) if varies else np.nan
-    p_teachers = np.nan
-    if over_teachers.n > 1 and varies:
-        p_teachers = float(stats.ttest_1samp(means, 0).pvalue)
-    return {
-        "p_wilcoxon": p_ranks,
-        "low_teachers": over_teachers.low,
-        "high_teachers": over_teachers.high,
-        "p_teachers": p_teachers,
-        "detectable": result.sd * detectable(result.n, wanted=POWER),
-        "two_versions": _two_versions(contrast),
-    }
+    p_teachers = float(stats.ttest_1samp(means, 0).pvalue) if over.n > 1 and varies else np.nan
 
-
-def _two_versions(contrast: Contrast) -> int:
-    """In how many of the pairs the two runs were made with different versions of PyTorch."""
-    folders = [arm.folder for arm in contrast.arms]
-    seeds = contrast.differences.index
-    pairs = [torch_versions(f"{folder}/seed{seed}" for folder in folders) for seed in seeds]
-    return sum(len(set(versions.values())) > 1 for versions in pairs)
+    # In how many of the pairs the two runs were made with different versions of PyTorch.
+    two_versions = 0
+    for seed in x.index:
+        versions = torch_versions(f"{arm.folder}/seed{seed}" for arm in contrast.arms)
+        two_versions += len(set(versions.values())) > 1
+    least = result.sd * detectable(result.n, wanted=POWER)
+    found = {"p_wilcoxon": p_ranks, "low_teachers": over.low, "high_teachers": over.high}
+    return found | {"p_teachers": p_teachers, "detectable": least, "two_versions": two_versions}

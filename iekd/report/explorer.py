@@ -4,8 +4,6 @@ The script that draws it is the page's affair: `Vega` in a file beside the page,
 `book/_ext/iekd_site.py`.
 """
 
-from __future__ import annotations
-
 import json
 from importlib.resources import files
 from typing import Any

@@ -4,8 +4,6 @@ A frame has a row a run (or epoch) and the column `label`; the colour of a label
 (`labels.colour`), and labels say the same without it. Errors are in percent.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

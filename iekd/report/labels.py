@@ -1,7 +1,5 @@
 """What a person calls an arm, its colour and address: made last, of its columns, and no key."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

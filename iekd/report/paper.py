@@ -1,7 +1,5 @@
 """The paper's own numbers, and its table with ours beside each."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping
 from importlib.resources import files
@@ -17,7 +15,7 @@ from iekd.report.arms import scope
 from iekd.report.comparison import METRICS, summary_of
 from iekd.report.html import Cell
 from iekd.report.phrases import number
-from iekd.report.statistics import LEVEL, Paired, holm, minus_constant, outcome
+from iekd.report.statistics import LEVEL, holm, minus_constant, outcome
 
 # Changes that leave the recipe what it is, so that the paper's value may stand beside ours.
 SAME_RECIPE = {"teachers", "evaluate_every"}
@@ -32,14 +30,9 @@ def paper_table() -> pd.DataFrame:
 
 def paper_value(row: Mapping[str, Any]) -> float:
     """The paper's error for a run of a scope; NaN unless recipe, data and pair are its own."""
-    config, paper = labels.config_of(row), paper_table()
-    by_pair = {"-".join(pair): values for pair, values in paper.items()}
-    same = set(config.changed()) <= SAME_RECIPE
-    if (
-        (config.preset, config.dataset) != ("paper", "cifar10")
-        or row["scope"] not in by_pair
-        or not same
-    ):
+    config, by_pair = labels.config_of(row), {"-".join(p): v for p, v in paper_table().items()}
+    same = (config.preset, config.dataset) == ("paper", "cifar10")
+    if not same or row["scope"] not in by_pair or set(config.changed()) - SAME_RECIPE:
         return float("nan")
     return float(by_pair[row["scope"]].get(paper_name(row), float("nan")))
 
@@ -80,10 +73,10 @@ def _paper_table(ours: dict[tuple[str, str], pd.DataFrame], caption: str, metric
     note = (
         "Paper: one number a cell, without spread, number of seeds or the rule that chose the "
         f"epoch. Ours: {METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard "
-        f"deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the mean; last line: "
-        "ours − paper with the same interval, as if the paper's number were exact; p is "
-        "Holm-corrected over the cells of a pair. "
-        f"{phrases.legend('paper')} {tables.no_validation(config, metric)}"
+        f"deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the mean; last line: ours − "
+        "paper with the same interval, as if the paper's number were exact; p is Holm-corrected "
+        f"over the cells of a pair. {phrases.legend('paper')} "
+        f"{tables.no_validation(config, metric)}"
     )
     return html.table(caption, note, heads, rows)
 
@@ -118,18 +111,14 @@ def _beside_paper(pair: tuple[str, str], runs: pd.DataFrame, metric: str) -> dic
         if name not in ours:
             cells[name] = tables.error_cell(None, absent)
             continue
-        found = outcome(results[name], corrected[name], comparison.smallest("paper"))
-        line = _versus_paper(results[name], corrected[name], found)
+        result, p = results[name], corrected[name]
+        found = outcome(result, p, comparison.smallest("paper"))
+        line = number(result.difference, signed=True)
+        if found:
+            limits = phrases.interval(result.low, result.high, signed=True)
+            line += f" {phrases.SIGNS[found]} {limits}, {phrases.p_text(p)}"
         cells[name] = tables.error_cell(ours[name], absent, line, kind=found or "none")
     return cells
-
-
-def _versus_paper(result: Paired, p: float, found: str) -> str:
-    difference = number(result.difference, signed=True)
-    if not found:
-        return difference
-    limits = phrases.interval(result.low, result.high, signed=True)
-    return f"{difference} {phrases.SIGNS[found]} {limits}, {phrases.p_text(p)}"
 
 
 def refused(config: RunConfig) -> str:

@@ -1,7 +1,5 @@
 """Numbers, comparisons and remarks as text: a sentence is right whatever the records say."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import get_args
 
@@ -164,12 +162,12 @@ def version_note(runs: pd.DataFrame, baselines: Sequence[str]) -> str:
         others = [b for b in baselines if b != variant and (b, seed) in torch]
         pairs += [{torch[variant, seed], torch[other, seed]} for other in others]
     mixed = [versions for versions in pairs if len(versions) > 1]
+    if not mixed:
+        return ""
     names = " and ".join(sorted(set().union(*mixed)))
     return (
         f"In {len(mixed)} of these {len(pairs)} differences the two runs were made with different "
         f"versions of PyTorch ({names})."
-        if mixed
-        else ""
     )
 
 

@@ -1,7 +1,5 @@
 """Results in Markdown: the headline table of README.md, and what `iekd table` prints."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -67,13 +65,12 @@ def _setting(configs: list[RunConfig]) -> str:
     size = f" at {config.image_size} × {config.image_size} pixels" if config.image_size else ""
     return (
         f"**{config.preset.capitalize()} scale** ({config.teacher} teaches {config.student}; "
-        f"{config.dataset}{size}, {images}, {config.epochs} epochs): {error}, mean "
-        "± standard deviation over n seeds. Differences are paired by seed, with "
-        f"{100 * LEVEL:.0f} % interval and p Holm-corrected over a column. "
-        f"{phrases.legend(config.preset)} Every method has its usual weight; FT's is "
-        f"{ft.ft_weight / config.inherit_weight:g} times IE-FT's (the book compares them at one "
-        f"weight, too). {tuning.size_note(configs)} "
-        "It is a small setting, not the paper's; the book says what it can tell."
+        f"{config.dataset}{size}, {images}, {config.epochs} epochs): {error}, mean ± standard "
+        f"deviation over n seeds. Differences are paired by seed, with {100 * LEVEL:.0f} % "
+        f"interval and p Holm-corrected over a column. {phrases.legend(config.preset)} Every "
+        f"method has its usual weight; FT's is {ft.ft_weight / config.inherit_weight:g} times "
+        f"IE-FT's (the book compares them at one weight, too). {tuning.size_note(configs)} It is "
+        "a small setting, not the paper's; the book says what it can tell."
     )
 
 

@@ -6,8 +6,6 @@ more seeds than teachers the intervals may be too narrow. What holds for these t
 hold for others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 

@@ -4,8 +4,6 @@ An arm without records keeps its row and says "no runs yet", so that what is mis
 as what is there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from re import sub
 from typing import Any
@@ -120,15 +118,14 @@ def _grid_table(
         differences = [_difference_cell(compared[b].get(arm)) for b in baselines]
         error = error_cell(ours.get(arm), absent(configs[0], metric))
         rows.append(html.row(name, error, *differences))
-    remarks = [
-        f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} %",
-        "t-interval of the mean. Differences are paired by seed; their intervals are not",
-        "corrected, p is Holm-corrected over the arms of a column.",
-        phrases.legend(configs[0].preset),
-        phrases.outliers(runs, metric),
-        no_validation(configs[0], metric),
-    ]
-    return html.table(caption, _joined(remarks), ["method", "error, %", *minus], rows)
+    note = (
+        f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % "
+        "t-interval of the mean. Differences are paired by seed; their intervals are not "
+        "corrected, p is Holm-corrected over the arms of a column."
+    )
+    remarks = [phrases.legend(configs[0].preset), phrases.outliers(runs, metric)]
+    note = _joined([note, *remarks, no_validation(configs[0], metric)])
+    return html.table(caption, note, ["method", "error, %", *minus], rows)
 
 
 Rows = dict[tuple[str, str], dict[str, Any]]
@@ -214,15 +211,14 @@ def record_index_html(frame: pd.DataFrame) -> Markup:
         title = f"{labels.networks(first['pair'])}: {labels.label(first)}"
         caption = f"{title} ({first['preset']}, {first['dataset']})"
         heads = ["seed", "last, %", "selected, %", "best on test, %", "record"]
-        rows = map(_record_row, runs.to_dict("records"))
+        rows = []
+        for row in runs.to_dict("records"):
+            errors = [number(row[rule]) for rule in ("last", "val_selected", "best_on_test")]
+            record = Cell(row["hash"], href=record_address(row["path"]))
+            rows.append(html.row(row["seed"], *errors, record))
         table = html.table(caption, "test error, one row a seed", heads, rows)
         command = f"{first['command'].rpartition(' ')[0]} SEED"  # it ends with the seed
         code = html.tag("p", html.tag("code", command))
         parts = html.tag("h3", title), "\n", code, "\n", table
         sections.append(html.tag("section", *parts, id=labels.anchor(first)) + "\n")
     return Markup("").join(sections)
-
-
-def _record_row(row: Mapping[str, Any]) -> Markup:
-    errors = [number(row[metric]) for metric in ("last", "val_selected", "best_on_test")]
-    return html.row(row["seed"], *errors, Cell(row["hash"], href=record_address(row["path"])))

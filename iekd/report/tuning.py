@@ -5,8 +5,6 @@ it. The grid (runs/tuning.yaml) gives every method the same budget: its usual we
 and 3, one pilot seed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """What the records say of the claims: one verdict a claim, and the board that shows them."""
 
-from __future__ import annotations
-
 from collections.abc import Container, Sequence
 from typing import Any
 
@@ -27,16 +25,9 @@ SWEEPS = {"class": "iekd sweep runs/*.yaml", "paper": "iekd sweep runs/paper/*.y
 WORDS = {"lower": "supported", "higher": "contradicted"}
 PAPERS_OWN = {"lower": "reproduced", "higher": "not reproduced"}
 # The verdicts and their signs.
-SIGNS = {
-    "supported": "✔",
-    "reproduced": "✔",
-    "contradicted": "✘",
-    "not reproduced": "✘",
-    "equivalent": "=",
-    "inconclusive": "≈",
-    "open": "…",
-    "not tested": "○",
-}
+SIGNS = dict.fromkeys(("supported", "reproduced"), "✔")
+SIGNS |= dict.fromkeys(("contradicted", "not reproduced"), "✘")
+SIGNS |= {"equivalent": "=", "inconclusive": "≈", "open": "…", "not tested": "○"}
 
 
 def board(
@@ -163,8 +154,8 @@ def board_html(table: pd.DataFrame, caption: str) -> Markup:
         "corrected; negative is in favour of the claim. Supported or contradicted (of the paper's "
         "own recipe: reproduced or not): p below 0.05, Holm-corrected over the tested claims, and "
         "before that over a claim's rivals. Else equivalent: interval within "
-        f"±{SMALLEST[preset]:g} points; or inconclusive, which is no proof of "
-        "equality. Open: planned seeds are missing."
+        f"±{SMALLEST[preset]:g} points; or inconclusive, which is no proof of equality. Open: "
+        "planned seeds are missing."
     )
     size = tuning.size_note(usual_configs(preset, set(table["id"])))
     below = foot(table.drop(columns="links"), caption, SWEEPS.get(preset, ""), size)

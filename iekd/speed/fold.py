@@ -6,8 +6,6 @@ mean) + beta,  s = gamma / sqrt(var + eps) for each output channel. The result d
 only; a ResNet is rid of a third of its passes over memory.
 """
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -4,9 +4,8 @@ oneDNN applies both while a convolution's result is still in the cache; as opera
 each is a pass over memory. The result differs by rounding at most.
 """
 
-from __future__ import annotations
-
 import operator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, fx, nn
@@ -26,9 +25,8 @@ class FusedConv(nn.Module):
     def __init__(self, convolution: nn.Conv2d, relu: bool):
         super().__init__()
         self.convolution, self.relu = convolution, "relu" if relu else "none"
-        self.packed: Tensor | None = (
-            None  # the weight in the order that oneDNN likes best, made at the first call
-        )
+        # the weight in the order that oneDNN likes best, made at the first call
+        self.packed: Tensor | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         c = self.convolution
@@ -55,23 +53,23 @@ def fuse(network: nn.Module) -> nn.Module:
     if not AVAILABLE or next(network.parameters()).dtype != torch.float32:
         return network
     traced = fx.symbolic_trace(network)
-    _drop_identities(traced)  # what folding left of batch normalisation
-    for node in list(traced.graph.nodes):
-        if (
-            node.op == "call_module"
-            and type(module := traced.get_submodule(node.target)) is nn.Conv2d
-        ):
+    for node, module in _modules(traced):
+        if isinstance(module, nn.Identity):  # what folding left of batch normalisation
+            node.replace_all_uses_with(node.args[0])
+            traced.graph.erase_node(node)
+    for node, module in _modules(traced):
+        if type(module) is nn.Conv2d:
             _fuse_one(traced, node, module)
     traced.graph.lint()
     traced.recompile()
     return traced.eval()  # the new modules too
 
 
-def _drop_identities(traced: fx.GraphModule) -> None:
+def _modules(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
+    """The calls of modules, each with its module as it is by then."""
     for node in list(traced.graph.nodes):
-        if node.op == "call_module" and isinstance(traced.get_submodule(node.target), nn.Identity):
-            node.replace_all_uses_with(node.args[0])
-            traced.graph.erase_node(node)
+        if node.op == "call_module":
+            yield node, traced.get_submodule(node.target)
 
 
 def _fuse_one(traced: fx.GraphModule, node: fx.Node, convolution: nn.Conv2d) -> None:
@@ -89,9 +87,8 @@ def _fuse_one(traced: fx.GraphModule, node: fx.Node, convolution: nn.Conv2d) -> 
     traced.set_submodule(node.target, FusedConv(convolution, relu))
     with traced.graph.inserting_before(last):
         last.replace_all_uses_with(traced.graph.call_module(node.target, inputs))
-    for gone in dict.fromkeys(
-        (last, *([] if len(inputs) == 1 or not relu else [last.args[0]]), node)
-    ):
+    sums: list = [last.args[0]] if relu and len(inputs) == 2 else []
+    for gone in dict.fromkeys((last, *sums, node)):
         traced.graph.erase_node(gone)
 
 

@@ -6,8 +6,6 @@ they are freed, and each new page is cleared by the kernel and looked up one by 
 to a quarter of a small network's step.
 """
 
-from __future__ import annotations
-
 import ctypes
 
 # Read by glibc when a process starts, so only processes that we start can have it (of `iekd sweep`

@@ -6,8 +6,6 @@ bfloat16 pays on GPUs with tensor cores and on processors with AMX; elsewhere it
 float32.
 """
 
-from __future__ import annotations
-
 from types import MethodType
 
 import torch
@@ -46,9 +44,8 @@ def autocast(device: torch.device) -> torch.autocast:
 
 def widen(output: Output) -> Output:
     """Logits and features in float32."""
-    return Output(
-        output.logits.float(), {name: feature.float() for name, feature in output.features.items()}
-    )
+    features = {name: feature.float() for name, feature in output.features.items()}
+    return Output(output.logits.float(), features)
 
 
 def _forward(network: nn.Module, images: Tensor) -> Output:

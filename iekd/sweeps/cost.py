@@ -1,7 +1,5 @@
 """What runs cost, to order them and to guess the time left; it is not to report."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 

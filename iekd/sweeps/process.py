@@ -1,7 +1,5 @@
 """One process of a sweep: a run by the command that its record names, or several as a pack."""
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -10,7 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from iekd import records
 from iekd.config import RunConfig
@@ -117,25 +115,17 @@ def start(configs: list[RunConfig], jobs: int, analyse: bool = False) -> Child:
     else:
         words = ["pack", *(config.command() for config in configs)]
     words += ["--analyse"] if analyse else []
-    environment = {
-        "OMP_NUM_THREADS": str(max(1, cores() // jobs)),
-        **memory.HUGE_PAGES,
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-    }
+    usual = {"OMP_NUM_THREADS": str(max(1, cores() // jobs)), **memory.HUGE_PAGES}
+    environment = usual | os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
     # The process.
     log = log_path(configs[0])
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         began, said = time.monotonic(), output.tell()
-        process = subprocess.Popen(
-            [*PYTHON, "-m", "iekd", *words],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-        )
+        streams: dict[str, Any] = {"stdout": output, "stderr": subprocess.STDOUT}
+        words = [*PYTHON, "-m", "iekd", *words]
+        process = subprocess.Popen(words, env=environment, stdin=subprocess.DEVNULL, **streams)
     return Child(configs, process, began, said)
 
 

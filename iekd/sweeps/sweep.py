@@ -5,8 +5,6 @@ sweep that ended in any way goes on with the same command, and any number of swe
 of machines, can work on one store.
 """
 
-from __future__ import annotations
-
 import math
 import subprocess
 import time
@@ -18,7 +16,7 @@ from tqdm import tqdm
 
 from iekd import data
 from iekd.config import RunConfig, grid
-from iekd.errors import ConfigError, DataError, StoreError, TrainingError
+from iekd.errors import OURS, Busy, StoreError
 from iekd.records import store
 from iekd.sweeps import cost, process
 from iekd.sweeps.process import Child, Outcome, log_path
@@ -61,7 +59,9 @@ def sweep(
     end = time.monotonic() + time_limit
     with work.bar, signals.deferred(signals.GRACE + 10):
         try:
-            while work.left() and time.monotonic() < end and not signals.asked():
+            while (work.running or work.waiting()) and not signals.asked():
+                if time.monotonic() >= end:
+                    break
                 work.collect()
                 work.start()
                 work.show()
@@ -105,12 +105,12 @@ class Sweep:
 
         # What the grids ask for, and what that needs.
         asked = {config.path: config for configs in grids for config in configs}
-        self.jobs = {path: self.job(config, asked_for=True) for path, config in asked.items()}
+        self.jobs = {path: Job(config, self.look(config), True) for path, config in asked.items()}
         possible = [job.config for job in self.jobs.values() if job.outcome.state != "failed"]
         needed = grid.with_parents(possible + self.lost_partners(possible))
         for path, config in needed.items():
             if path not in self.jobs:
-                self.jobs[path] = self.job(config, asked_for=False)
+                self.jobs[path] = Job(config, self.look(config), asked_for=False)
 
         # What is to be trained comes last, in its order.
         pending = {path: config for path, config in needed.items() if self.jobs[path].waits}
@@ -129,10 +129,6 @@ class Sweep:
         self.bar = tqdm(total=total, smoothing=0, bar_format=bar)
 
     # ------------------------------------------------------------------ planning
-
-    def job(self, config: RunConfig, asked_for: bool) -> Job:
-        """A run as it is found before anything runs."""
-        return Job(config, self.look(config), asked_for)
 
     def look(self, config: RunConfig) -> Outcome:
         """What is known of a run. Whatever is wrong with it, the others do not suffer from it."""
@@ -161,17 +157,12 @@ class Sweep:
         """The runs that are still to be started, in order."""
         return [job for job in self.jobs.values() if job.waits]
 
-    def left(self) -> bool:
-        """Whether anything runs or waits."""
-        return bool(self.running or self.waiting())
-
     def start(self) -> None:
         """Start what can start; settle what cannot, or is done elsewhere."""
         for job in self.waiting():
-            states = [self.jobs[parent].outcome.state for parent in job.parents]
-            bad = [state for state in states if state in ("failed", "stopped")]
-            if bad:
-                self.settle(Outcome(job.config, "failed", f"a parent {bad[0]}"))
+            for state in (self.jobs[parent].outcome.state for parent in job.parents):
+                if job.waits and state in ("failed", "stopped"):
+                    self.settle(Outcome(job.config, "failed", f"a parent {state}"))
         for job in self.waiting():
             if len(self.running) < self.processes and job.waits and self.can_start(job):
                 self.start_with_others(job)
@@ -185,12 +176,12 @@ class Sweep:
         if not all(parent.finished for parent in parents) or time.monotonic() < job.look_again:
             return False
         try:
-            if runner.finished(job.config):
-                self.settle(Outcome(job.config, "loaded", "another process made it"))
-            elif is_busy(job.config):
-                job.look_again = time.monotonic() + LOOK_AGAIN_SECONDS
-            else:
-                return True
+            if not runner.finished(job.config):
+                with locks.claim(job.config, wait=False):
+                    return True
+            self.settle(Outcome(job.config, "loaded", "another process made it"))
+        except Busy:
+            job.look_again = time.monotonic() + LOOK_AGAIN_SECONDS
         except (OSError, StoreError) as error:
             self.settle(Outcome(job.config, "failed", f"cannot start: {error}"))
         return False
@@ -218,26 +209,22 @@ class Sweep:
         self.show(now=True)
 
     def collect(self) -> None:
-        """Settle the runs whose process has ended."""
+        """Settle the runs whose process has ended, or wait again for another process's."""
         ended = [child for child in self.running if child.process.poll() is not None]
         self.running = [child for child in self.running if child not in ended]
         for child in ended:
             self.resumed += self.cost_of(child.configs) * child.progress()[0]
             for config in child.configs:
-                self.settle_or_wait(config, child)
-
-    def settle_or_wait(self, config: RunConfig, child: Child) -> None:
-        """Settle a run, or wait for it again if another process trains it."""
-        job = self.jobs[config.path]
-        job.running = False
-        try:
-            outcome = child.outcome(config)
-        except StoreError as error:  # its record was damaged meanwhile
-            outcome = Outcome(config, "failed", str(error))
-        if outcome:
-            self.settle(outcome, log_path(child.configs[0]))
-        else:
-            job.look_again = time.monotonic() + LOOK_AGAIN_SECONDS
+                job = self.jobs[config.path]
+                job.running = False
+                try:
+                    outcome = child.outcome(config)
+                except StoreError as error:  # its record was damaged meanwhile
+                    outcome = Outcome(config, "failed", str(error))
+                if outcome:
+                    self.settle(outcome, log_path(child.configs[0]))
+                else:
+                    job.look_again = time.monotonic() + LOOK_AGAIN_SECONDS
 
     def settle(self, outcome: Outcome, log: Path | None = None) -> None:
         """Keep how a run ended."""
@@ -292,15 +279,6 @@ class Sweep:
         self.bar.set_postfix_str(f"{settled}/{len(self.jobs)} runs; now {running}")
 
 
-def is_busy(config: RunConfig) -> bool:
-    """Whether another process trains a run."""
-    try:
-        with locks.claim(config, wait=False):
-            return False
-    except locks.Busy:
-        return True
-
-
 def _no_data(dataset: str, size: int) -> str:
     """Why a data set cannot be had, after one try to download it; '' if it is there."""
     try:
@@ -312,5 +290,4 @@ def _no_data(dataset: str, size: int) -> str:
 
 def _reason(error: Exception) -> str:
     """The message of one of our own errors; of another one also what it is."""
-    ours = isinstance(error, ConfigError | DataError | TrainingError | StoreError)
-    return str(error) if ours else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, OURS) else f"{type(error).__name__}: {error}"

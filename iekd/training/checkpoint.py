@@ -1,8 +1,4 @@
-"""Checkpoints: all that moves during training, written whole at the end of an epoch, so a killed
-run goes on bit for bit.
-"""
-
-from __future__ import annotations
+"""Checkpoints: all that moves, whole, at the end of an epoch; a killed run goes on bit for bit."""
 
 import json
 from pathlib import Path

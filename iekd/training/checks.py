@@ -1,7 +1,5 @@
 """What is refused before anything trains, with what to choose instead."""
 
-from __future__ import annotations
-
 from iekd import data, networks
 from iekd.config import RunConfig, methods
 from iekd.errors import ConfigError, TrainingError
@@ -22,8 +20,7 @@ def check_pair(config: RunConfig) -> None:
     except PairError as error:
         raise TrainingError(
             f"{config.path}: {config.method} cannot compare {config.student} with "
-            f"{config.teacher}: {error}. "
-            "Choose a pair with the same down-sampling."
+            f"{config.teacher}: {error}. Choose a pair with the same down-sampling."
         ) from None
     if config.views and config.has_teacher:
         views.shapes(config, len(data.load(config).train.labels))
@@ -40,15 +37,13 @@ def check_shards(config: RunConfig, processes: int) -> None:
     if row.whole_batch or shuffled or any(measure.whole_batch for measure in measures):
         raise ConfigError(
             f"{config.path}: several processes cannot train this, because its loss needs all "
-            "images of a batch at "
-            "once, or several updates of it; start it without torchrun"
+            "images of a batch at once, or several updates of it; start it without torchrun"
         )
     smallest = (data.image_count(config) % config.batch_size or config.batch_size) // processes
     if smallest < 2:
         raise ConfigError(
             f"batch_size: {config.batch_size} leaves a process {smallest} images of the last "
-            "batch, and 2 is the "
-            "least; choose another batch_size, or fewer processes"
+            "batch, and 2 is the least; choose another batch_size, or fewer processes"
         )
 
 
@@ -60,23 +55,16 @@ def _check_last_batch(config: RunConfig) -> None:
     images, size = data.image_count(config), config.batch_size
     if images < 1 or (images - 1) % size:
         return
-    shape = data.image_shape(config)
-    small = [name for name in _trained(config) if networks.last_size(name, shape) == (1, 1)]
-    if not small:
-        return
-    raise ConfigError(
-        f"{config.path}: the last batch of an epoch has 1 image ({images} images, batch_size "
-        f"{size}), of which "
-        f"{small[0]} makes 1 value a channel, and that cannot be normalised. Choose, for example, "
-        f"{_other_batches(images, size)}."
-    )
-
-
-def _trained(config: RunConfig) -> list[str]:
-    """The networks that train on the batches; an auto-encoder has the teacher's last size."""
-    if config.is_mutual:
-        return [config.student, config.teacher]
-    return [config.teacher if config.method == "factor-ae" else config.student]
+    # An auto-encoder has the teacher's last size.
+    trained = [config.teacher if config.method == "factor-ae" else config.student]
+    trained += [config.teacher] if config.is_mutual else []
+    for name in trained:
+        if networks.last_size(name, data.image_shape(config)) == (1, 1):
+            raise ConfigError(
+                f"{config.path}: the last batch of an epoch has 1 image ({images} images, "
+                f"batch_size {size}), of which {name} makes 1 value a channel, and that cannot be "
+                f"normalised. Choose, for example, {_other_batches(images, size)}."
+            )
 
 
 def _other_batches(images: int, size: int) -> str:

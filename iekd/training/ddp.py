@@ -6,8 +6,6 @@ a run alone does (store, checkpoints, evaluation) and tells the others, who `fol
 which epoch to train.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -110,8 +108,7 @@ class Trainer:
         processes, rank = distributed.get_world_size(), distributed.get_rank()
         shard = part.tensor_split(processes, dim=1)[rank]
         images, batch = loop.take(self.config, self.run, shard, epoch)
-        # shards may differ by an image: gradients are averaged over processes, and images count
-        # alike
+        # gradients are averaged over processes, and images count alike, though shards may differ
         weight = processes * shard.shape[1] / part.shape[1]
         self.run.optimiser.zero_grad()
         terms = self.losses(images, batch)

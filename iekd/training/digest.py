@@ -6,8 +6,6 @@ name comes from. So reformatting a file or moving it leaves the digest alone, an
 the arithmetic changes it.
 """
 
-from __future__ import annotations
-
 import ast
 import hashlib
 import inspect
@@ -124,7 +122,7 @@ def _text(node: Any, names: Mapping[str, Any]) -> str:
     fields = dict(ast.iter_fields(node))
     for silent in ("annotation", "returns", "ctx", "type_comment", "type_params", "kind"):
         fields.pop(silent, None)
-    if _has_docstring(node):
+    if isinstance(node, ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
         fields["body"] = fields["body"][1:]
     parts = [
         f"{name}={_text(value, names)}" for name, value in fields.items() if value not in (None, [])
@@ -137,13 +135,4 @@ def _registers(decorator: ast.expr) -> bool:
     match decorator:
         case ast.Call(ast.Name(name) | ast.Attribute(attr=name)):
             return name in ("method", "measure")
-    return False
-
-
-def _has_docstring(node: ast.AST) -> bool:
-    match node:
-        case ast.FunctionDef(body=[ast.Expr(value=ast.Constant(value=str())), *_]):
-            return True
-        case ast.ClassDef(body=[ast.Expr(value=ast.Constant(value=str())), *_]):
-            return True
     return False

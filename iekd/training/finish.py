@@ -1,79 +1,77 @@
 """What comes out of a training: its weights, then the record that names them."""
 
-from __future__ import annotations
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from iekd import records
 from iekd.config import RunConfig
+from iekd.data import DataSet
 from iekd.errors import TrainingError
 from iekd.records import Metric, Record, store
-from iekd.training import digest, given, peers
-from iekd.training.run import Run
+from iekd.training import digest, given
+from iekd.training.loop import SUFFIX
+
+if TYPE_CHECKING:
+    from iekd.training.session import Member
 
 Curves = dict[str, list[float | None]]
+OTHER = {"student": "peer", "peer": "student"}
+# The curves of a mutual training, not of one of its networks.
+SHARED = ("lr", "loss")
 
 
-def finish(
-    config: RunConfig,
-    parents: dict[str, str],
-    run: Run,
-    history: list[dict],
-    seconds: float,
-    started: str,
-    provenance: dict,
-) -> Record:
-    """Store the weights, then the record: a record therefore always has its weights.
+def finish(member: "Member", provenance: dict) -> Record:
+    """Store a run's weights, then its record: a record therefore always has its weights.
 
     Of two networks trained together, the record of the first comes last. Raises `TrainingError` for
     weights that the last update made infinite, which no later loss would show.
     """
-    state = run.learner.state_dict()
+    config, dataset, history = member.config, member.run.dataset, member.history
+    state = member.run.learner.state_dict()
     if broken := [name for name, tensor in state.items() if not tensor.isfinite().all()]:
         raise TrainingError(
             f"{config.path}: the last step made '{broken[0]}' infinite. Nothing was recorded; "
             "lower lr or the weights."
         )
-    curves = _curves(history)
+
+    # The rows of the epochs as columns, in the order in which their names first appear.
+    curves: Curves = {}
+    for name in dict.fromkeys(name for row in history for name in row):
+        curves[name] = [row.get(name) for row in history]
+
+    # The weights, then what else there is to say.
+    images = len(history) * len(dataset.train.labels)
     facts = dict(
-        started=started,
-        seconds=round(seconds, 1),
-        images_per_second=round(len(history) * len(run.dataset.train.labels) / seconds, 1),
-        data=_data(config, run),
+        started=member.started,
+        seconds=round(member.seconds, 1),
+        images_per_second=round(images / member.seconds, 1),
+        data=_data(config, dataset),
         loss_digest=digest.of(config),
         **provenance,
     )
     weights = _save_weights(config, state)
-    record = _record(config, weights, parents, curves, facts)
+    record = _record(config, weights, member.parents, curves, facts)
     if config.is_mutual:
         # its record is gone, or it is the first time
         if not records.find(config):
             _refuse_orphans(record)
         partner = config.partner()
-        theirs = _save_weights(partner, peers.swap_state(state))
-        _save(_record(partner, theirs, {"first": weights}, peers.swap_curves(curves), facts))
+        theirs = _save_weights(partner, swap_state(state))
+        _save(_record(partner, theirs, {"first": weights}, swap_curves(curves), facts))
     return _save(record)
 
 
-def _data(config: RunConfig, run: Run) -> dict[str, str]:
+def _data(config: RunConfig, dataset: DataSet) -> dict[str, str]:
     """What the run was made of, by checksum."""
-    found = {"name": run.dataset.name, "checksum": run.dataset.checksum}
+    found = {"name": dataset.name, "checksum": dataset.checksum}
     if config.is_given:
         found["weights_file"] = given.checksum(config.weights_file)
     return found
 
 
-def _curves(history: list[dict]) -> Curves:
-    """The rows of the epochs as columns, in the order in which their names first appear."""
-    curves: Curves = {}
-    for name in dict.fromkeys(name for row in history for name in row):
-        curves[name] = [row.get(name) for row in history]
-    return curves
-
-
 def _save(record: Record) -> Record:
-    """Save a record; one of a run that was trained again, and ended in the same weights, stays as
-    it was.
+    """Save a record; that of a run that was trained again to the same weights stays as it was.
 
     Raises `TrainingError` if it ended in other weights and finished runs learned from the old ones,
     also when its record was lost.
@@ -93,12 +91,10 @@ def _refuse_orphans(record: Record) -> None:
     if orphans := records.orphans(record):
         raise TrainingError(
             f"{record.config.path}: trained again, it came out different (another machine or "
-            "version?), and "
-            f"{len(orphans)} finished runs learned from its lost weights ({orphans[0]}, ...). "
-            "Bring these weights "
-            f"to {records.weights_paths(record.config)[1]}, set IEKD_RUNS to another folder, or "
-            "delete its record "
-            "and those of the runs that learned from it."
+            f"version?), and {len(orphans)} finished runs learned from its lost weights "
+            f"({orphans[0]}, ...). Bring these weights to "
+            f"{records.weights_paths(record.config)[1]}, set IEKD_RUNS to another folder, or "
+            "delete its record and those of the runs that learned from it."
         )
 
 
@@ -110,27 +106,14 @@ def _save_weights(config: RunConfig, state: dict[str, Tensor]) -> str:
 def _record(
     config: RunConfig, weights: str, parents: dict[str, str], curves: Curves, facts: dict
 ) -> Record:
-    return Record(
-        config=config,
-        hash=config.hash,
-        weights=weights,
-        parents=parents,
-        history=curves,
-        metrics=_metrics(curves, config.epochs),
-        **facts,
-    )
-
-
-def _metrics(curves: Curves, epochs: int) -> dict[str, Metric | None]:
-    """The three selection rules: last epoch, lowest validation error, lowest test error.
-
-    The last one is biased, for comparison only.
-    """
-    return {
-        "last": _metric(curves, epochs - 1),
+    """A record by the three selection rules; the best on test is biased, for comparison only."""
+    metrics = {
+        "last": _metric(curves, config.epochs - 1),
         "val_selected": _best(curves, "validation_error"),
         "best_on_test": _best(curves, "test_error"),
     }
+    about: dict[str, Any] = {"config": config, "hash": config.hash, "parents": parents}
+    return Record(**about, **facts, weights=weights, history=curves, metrics=metrics)
 
 
 def _metric(curves: Curves, epoch: int) -> Metric:
@@ -144,3 +127,28 @@ def _best(curves: Curves, name: str) -> Metric | None:
     """What was measured in the first epoch with the lowest value."""
     known = [(value, i) for i, value in enumerate(curves.get(name, [])) if value is not None]
     return _metric(curves, min(known)[1]) if known else None
+
+
+# ---------------------------------------------------------------------- two networks
+
+
+# A mutual training keeps its second network as 'peer'. The second's own record and weights are
+# those of the first with the two roles exchanged in the names of tensors and curves.
+
+
+def swap_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of a learner with 'student' and 'peer' exchanged in every name."""
+    swapped = {}
+    for name, tensor in state.items():
+        parts = [OTHER.get(part, part) for part in name.split(".")]
+        swapped[".".join(parts)] = tensor
+    return swapped
+
+
+def swap_curves(curves: dict[str, list]) -> dict[str, list]:
+    """A history with the two networks exchanged ('test_error_peer'); `SHARED` curves stay."""
+    swapped, suffix = {}, SUFFIX["peer"]
+    for name, curve in curves.items():
+        own = name in SHARED or name.endswith(suffix)
+        swapped[name.removesuffix(suffix) if own else name + suffix] = curve
+    return swapped

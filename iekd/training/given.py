@@ -10,8 +10,6 @@ Images are normalised by mean and standard deviation of the data set, as in ever
 record says which error it has on them.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path

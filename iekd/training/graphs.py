@@ -6,8 +6,6 @@ run side by side. A capture that fails costs speed and nothing else: the steps a
 one, as on a CPU. IEKD_GRAPHS=off leaves graphs out.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -56,7 +54,8 @@ class GraphedPack(Pack):
     def step(self, part: Tensor, epoch: int) -> Steps:
         if self.streams is None:
             return super().step(part, epoch)
-        phases = [_phase(run.learner["method"], epoch) for _, run in self.runs]
+        methods: list[Any] = [run.learner["method"] for _, run in self.runs]
+        phases = [method.phase(epoch) for method in methods if hasattr(method, "phase")]
         graph = self.graphs.setdefault((part.shape[-1], *phases), _Graph(self.streams))
         try:
             return graph(part, lambda part: super(GraphedPack, self).step(part, epoch))
@@ -74,38 +73,6 @@ class GraphedPack(Pack):
     def join(self) -> None:
         if self.streams is not None:
             self.streams.join()
-
-
-class _Graph:
-    """The graph of one kind of step: a few steps are computed, one is captured, then replayed."""
-
-    def __init__(self, streams: Streams):
-        self.streams, self.eager, self.graph = streams, WARM_UP, None
-
-    def __call__(self, part: Tensor, step: Callable[[Tensor], Steps]) -> Steps:
-        if self.eager:
-            self.eager -= 1
-            with self.streams.beside():
-                return step(part)
-        if self.graph is None:
-            self._capture(part, step)
-        self.part.copy_(part)
-        self.graph.replay()
-        # the next replay overwrites the row
-        return self.names, self.row.clone()
-
-    def _capture(self, part: Tensor, step: Callable[[Tensor], Steps]) -> None:
-        """A graph that reads `self.part` and writes `self.row`."""
-        self.part = part.clone()
-        try:
-            self.graph, (self.names, self.row) = self.streams.capture(lambda: step(self.part))
-        except Exception as error:
-            # whatever it is: if the step itself is wrong, that shows in the next one
-            raise CaptureError(str(error).partition("\n")[0] or type(error).__name__) from error
-
-
-def _phase(method: Any, epoch: int) -> Any:
-    return method.phase(epoch) if hasattr(method, "phase") else None
 
 
 class Streams:
@@ -137,3 +104,31 @@ class Streams:
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self.main):
             return graph, step()
+
+
+class _Graph:
+    """The graph of one kind of step: a few steps are computed, one is captured, then replayed."""
+
+    def __init__(self, streams: Streams):
+        self.streams, self.eager, self.graph = streams, WARM_UP, None
+
+    def __call__(self, part: Tensor, step: Callable[[Tensor], Steps]) -> Steps:
+        if self.eager:
+            self.eager -= 1
+            with self.streams.beside():
+                return step(part)
+        if self.graph is None:
+            self._capture(part, step)
+        self.part.copy_(part)
+        self.graph.replay()
+        # the next replay overwrites the row
+        return self.names, self.row.clone()
+
+    def _capture(self, part: Tensor, step: Callable[[Tensor], Steps]) -> None:
+        """A graph that reads `self.part` and writes `self.row`."""
+        self.part = part.clone()
+        try:
+            self.graph, (self.names, self.row) = self.streams.capture(lambda: step(self.part))
+        except Exception as error:
+            # whatever it is: if the step itself is wrong, that shows in the next one
+            raise CaptureError(str(error).partition("\n")[0] or type(error).__name__) from error

@@ -1,7 +1,5 @@
 """One process at a time trains a run. The system frees its lock if the process dies."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -12,8 +10,6 @@ from iekd import records
 from iekd.config import RunConfig
 from iekd.errors import Busy
 from iekd.records import store
-
-__all__ = ["BUSY", "Busy", "claim"]
 
 BUSY = "another process trains this run"
 

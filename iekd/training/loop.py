@@ -6,8 +6,6 @@ device: losses stay there and are read at its end. `iekd.training.pack` makes th
 several runs at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -170,9 +168,8 @@ def means_of(
         at, term = (~values.isfinite()).nonzero()[0].tolist()
         raise TrainingError(
             f"{config.path}: the loss term '{names[term]}' became {values[at, term].item()} in "
-            "step "
-            f"{at + 1} of epoch {epoch + 1}. Nothing was recorded; the last checkpoint is kept. "
-            "Lower lr or the weight of that term (that is another run)."
+            f"step {at + 1} of epoch {epoch + 1}. Nothing was recorded; the last checkpoint is "
+            "kept. Lower lr or the weight of that term (that is another run)."
         )
 
     # every image counts once, also in the last, smaller batch

@@ -5,11 +5,10 @@ Runs with the same batches share their images, and with the same teacher its for
 holds each method in a pack to `loop.train_epoch`.
 """
 
-from __future__ import annotations
-
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,20 +21,15 @@ from iekd.training import loop
 from iekd.training.run import Run
 from iekd.training.teacher import Teacher
 
+Row = dict[str, float]
 # the names of each run's values, and the values of all runs in one row
 Steps = tuple[list[list[str]], Tensor]
 
 
 def in_step(config: RunConfig) -> tuple:
     """What runs must agree in to go in lock step: the steps of an epoch, and a batch's shape."""
-    return (
-        config.dataset,
-        config.train_images,
-        config.validation_images,
-        config.image_size,
-        config.batch_size,
-        config.precision,
-    )
+    fields = ("dataset", "train_images", "validation_images", "image_size", "batch_size")
+    return tuple(getattr(config, name) for name in (*fields, "precision"))
 
 
 def batches(config: RunConfig) -> tuple:
@@ -58,12 +52,13 @@ class Pack:
 
         # by run, for those that share it: the batches that its teacher sees, which network it is,
         # which encoder
-        codes = {k: _codes(run.teacher) for k, (_, run) in enumerate(runs)}
-        keys = {k: (self.plan[k], *code) for k, code in codes.items() if code}
+        teachers = {k: run.teacher for k, (_, run) in enumerate(runs)}
+        whole = {k: teacher for k, teacher in teachers.items() if isinstance(teacher, Teacher)}
+        keys = {k: (self.plan[k], _code(t.network), _code(t.encoder)) for k, t in whole.items()}
         users = Counter((plan, network) for plan, network, _ in keys.values())
         self.shared = {k: key for k, key in keys.items() if users[key[:2]] > 1}
 
-    def train_epoch(self, epoch: int) -> list[dict[str, float] | TrainingError]:
+    def train_epoch(self, epoch: int) -> list[Row | TrainingError]:
         """A row of the history for each run; the error instead for one whose loss is not finite."""
         for _, run in self.runs:
             loop.begin(run, epoch)
@@ -79,16 +74,16 @@ class Pack:
             log.append(row)
 
         # the only moment that waits for the device
-        widths = [len(its) for its in names]
-        values = torch.stack(log).double().cpu().split(widths, dim=1)
-        return [self._means(k, epoch, names[k], values[k]) for k in range(len(self.runs))]
+        values = torch.stack(log).double().cpu().split([len(its) for its in names], dim=1)
+        rows = []
+        for k, both in enumerate(self.runs):
+            rows.append(row_or_error(loop.means_of, *both, epoch, names[k], values[k]))
+        return rows
 
     def step(self, part: Tensor, epoch: int) -> Steps:
         """A step of every run on part (K, 4, B) of the K different plans of an epoch."""
-        taken = [
-            loop.take(config, run, plan, epoch)
-            for (config, run), plan in zip(self.first, part, strict=True)
-        ]
+        both = zip(self.first, part, strict=True)
+        taken = [loop.take(*first, plan, epoch) for first, plan in both]
         answers = self._ask_shared_teachers([images for images, _ in taken])
         logs = []
         for k, (_, run) in enumerate(self.runs):
@@ -121,20 +116,13 @@ class Pack:
             answers[k] = teacher.answer(seen[plan, network], factors[key])
         return answers
 
-    def _means(
-        self, k: int, epoch: int, names: list[str], values: Tensor
-    ) -> dict[str, float] | TrainingError:
-        try:
-            return loop.means_of(*self.runs[k], epoch, names, values)
-        except TrainingError as error:
-            return error
 
-
-def _codes(teacher: object) -> tuple[str, str] | None:
-    """What tells a teacher's network and encoder from others; None for what cannot be shared."""
-    if not isinstance(teacher, Teacher):
-        return None
-    return _code(teacher.network), _code(teacher.encoder)
+def row_or_error(train: Callable[..., Row], *arguments: Any) -> Row | TrainingError:
+    """A row of the history, or why there is none."""
+    try:
+        return train(*arguments)
+    except TrainingError as error:
+        return error
 
 
 def _code(network: nn.Module | None) -> str:

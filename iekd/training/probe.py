@@ -7,14 +7,13 @@ run is the same with and without its probe. Only methods that lay open their `pa
 those with halves and, as a control, FT.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import grad
 from torch.nn.functional import cross_entropy, relu
 
 from iekd.data import augment
@@ -117,11 +116,9 @@ def _columns(
     if not found:
         return {}
     values = torch.stack([value.detach().double() for value in found.values()]).tolist()
-    return {f"probe_{name}": _finite(value) for name, value in zip(found, values, strict=True)}
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+    columns = {f"probe_{name}": value for name, value in zip(found, values, strict=True)}
+    known = {name: value for name, value in columns.items() if math.isfinite(value)}
+    return dict.fromkeys(columns) | known
 
 
 def _gradient_lengths(parts: dict[str, Part], student: Output, labels: Tensor) -> dict[str, Tensor]:
@@ -135,7 +132,9 @@ def _gradient_lengths(parts: dict[str, Part], student: Output, labels: Tensor) -
     terms |= {name: part.value for name, part in parts.items()}
     last = [name for name in student.features if name.startswith("stage")][-1]
     for feature in (student.features[last], student.features[f"{last}_pre"]):
-        gradients = {name: _gradient(term, feature) for name, term in terms.items()}
+        gradients = {}
+        for name, term in terms.items():
+            (gradients[name],) = grad(term, feature, retain_graph=True, allow_unused=True)
         if all(gradient is not None for gradient in gradients.values()):
             break
     lengths = dict.fromkeys(gradients, torch.tensor(math.nan))
@@ -143,7 +142,3 @@ def _gradient_lengths(parts: dict[str, Part], student: Output, labels: Tensor) -
         if gradient is not None:
             lengths[name] = gradient.norm()
     return lengths
-
-
-def _gradient(term: Tensor, feature: Tensor) -> Tensor | None:
-    return torch.autograd.grad(term, feature, retain_graph=True, allow_unused=True)[0]

@@ -1,11 +1,9 @@
 """The moving parts of one run, at their initial values."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -62,14 +60,9 @@ def build_run(
         teacher = Teacher(parents["teacher"], encoder, config.precision == "bf16").move_to(device)
 
     mean, std = (torch.tensor(v, device=device) for v in (dataset.mean, dataset.std))
-    return Run(
-        learner,
-        teacher,
-        _build_optimiser(config, learner, device),
-        _move(dataset, device),
-        mean.view(1, -1, 1, 1),
-        std.view(1, -1, 1, 1),
-    )
+    pixels = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
+    optimiser = _build_optimiser(config, learner, device)
+    return Run(learner, teacher, optimiser, _move(dataset, device), *pixels)
 
 
 def build_network(name: str, config: RunConfig) -> nn.Module:
@@ -84,10 +77,8 @@ def _refuse_threads(config: RunConfig) -> None:
     if threading.current_thread() is not threading.main_thread():
         raise TrainingError(
             f"{config.path}: runs in threads would draw their initial weights from one another's "
-            "seeds. "
-            "Train several at once with iekd.training.runner.train_pack, or in processes: iekd "
-            "sweep --jobs, "
-            "or multiprocessing"
+            "seeds. Train several at once with iekd.training.runner.train_pack, or in processes: "
+            "iekd sweep --jobs, or multiprocessing"
         )
 
 
@@ -116,17 +107,10 @@ def _build_optimiser(
     """SGD with Nesterov momentum over all parameters."""
     # a CUDA graph reads the rate from the device
     rate = torch.tensor(config.lr, device=device) if device.type == "cuda" else config.lr
-    optimiser = torch.optim.SGD(
-        learner.parameters(),
-        rate,
-        config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
-        fused=True,
-    )
+    how: dict[str, Any] = {"weight_decay": config.weight_decay, "nesterov": config.momentum > 0}
+    optimiser = torch.optim.SGD(learner.parameters(), rate, config.momentum, **how, fused=True)
 
-    # Momentum is zero from the start: fused SGD cannot mix parameters that have it with those that
-    # get it now.
+    # Momentum is zero from the start: fused SGD cannot mix parameters with and without it.
     if config.momentum:
         for parameter in learner.parameters():
             optimiser.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

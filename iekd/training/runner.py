@@ -6,11 +6,9 @@ of the book.
 runs at once, each of which ends as it would alone.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import torch
@@ -91,8 +89,7 @@ def train_pack(
         if len({pack.in_step(config) for config in todo}) > 1:
             raise ConfigError(
                 "these runs cannot be packed: they differ in data set, number of images, their "
-                "size, batch size "
-                "or precision"
+                "size, batch size or precision"
             )
         if todo:
             paths = [config.path for config in todo]
@@ -155,20 +152,14 @@ def _is_outdated(record: Record) -> bool:
     if digest.is_void(record):
         return True
     for role, parent in config.parents().items():
-        found = _find(parent)
-        if found is None:
-            continue
-        if record.parents.get(role, found.weights) != found.weights or _is_outdated(found):
-            return True
+        # a finished run needs no parents
+        with suppress(store.StoreError):
+            found = records.find(parent)
+            if found and record.parents.get(role, found.weights) != found.weights:
+                return True
+            if found and _is_outdated(found):
+                return True
     return False
-
-
-def _find(config: RunConfig) -> Record | None:
-    """The record of a run, if it is there and can be read: a finished run needs no parents."""
-    try:
-        return records.find(config)
-    except store.StoreError:
-        return None
 
 
 @functools.cache
@@ -185,10 +176,14 @@ def load_network(config: RunConfig) -> nn.Module:
     For a factor auto-encoder, the auto-encoder.
     """
     tensors, _ = store.load_tensors(_weights(config))
-    prefix = "method.autoencoder." if config.method == "factor-ae" else "student."
     # no values, so no random numbers: loaded or trained, the caller's stay the same
     with torch.device("meta"):
-        network = _blank_network(config)
+        alone = config.method == "factor-ae"
+        prefix = "method.autoencoder." if alone else "student."
+        network = build_network(config.teacher if alone else config.student, config)
+        if alone:
+            channels = network.feature_channels
+            network = FactorAutoEncoder(channels, config.factor_ratio, config.decoder)
     own = [name for name in tensors if name.startswith(prefix)]
     state = {name.removeprefix(prefix): tensors[name] for name in own}
     network.load_state_dict(state, assign=True)
@@ -222,14 +217,6 @@ def make_training_run(
     return made
 
 
-def _blank_network(config: RunConfig) -> nn.Module:
-    """The network that a run trains, without its weights."""
-    if config.method != "factor-ae":
-        return build_network(config.student, config)
-    channels = build_network(config.teacher, config).feature_channels
-    return FactorAutoEncoder(channels, config.factor_ratio, config.decoder)
-
-
 def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Path:
     """The weights file of a run, training the run if they are nowhere."""
     train(config, progress=progress, wait=wait)
@@ -237,8 +224,7 @@ def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Pat
         return path
     tqdm.write(
         f"{config.path}: its weights are not at hand; training it again; if they come out "
-        "different, its record is "
-        "replaced, unless others learned from it"
+        "different, its record is replaced, unless others learned from it"
     )
     train(config, progress=progress, again=True, wait=wait)
     if path := records.weights_at_hand(config):

@@ -1,12 +1,9 @@
 """Runs that are trained together from their last checkpoint to their records, in this process."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -19,7 +16,7 @@ from iekd.speed import memory
 from iekd.training import checkpoint, ddp, loop, signals
 from iekd.training.finish import finish
 from iekd.training.graphs import GraphedPack, graphs_wanted
-from iekd.training.pack import Pack
+from iekd.training.pack import Pack, Row, row_or_error
 from iekd.training.probe import probe
 from iekd.training.run import Run
 
@@ -27,7 +24,6 @@ from iekd.training.run import Run
 CHECKPOINT_SECONDS = 2.0
 CHECKPOINT_SHARE = 0.05
 
-Row = dict[str, float]
 Trainer = Callable[[int], list[Row | TrainingError]]  # trains an epoch of some runs
 Make = Callable[..., Run]  # from a configuration, a device, and a data set that is there
 
@@ -48,13 +44,11 @@ class Member:
     def measure(self) -> dict[str, float | None]:
         """What is measured at the end of an epoch: the probe, and errors when they are due."""
         epoch, last = len(self.history) + 1, self.config.epochs
-        found = probe(self.run)
-        parts = {}
+        found, parts = probe(self.run), {}
         if epoch == last or epoch % self.config.evaluate_every == 0:
             parts = {"validation": "validation", "test": "test"}
         if epoch == last:
-            # 'train_error' is that of the augmented batches
-            parts["train"] = "train_eval"
+            parts["train"] = "train_eval"  # 'train_error' is that of the augmented batches
         for part, title in parts.items():
             for name, value in loop.evaluate(self.run, part).items():
                 found[f"{title}_{name}"] = value
@@ -89,14 +83,13 @@ class Session:
         self.outcomes: dict[str, Record | TrainingError] = {}
         self.together: list[Member] = []  # those that `trainer` trains
         self.trainer: Trainer
-        done = sum(len(member.history) for member in self.members)
-        self.bar = tqdm(
-            total=sum(config.epochs for config in configs),
-            initial=done,
-            desc=_title(configs),
-            unit="epoch",
-            disable=not progress,
+        first, *others = configs
+        title = (
+            f"{len(configs)} runs" if others else f"{first.pair} {first.variant} seed {first.seed}"
         )
+        done, total = sum(len(m.history) for m in self.members), sum(c.epochs for c in configs)
+        shown = {"initial": done, "total": total, "unit": "epoch", "disable": not progress}
+        self.bar = tqdm(desc=title, **shown)
 
     def train(self) -> list[Record | TrainingError]:
         """Records or errors, in the order of the configurations.
@@ -159,15 +152,7 @@ class Session:
 
     def _end(self, member: Member) -> Record | TrainingError:
         try:
-            record = finish(
-                member.config,
-                member.parents,
-                member.run,
-                member.history,
-                member.seconds,
-                member.started,
-                self.provenance,
-            )
+            record = finish(member, self.provenance)
         except TrainingError as error:
             return error
         checkpoint.path_of(member.config).unlink(missing_ok=True)
@@ -197,7 +182,7 @@ def train_epochs_of(runs: Sequence[tuple[RunConfig, Run]]) -> Trainer:
     if len(runs) > 1:
         return Pack(runs).train_epoch
     config, run = runs[0]
-    return lambda epoch: [_row_or_error(loop.train_epoch, config, run, epoch)]
+    return lambda epoch: [row_or_error(loop.train_epoch, config, run, epoch)]
 
 
 def _trainer(together: Sequence[Member]) -> Trainer:
@@ -205,14 +190,7 @@ def _trainer(together: Sequence[Member]) -> Trainer:
     if ddp.count() == 1:
         return train_epochs_of(runs)
     trainer = ddp.Trainer(*runs[0])
-    return lambda epoch: [_row_or_error(trainer.train_epoch, epoch)]
-
-
-def _row_or_error(train: Callable[..., Row], *arguments: Any) -> Row | TrainingError:
-    try:
-        return train(*arguments)
-    except TrainingError as error:
-        return error
+    return lambda epoch: [row_or_error(trainer.train_epoch, epoch)]
 
 
 def _provenance(runs: int) -> dict:
@@ -223,10 +201,3 @@ def _provenance(runs: int) -> dict:
     if ddp.count() > 1:
         device["processes"] = ddp.count()
     return {**provenance, "device": device}
-
-
-def _title(configs: Sequence[RunConfig]) -> str:
-    first = configs[0]
-    if len(configs) > 1:
-        return f"{len(configs)} runs"
-    return f"{first.pair} {first.variant} seed {first.seed}"

@@ -1,8 +1,4 @@
-"""Leaving in good order when a signal says so: SIGTERM (a scheduler, a sweep), SIGINT (Ctrl-C),
-SIGHUP (a closed terminal).
-"""
-
-from __future__ import annotations
+"""Leaving in good order on SIGTERM (a scheduler, a sweep), SIGINT (Ctrl-C) or SIGHUP."""
 
 import os
 import signal

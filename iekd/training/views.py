@@ -8,8 +8,6 @@ seed of their own; each epoch shows one of them, which one is drawn with the run
 `LIMIT` bytes a teacher.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math
@@ -97,10 +95,9 @@ def shapes(config: RunConfig, images: int) -> dict[str, tuple[int, ...]]:
     if total > LIMIT:
         raise ConfigError(
             f"views: {config.views} is not usable; what {config.method} needs of the teacher "
-            f"({', '.join(kept)}) "
-            f"would take {total / 2**30:.1f} GiB, at most {LIMIT / 2**30:.0f} are kept; choose "
-            "fewer views, or 0: "
-            "the teacher computes in every step"
+            f"({', '.join(kept)}) would take {total / 2**30:.1f} GiB, at most "
+            f"{LIMIT / 2**30:.0f} are kept; choose fewer views, or 0: the teacher computes in "
+            "every step"
         )
     return kept
 

@@ -1,7 +1,5 @@
 """What the halves learned: every formula against an independent one, and files that are true."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import json

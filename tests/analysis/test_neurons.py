@@ -2,8 +2,6 @@
 and does not depend on.
 """
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """Relevance: scores and maps against closed forms and zennit; what maps are worth, on digits."""
 
-from __future__ import annotations
-
 import itertools
 
 import numpy as np

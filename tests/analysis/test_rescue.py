@@ -1,7 +1,5 @@
 """The teacher's mistakes: counts against loops, and the rule that picks the images of a figure."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

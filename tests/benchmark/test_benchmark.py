@@ -1,7 +1,5 @@
 """The benchmark measures both sides on the same work; how fast they are is no matter of a test."""
 
-from __future__ import annotations
-
 import copy
 import os
 from contextlib import nullcontext
@@ -24,7 +22,7 @@ CPU = torch.device("cpu")
 
 def test_both_loops_train_in_their_processes_and_a_ratio_is_taken_within_a_round():
     rows = bench.compare("class", "supervised", 130, 1, CPU)
-    assert [row["side"] for row in rows] == [bench.PLAIN, bench.ENGINE, bench.BF16]
+    assert [row["side"] for row in rows] == [sides.PLAIN, sides.ENGINE, sides.BF16]
     assert rows[0]["ratio"] == 1 and all(
         row["images_per_second"] > 0 and row["peak_mb"] > 0 for row in rows
     )
@@ -32,7 +30,7 @@ def test_both_loops_train_in_their_processes_and_a_ratio_is_taken_within_a_round
 
 
 @pytest.mark.parametrize(
-    "side", [bench.CARELESS, bench.ENGINE, bench.BF16, bench.FINITE, bench.FINITE_BF16]
+    "side", [sides.CARELESS, sides.ENGINE, sides.BF16, sides.FINITE, sides.FINITE_BF16]
 )
 def test_every_side_trains(side, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 1)  # one worker process
@@ -135,19 +133,19 @@ def test_on_a_gpu_the_time_is_that_of_the_kernels():
     assert bench.own_times(events[:1], CPU) == {"aten::conv2d": 7.0}
 
 
-@pytest.mark.parametrize(("device", "more"), [("cpu", []), ("cuda", [bench.TF32])])
+@pytest.mark.parametrize(("device", "more"), [("cpu", []), ("cuda", [sides.TF32])])
 def test_tf32_is_a_side_where_there_is_such_a_thing(monkeypatch, device, more):
     asked = []
-    process = SimpleNamespace(submit=lambda task: SimpleNamespace(result=lambda: 0))
-    monkeypatch.setattr(sides, "apart", lambda side, *_: asked.append(side) or nullcontext(process))
+    call = nullcontext(lambda task: 0)
+    monkeypatch.setattr(sides, "apart", lambda side, *_: asked.append(side) or call)
     monkeypatch.setattr(bench, "in_turns", lambda work, *_: {name: [1.0] for name in work})
     bench.compare("class", "kd", 130, 1, torch.device(device))
-    assert [side for side in asked if side == bench.TF32] == more and len(asked) == 6 + len(more)
+    assert [side for side in asked if side == sides.TF32] == more and len(asked) == 6 + len(more)
 
 
 def test_every_side_computes_in_its_precision(monkeypatch):
     seen = {}
     monkeypatch.setattr(sides, "epoch", lambda runs: seen.update({side: runs[0][0].precision}))
-    for side in (bench.ENGINE, bench.TF32, bench.BF16, bench.FINITE, bench.FINITE_BF16):
+    for side in (sides.ENGINE, sides.TF32, sides.BF16, sides.FINITE, sides.FINITE_BF16):
         sides.epoch_of(side, "paper", "supervised" if "views" not in side else "kd", 64, CPU)
     assert list(seen.values()) == ["fp32", "tf32", "bf16", "fp32", "bf16"]

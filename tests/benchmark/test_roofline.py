@@ -1,7 +1,5 @@
 """The floor of a step: work counted by hand, positive rates, limits that follow from both."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """No encoding, closed pipe or full disk ends a command, or a training, in a traceback."""
 
-from __future__ import annotations
-
 import io
 import os
 import shlex

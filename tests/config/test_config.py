@@ -2,8 +2,6 @@
 one command.
 """
 
-from __future__ import annotations
-
 import shlex
 from pathlib import Path
 

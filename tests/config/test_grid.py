@@ -1,7 +1,5 @@
 """Grids: what a file means, and what it must not say."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -2,8 +2,6 @@
 refused with its line.
 """
 
-from __future__ import annotations
-
 import ast
 import re
 from pathlib import Path

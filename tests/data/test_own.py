@@ -1,7 +1,5 @@
 """Images of one's own: a folder of class folders, from the pixels to the table."""
 
-from __future__ import annotations
-
 import shutil
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The front door: what `import iekd` offers does what its docstring says."""
 
-from __future__ import annotations
-
 import doctest
 import importlib
 import inspect

@@ -2,8 +2,6 @@
 it could break.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -2,8 +2,6 @@
 and what must hold of them.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """DML and IE-DML: which update sees what, and a record for each of the two networks."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np
@@ -19,7 +17,7 @@ from iekd.method.features import Batch
 from iekd.method.mutual import DML, IEDML
 from iekd.method.split import channel_split
 from iekd.records import store
-from iekd.training import checkpoint, loop, peers, runner
+from iekd.training import checkpoint, finish, loop, runner
 from iekd.training.loop import evaluate, train_epoch
 from iekd.training.runner import load_network, load_run, make_run
 
@@ -332,11 +330,11 @@ def test_twins_differ():
 
 def test_exchanging_twice_is_nothing():
     state = make_run(tiny("ie-dml"), CPU).learner.state_dict()
-    swapped = peers.swap_state(state)
+    swapped = finish.swap_state(state)
     assert swapped["student.head.weight"] is state["peer.head.weight"]
     name = "method.losses.{}.halves.inherit.encoder.0.0.weight"
     assert swapped[name.format("peer")] is state[name.format("student")]
-    assert store.checksum(peers.swap_state(swapped)) == store.checksum(state)
+    assert store.checksum(finish.swap_state(swapped)) == store.checksum(state)
     curves = {
         "lr": [1],
         "loss": [2],
@@ -345,8 +343,10 @@ def test_exchanging_twice_is_nothing():
         "test_error": [5],
         "test_error_peer": [6],
     }
-    assert peers.swap_curves(curves)["test_error"] == [6] and peers.swap_curves(curves)["lr"] == [1]
-    assert peers.swap_curves(peers.swap_curves(curves)) == curves
+    assert finish.swap_curves(curves)["test_error"] == [6] and finish.swap_curves(curves)["lr"] == [
+        1
+    ]
+    assert finish.swap_curves(finish.swap_curves(curves)) == curves
 
 
 @pytest.mark.parametrize("method", MUTUAL)

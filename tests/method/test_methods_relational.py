@@ -2,8 +2,6 @@
 what its loss must and must not see.
 """
 
-from __future__ import annotations
-
 import math
 from itertools import permutations
 

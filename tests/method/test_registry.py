@@ -2,8 +2,6 @@
 that reads names.
 """
 
-from __future__ import annotations
-
 import json
 import linecache
 import os

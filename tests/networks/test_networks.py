@@ -1,7 +1,5 @@
 """Networks: parameter counts of the literature, shapes, features, names."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -2,8 +2,6 @@
 needed. The environment here is made up.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Records: what the frame holds, and that nothing but a true record gets into it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shlex
@@ -22,7 +20,7 @@ from iekd.errors import ConfigError
 from iekd.records import store
 from iekd.records.frame import columns
 from iekd.records.provenance import commit_of
-from iekd.training import peers
+from iekd.training import finish
 
 
 @pytest.fixture
@@ -265,7 +263,7 @@ def test_committed_records_have_the_paths_and_hashes_that_they_always_had(folder
     ):
         partner = root / f"{record.config.partner().path}.json"
         if partner.exists():
-            assert peers.swap_curves(record.history) == records.read(partner).history
+            assert finish.swap_curves(record.history) == records.read(partner).history
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """A file is whole or not there, and a tensor file that was damaged is noticed."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import os

@@ -1,7 +1,5 @@
 """Bundles: what comes home is what was sent, and nothing bad gets in."""
 
-from __future__ import annotations
-
 import bz2
 import gzip
 import hashlib

@@ -2,19 +2,11 @@
 
 import pandas as pd
 import pytest
-from frames import frame
+from frames import ALONE, KD, TEACHER, frame, paper_runs
 
 from iekd.config import RunConfig
 from iekd.report.arms import decisive, scope
 from iekd.report.phrases import phase
-
-TEACHER, ALONE, KD, FT = (
-    {"role": "teacher"},
-    {"method": "supervised"},
-    {"method": "kd"},
-    {"method": "ft"},
-)
-IE = {"method": "ie-ft"}
 
 
 def test_confirmatory_seeds_decide_as_soon_as_every_arm_has_two():
@@ -35,21 +27,9 @@ def test_confirmatory_seeds_decide_as_soon_as_every_arm_has_two():
     assert phase(partly.iloc[:0]) == "There are no runs yet."
 
 
-def errors(*values: float) -> dict[int, float]:
-    return dict(enumerate(values))
-
-
 @pytest.fixture
 def runs():
-    return frame(
-        "paper",
-        (TEACHER, errors(6.4, 6.5, 6.3)),
-        (ALONE, errors(7.8, 7.7, 7.9, 7.6)),
-        (KD, {0: 7.4, 2: 7.5, 3: 7.1, 9: 1.0}),  # seed 1 is missing, seed 9 has no partner
-        (FT, {0: 6.9}),
-        (IE, errors(6.6, 6.6, 6.7, 6.3)),
-        ({**IE, "explore": "cka"}, errors(7.9, 7.6, 7.9, 7.65)),
-    )
+    return paper_runs()
 
 
 def test_scope_finds_tf_kd_though_it_has_no_teacher():

@@ -1,7 +1,5 @@
 """The table of methods is read from the code: each has its text, and the text names its source."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from xml.etree import ElementTree

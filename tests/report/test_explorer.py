@@ -1,7 +1,5 @@
 """The explorer shows the records, all of them, and asks no other host for anything."""
 
-from __future__ import annotations
-
 import pytest
 from tiny import made_up
 

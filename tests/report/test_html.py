@@ -6,34 +6,14 @@ from xml.etree import ElementTree
 
 import pandas as pd
 import pytest
-from frames import frame
+from frames import paper_runs
 
 from iekd.report import html, tables
-
-TEACHER, ALONE, KD, FT = (
-    {"role": "teacher"},
-    {"method": "supervised"},
-    {"method": "kd"},
-    {"method": "ft"},
-)
-IE = {"method": "ie-ft"}
-
-
-def errors(*values: float) -> dict[int, float]:
-    return dict(enumerate(values))
 
 
 @pytest.fixture
 def runs():
-    return frame(
-        "paper",
-        (TEACHER, errors(6.4, 6.5, 6.3)),
-        (ALONE, errors(7.8, 7.7, 7.9, 7.6)),
-        (KD, {0: 7.4, 2: 7.5, 3: 7.1, 9: 1.0}),  # seed 1 is missing, seed 9 has no partner
-        (FT, {0: 6.9}),
-        (IE, errors(6.6, 6.6, 6.7, 6.3)),
-        ({**IE, "explore": "cka"}, errors(7.9, 7.6, 7.9, 7.65)),
-    )
+    return paper_runs()
 
 
 def content(link: ElementTree.Element) -> list[str]:

@@ -3,35 +3,17 @@
 from pathlib import Path
 
 import pytest
-from frames import frame
+from frames import class_runs
 
 from iekd.errors import StoreError
 from iekd.report import readme
 
 ROOT = Path(__file__).parents[2]
-TEACHER, ALONE, KD, FT, IE = (
-    {"role": "teacher"},
-    {"method": "supervised"},
-    {"method": "kd"},
-    {"method": "ft"},
-    {"method": "ie-ft"},
-)
-SEEDS = {0: 30.0, 1: 31.0, 2: 29.5}
-
-
-def worse(errors: dict[int, float], by: float) -> dict[int, float]:
-    return {seed: error + by + 0.1 * seed for seed, error in errors.items()}
 
 
 @pytest.fixture
 def runs():
-    return frame(
-        "class",
-        (TEACHER, SEEDS),
-        (ALONE, worse(SEEDS, 6)),
-        (KD, worse(SEEDS, 4)),
-        (FT, worse(SEEDS, 1)),
-    )
+    return class_runs()
 
 
 def test_readme_lists_the_arms_that_ran(runs):

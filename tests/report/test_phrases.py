@@ -1,7 +1,5 @@
 """Phrases that are right whatever the records say."""
 
-from __future__ import annotations
-
 import frames
 import pandas as pd
 import pytest

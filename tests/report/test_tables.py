@@ -2,7 +2,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from frames import frame
+from frames import ALONE, FT, IE, KD, TEACHER, class_runs, frame
 from tiny import made_up
 
 from iekd import records
@@ -13,14 +13,6 @@ from iekd.report.arms import decisive_runs, grid_runs
 from iekd.report.paper import paper_html
 
 ROOT = Path(__file__).parents[2]
-TEACHER, ALONE, KD, FT, IE = (
-    {"role": "teacher"},
-    {"method": "supervised"},
-    {"method": "kd"},
-    {"method": "ft"},
-    {"method": "ie-ft"},
-)
-SEEDS = {0: 30.0, 1: 31.0, 2: 29.5}
 
 
 @pytest.fixture(scope="module")
@@ -29,19 +21,9 @@ def committed():
     return records.load(ROOT / "runs" / "records", preset="class")
 
 
-def worse(errors: dict[int, float], by: float) -> dict[int, float]:
-    return {seed: error + by + 0.1 * seed for seed, error in errors.items()}
-
-
 @pytest.fixture
 def runs():
-    return frame(
-        "class",
-        (TEACHER, SEEDS),
-        (ALONE, worse(SEEDS, 6)),
-        (KD, worse(SEEDS, 4)),
-        (FT, worse(SEEDS, 1)),
-    )
+    return class_runs()
 
 
 @pytest.fixture

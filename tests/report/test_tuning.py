@@ -1,7 +1,5 @@
 """Weights are chosen by validation error alone, and the comparison uses what was chosen."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

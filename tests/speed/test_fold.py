@@ -1,7 +1,5 @@
 """Folded networks compute what the originals do, by the same names."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from made import lived, norms

@@ -1,7 +1,5 @@
 """Fused networks compute what the folded ones do."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from made import lived

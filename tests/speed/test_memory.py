@@ -1,7 +1,5 @@
 """What a step allocates it frees: the memory of a run is bounded, however long it trains."""
 
-from __future__ import annotations
-
 import pytest
 from tiny import tiny
 from torch.profiler import ProfilerActivity, profile

@@ -2,8 +2,6 @@
 float32.
 """
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """The campaign: its grids are what the protocol says, and its runs came after it."""
 
-from __future__ import annotations
-
 import subprocess
 from pathlib import Path
 

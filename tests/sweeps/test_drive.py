@@ -2,8 +2,6 @@
 come first.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

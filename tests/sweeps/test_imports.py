@@ -1,7 +1,5 @@
 """A reader's own measure and method, from a file that a grid or a command names."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal

@@ -2,8 +2,6 @@
 runs/slurm/try.sh, which takes root and minutes.)
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

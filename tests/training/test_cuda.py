@@ -2,8 +2,6 @@
 same weights on the same images.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import tiny

@@ -2,8 +2,6 @@
 happens, one record.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal

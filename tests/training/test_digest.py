@@ -2,8 +2,6 @@
 what `train` does then.
 """
 
-from __future__ import annotations
-
 import importlib
 import itertools
 import sys

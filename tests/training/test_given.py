@@ -1,7 +1,5 @@
 """A teacher from a file is taken as it is, whoever saved it; what does not fit is named."""
 
-from __future__ import annotations
-
 import pickle
 
 import pytest

@@ -2,8 +2,6 @@
 on what the graph would read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from typing import NamedTuple

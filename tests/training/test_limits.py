@@ -2,8 +2,6 @@
 with a record, or is refused before anything is trained, with what to choose instead.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re
@@ -25,7 +23,7 @@ from iekd.config import methods as methods_of
 from iekd.config.known import methods
 from iekd.errors import ConfigError, TrainingError
 from iekd.method.factor import FactorAutoEncoder
-from iekd.training import loop, peers, runner
+from iekd.training import finish, loop, runner
 from iekd.training.run import build_network, build_run
 
 FIELDS = {name: row.fields for name, row in methods().items()}
@@ -72,7 +70,7 @@ def test_a_run_of_few_epochs_ends_with_its_record(method, fields):
             other = records.find(record.config.partner())
             record = records.find(record.config)  # numbers as they are written
             assert (
-                peers.swap_curves(record.history) == other.history
+                finish.swap_curves(record.history) == other.history
                 and other.metrics["last"].test_error is not None
             )
 
@@ -90,13 +88,13 @@ def test_a_run_of_few_epochs_ends_with_its_record(method, fields):
 )
 def test_a_curve_that_one_of_two_networks_has_becomes_the_others(only):
     curves = {"lr": [1], "loss": [2], only: [3]}
-    swapped = peers.swap_curves(curves)
+    swapped = finish.swap_curves(curves)
     assert swapped == {
         "lr": [1],
         "loss": [2],
         only.removesuffix("_peer") if only.endswith("_peer") else f"{only}_peer": [3],
     }
-    assert peers.swap_curves(swapped) == curves
+    assert finish.swap_curves(swapped) == curves
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Packs: several runs in lock step, each of which must end exactly as it would alone."""
 
-from __future__ import annotations
-
 import math
 
 import pytest
@@ -10,7 +8,7 @@ from tiny import content, tiny
 
 from iekd import records
 from iekd.config.known import methods
-from iekd.errors import ConfigError, TrainingError
+from iekd.errors import Busy, ConfigError, TrainingError
 from iekd.records import store
 from iekd.sweeps import sweep
 from iekd.training import locks, loop, runner, session
@@ -123,7 +121,7 @@ def test_runs_that_are_finished_or_busy_are_left_out(elsewhere):
     before = runner.train(done, progress=False)
     with locks.claim(busy):
         outcomes = runner.train_pack([done, busy, new], progress=False)
-    assert content(outcomes[0]) == content(before) and isinstance(outcomes[1], locks.Busy)
+    assert content(outcomes[0]) == content(before) and isinstance(outcomes[1], Busy)
     assert content(outcomes[2]) == content(records.find(new)) and not records.find(busy)
 
 

@@ -1,7 +1,5 @@
 """The probe sees what a loss asks for, and changes nothing."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from tiny import content, tiny

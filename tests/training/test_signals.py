@@ -1,7 +1,5 @@
 """Signals: what is under way is finished, nothing is lost, and patience has an end."""
 
-from __future__ import annotations
-
 import signal
 import time
 

@@ -2,8 +2,6 @@
 does what its name says.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import random

@@ -2,8 +2,6 @@
 when it is asked each time.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from test_training import train
