@@ -113,6 +113,22 @@ def copy_records(target: Path) -> None:
         shutil.copyfile(record, copy)
 
 
+def captions(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Make the text below a figure its caption: in Jupyter it is a cell like any other, tagged
+    `caption`.
+    """
+    if Path(app.env.doc2path(docname)).suffix != ".ipynb":
+        return
+    notebook, kept = json.loads(source[0]), []
+    for cell in notebook["cells"]:
+        if "caption" not in cell["metadata"].get("tags", ()):
+            kept.append(cell)
+            continue
+        text = "".join(cell["source"]).strip().strip("*")
+        kept[-1]["metadata"]["mystnb"]["figure"]["caption"] = text
+    source[0] = json.dumps(notebook | {"cells": kept})
+
+
 def captioned(notebook: Path) -> list[str]:
     """The names of the figures that a notebook promises; none if the page is no notebook."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else []
@@ -173,5 +189,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("iekd_toc", "", "env", str)
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("config-inited", choose_cache, priority=100)
+    app.connect("source-read", captions)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -48,9 +48,10 @@ def spread(mean: float, sd: float, digits: int = 2) -> str:
 
 
 def difference(result: Paired, digits: int = 2) -> str:
-    """'−0.52 [−0.90, −0.14]'."""
+    """'−0.52 [−0.90, −0.14]', or '−0.52, no interval'."""
+    comma = "," if pd.isna(result.low) else ""
     limits = interval(result.low, result.high, True, digits)
-    return f"{number(result.difference, digits, signed=True)} {limits}"
+    return f"{number(result.difference, digits, signed=True)}{comma} {limits}"
 
 
 def compared(
@@ -95,7 +96,8 @@ def phrase(result: Paired, p: float, against: str, smallest: float, noun: str = 
         return f"{TOO_FEW} with {against}"
     digits, unit, article = (2, " points", "an") if noun == "error" else (3, "", "a")
     mean, of = number(result.difference, digits, signed=True) + unit, f"that of {against}"
-    limits = f"{100 * LEVEL:.0f} % interval {interval(result.low, result.high, True, digits)}"
+    limits = interval(result.low, result.high, True, digits)
+    limits = limits if pd.isna(result.low) else f"{100 * LEVEL:.0f} % interval {limits}"
     numbers = f"{mean}, {limits}, {result.n} pairs, {p_text(p)}"
     match outcome(result, p, smallest):
         case "equivalent":

@@ -20,7 +20,7 @@ def test_summary_of_one_and_none():
     one, none = summary([7.0]), summary([])
     assert one.n == 1 and one.mean == 7.0 and np.isnan([one.sd, one.low, one.high]).all()
     assert none.n == 0 and np.isnan(none.mean)
-    assert summary([5.0, 5.0])[1:] == (5.0, 0.0, 5.0, 5.0)
+    assert summary([5.0, 5.0, 5.0])[1:] == (5.0, 0.0, 5.0, 5.0)
 
 
 def test_paired_uses_common_seeds_only():
