@@ -26,6 +26,10 @@ def runs(ie: dict[int, float]):
             "an error that differs inconclusively from that of FT (+0.00 points",
         ),
         ({0: 9.99, 1: 11.01, 2: 12.0}, "an error equivalent to that of FT (+0.00 points"),
+        (
+            {0: 9.0, 1: 12.0},
+            "an error that differs inconclusively from that of FT (+0.00 points, no interval, 2 ",
+        ),
         ({0: 9.0}, "fewer than two common seeds with FT"),
         ({}, "no runs yet"),
     ],

@@ -23,6 +23,15 @@ def test_summary_of_one_and_none():
     assert summary([5.0, 5.0, 5.0])[1:] == (5.0, 0.0, 5.0, 5.0)
 
 
+def test_two_values_have_no_interval():
+    two = summary([5.0, 6.0])
+    assert two.mean == 5.5 and two.sd > 0 and np.isnan([two.low, two.high]).all()
+    a, b = pd.Series({0: 1.0, 1: 2.5}), pd.Series({0: 2.0, 1: 3.0})
+    result = paired(a, b)
+    assert result.n == 2 and np.isnan([result.low, result.high]).all() and result.p < 1
+    assert outcome(result, result.p, 10.0) == "inconclusive"  # two pairs cannot be equivalent
+
+
 def test_paired_uses_common_seeds_only():
     a = pd.Series({0: 1.0, 1: 2.5, 2: 2.0, 7: 99.0, 8: np.nan})
     b = pd.Series({8: 1.0, 2: 4.0, 1: 3.0, 0: 2.5, 9: -99.0})
