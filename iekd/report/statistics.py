@@ -85,11 +85,13 @@ def paired(a: pd.Series, b: pd.Series) -> Paired:
         return Paired(n, mean, np.nan, np.nan, np.nan, np.nan)
     if sd < _NO_SPREAD:
         same = abs(mean) < _NO_SPREAD
-        return Paired(n, mean, 0.0, *([0.0, 0.0, 1.0] if same else [np.nan] * 3))
-    test = stats.ttest_rel(both["a"], both["b"])
-    interval = test.confidence_interval(LEVEL)
-    limits = (float(interval.low), float(interval.high)) if n >= LEAST else (np.nan, np.nan)
-    return Paired(n, mean, sd, *limits, float(test.pvalue))
+        low, high, p = (0.0, 0.0, 1.0) if same else (np.nan, np.nan, np.nan)
+    else:
+        test = stats.ttest_rel(both["a"], both["b"])
+        (low, high), p = test.confidence_interval(LEVEL), test.pvalue
+    if n < LEAST:
+        low = high = np.nan
+    return Paired(n, mean, sd, float(low), float(high), float(p))
 
 
 def minus_constant(s: Summary, value: float) -> Paired:

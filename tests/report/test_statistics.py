@@ -47,8 +47,9 @@ def test_paired_uses_common_seeds_only():
 
 
 def test_paired_degenerate():
-    a = pd.Series({0: 1.0, 1: 2.0})
-    assert paired(a, a) == Paired(2, 0.0, 0.0, 0.0, 0.0, 1.0)
+    a, three = pd.Series({0: 1.0, 1: 2.0}), pd.Series({0: 1.0, 1: 2.0, 2: 4.0})
+    assert paired(three, three) == Paired(3, 0.0, 0.0, 0.0, 0.0, 1.0)
+    assert np.isnan(paired(a, a)[3:5]).all() and paired(a, a).p == 1.0
     assert np.isnan(paired(a, a + 0.5)[3:]).all()  # no spread: not "certain"
     assert paired(a, pd.Series({5: 1.0})).n == 0
     assert np.isnan(paired(a.loc[:0], a).p)
