@@ -45,10 +45,11 @@ FOREIGN_LINK = re.compile(
 RECORD_LINK = re.compile(r"href=\"(?:\./)?(records/[^\"#?<]+)\"")
 FIGURE = re.compile(r"<figure\b[^>]*?\bid=\"([^\"]+)\"[^>]*>(.*?)</figure>", re.S)
 PICTURE = re.compile(r"<img\b[^>]*?\bsrc=\"([^\"]+)\"")
-# What is no running text: scripts, code, formulas (in Jupyter's pages between dollar signs), tags.
+# What is no running text: scripts, code, formulas (in Jupyter's pages between dollar signs), frames
+# that pandas shows, tags.
 NO_TEXT = re.compile(
     r"<(script|style|pre|code|svg|title)\b.*?</\1>|<span class=\"math[^>]*>.*?</span>"
-    r"|<div class=\"math[^>]*>.*?</div>|\$\$.*?\$\$|\$[^$\n][^$]*?\$|<[^>]*>",
+    r"|<div class=\"math[^>]*>.*?</div>|<table[^>]*class=\"dataframe\".*?</table>|\$\$.*?\$\$|\$[^$\n][^$]*?\$|<[^>]*>",
     re.S,
 )
 # A role that nobody read ({doc}), a value that nobody filled in ({seeds}), and what is no number.
