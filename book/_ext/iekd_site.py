@@ -49,7 +49,8 @@ PICTURE = re.compile(r"<img\b[^>]*?\bsrc=\"([^\"]+)\"")
 # that pandas shows, tags.
 NO_TEXT = re.compile(
     r"<(script|style|pre|code|svg|title)\b.*?</\1>|<span class=\"math[^>]*>.*?</span>"
-    r"|<div class=\"math[^>]*>.*?</div>|<table[^>]*class=\"dataframe\".*?</table>|\$\$.*?\$\$|\$[^$\n][^$]*?\$|<[^>]*>",
+    r"|<div class=\"math[^>]*>.*?</div>|<table[^>]*class=\"dataframe\".*?</table>"
+    r"|\$\$.*?\$\$|\$[^$\n][^$]*?\$|<[^>]*>",
     re.S,
 )
 # A role that nobody read ({doc}), a value that nobody filled in ({seeds}), and what is no number.
