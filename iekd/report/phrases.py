@@ -47,11 +47,11 @@ def spread(mean: float, sd: float, digits: int = 2) -> str:
     return number(mean, digits) + ("" if pd.isna(sd) else f" ± {number(sd, digits)}")
 
 
-def difference(result: Paired, digits: int = 2) -> str:
+def difference(result: Paired, digits: int = 2, unit: str = "") -> str:
     """'−0.52 [−0.90, −0.14]', or '−0.52, no interval'."""
     comma = "," if pd.isna(result.low) else ""
     limits = interval(result.low, result.high, True, digits)
-    return f"{number(result.difference, digits, signed=True)}{comma} {limits}"
+    return f"{number(result.difference, digits, signed=True)}{unit}{comma} {limits}"
 
 
 def compared(
@@ -98,7 +98,8 @@ def phrase(result: Paired, p: float, against: str, smallest: float, noun: str = 
     mean, of = number(result.difference, digits, signed=True) + unit, f"that of {against}"
     limits = interval(result.low, result.high, True, digits)
     limits = limits if pd.isna(result.low) else f"{100 * LEVEL:.0f} % interval {limits}"
-    numbers = f"{mean}, {limits}, {result.n} pairs, {p_text(p)}"
+    tested = "no spread to test" if pd.isna(p) else p_text(p)
+    numbers = f"{mean}, {limits}, {result.n} pairs, {tested}"
     match outcome(result, p, smallest):
         case "equivalent":
             return f"{article} {noun} equivalent to {of} ({numbers}; within ±{smallest:g})"
