@@ -11,6 +11,7 @@ One primitive: `train(config)` loads the finished record of a run, or resumes it
 """
 
 import importlib
+import importlib.util
 import sys
 from types import ModuleType
 from typing import Any
@@ -36,13 +37,27 @@ def __getattr__(name: str) -> Any:
     if name in _CALLED:
         return importlib.import_module(f"iekd.{name}")
     if name not in _DOOR:
-        raise AttributeError(f"module 'iekd' has no attribute {name!r}")
+        return _enter("iekd", name)
     value = getattr(importlib.import_module(f"iekd.{_DOOR[name]}"), name)
     globals()[name] = value
     return value
 
 
+def _enter(room: str, name: str) -> ModuleType:
+    """A module of a room, imported on first use: `iekd.report.figures`."""
+    if name.startswith("_") or not importlib.util.find_spec(f"{room}.{name}"):
+        raise AttributeError(f"module {room!r} has no attribute {name!r}")
+    return importlib.import_module(f"{room}.{name}")
+
+
 class _Room(ModuleType):
+    """A package whose modules are imported on first use; two of them can be called."""
+
+    def __getattr__(self, name: str) -> ModuleType:
+        return _enter(self.__name__, name)
+
+
+class _CalledRoom(_Room):
     """A package that can be called."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -53,6 +68,18 @@ class _Room(ModuleType):
         return function(*args, **kwargs)
 
 
+class _House(ModuleType):
+    """This package: the import system sets each room that it has imported, which opens it."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if type(value) is ModuleType and hasattr(value, "__path__"):
+            value.__class__ = _Room
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _House
+
+
 def _open(room: str) -> None:
     """Make a package callable; its `__init__` asks for it."""
-    sys.modules[room].__class__ = _Room
+    sys.modules[room].__class__ = _CalledRoom

@@ -13,8 +13,6 @@ is over. First, once, the disk of a store runs full. Exit status 1 if anything w
 differs; the folder is then kept. Linux only.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

@@ -6,9 +6,12 @@
 2. The site works without network: MathJax comes from the package `sphinx-mathjax-offline`.
 3. So does the explorer: the script that draws it comes from the package `vl-convert-python`.
 4. The records lie in the site under `records/`, so that every table can link to them.
-5. The build fails on a page that loads from a foreign host, links to a missing record, or is larger
-  than 1 MB, and on one whose captioned figure has no picture: MyST-NB then prints what the cell
-  returned and drops the caption without a word.
+5. What is ordinary text in Jupyter and more on the site is told apart by tags: the cell below a
+  figure is its caption, another one the table of execution times.
+6. The build fails on a page that loads from a foreign host, links to a missing record, or is larger
+  than 1 MB; on one with a raw role, an unfilled placeholder or "nan" in its text; and on one whose
+  captioned figure has no picture: MyST-NB then prints what the cell returned and drops the caption
+  without a word.
 """
 
 from __future__ import annotations
@@ -42,6 +45,16 @@ FOREIGN_LINK = re.compile(
 RECORD_LINK = re.compile(r"href=\"(?:\./)?(records/[^\"#?<]+)\"")
 FIGURE = re.compile(r"<figure\b[^>]*?\bid=\"([^\"]+)\"[^>]*>(.*?)</figure>", re.S)
 PICTURE = re.compile(r"<img\b[^>]*?\bsrc=\"([^\"]+)\"")
+# What is no running text: scripts, code, formulas (in Jupyter's pages between dollar signs), frames
+# that pandas shows, tags.
+NO_TEXT = re.compile(
+    r"<(script|style|pre|code|svg|title)\b.*?</\1>|<span class=\"math[^>]*>.*?</span>"
+    r"|<div class=\"math[^>]*>.*?</div>|<table[^>]*class=\"dataframe\".*?</table>"
+    r"|\$\$.*?\$\$|\$[^$\n][^$]*?\$|<[^>]*>",
+    re.S,
+)
+# A role that nobody read ({doc}), a value that nobody filled in ({seeds}), and what is no number.
+UNREAD = re.compile(r"\{[a-z_][^{}<>\n]*\}|\b(?:nan|NaN)\b(?!-)")
 
 
 def inputs_digest() -> str:
@@ -113,6 +126,36 @@ def copy_records(target: Path) -> None:
         shutil.copyfile(record, copy)
 
 
+def for_the_site(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Turn the cells tagged `caption` and `execution-times` into what they are on the site."""
+    if Path(app.env.doc2path(docname)).suffix == ".ipynb":
+        notebook = json.loads(source[0])
+        notebook["cells"] = site_cells(notebook["cells"])
+        source[0] = json.dumps(notebook)
+
+
+def site_cells(cells: list[dict]) -> list[dict]:
+    """The cells of a notebook, with captions in the metadata of the figures above them."""
+    kept: list[dict] = []
+    for cell in cells:
+        tags = cell["metadata"].get("tags", ())
+        if "caption" in tags:
+            text = "".join(cell["source"]).strip().strip("*")
+            kept[-1]["metadata"]["mystnb"]["figure"]["caption"] = text
+        elif "execution-times" in tags:
+            kept.append(cell | {"source": "```{nb-exec-table}\n```"})
+        else:
+            kept.append(cell)
+    return kept
+
+
+def unread(html: str) -> list[str]:
+    """What a page, of the site or of plain nbconvert, shows that should have been read or filled
+    in.
+    """
+    return sorted(set(UNREAD.findall(NO_TEXT.sub(" ", html))))
+
+
 def captioned(notebook: Path) -> list[str]:
     """The names of the figures that a notebook promises; none if the page is no notebook."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else []
@@ -145,6 +188,7 @@ def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
             {link for link in RECORD_LINK.findall(text) if not (site / unquote(link)).is_file()}
         )
         found += [f"{page.name}: links to {link}, which does not exist" for link in missing]
+        found += [f"{page.name}: shows {what}, as it stands" for what in unread(text)]
         lacking = [
             name
             for name in captioned(source / f"{page.stem}.ipynb")
@@ -173,5 +217,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("iekd_toc", "", "env", str)
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("config-inited", choose_cache, priority=100)
+    app.connect("source-read", for_the_site)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -2,8 +2,6 @@
 itself.
 """
 
-from __future__ import annotations
-
 from torch import Tensor, nn
 
 from iekd import data, networks

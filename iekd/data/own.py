@@ -9,8 +9,6 @@ stands in records and paths, not where the folder lies; the checksum of the file
 of one name apart.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import re

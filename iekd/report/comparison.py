@@ -22,6 +22,12 @@ METRICS = {
 ERRORS = ("last", "val_selected", "best_on_test", "last_exact")
 
 
+def summarised(runs: pd.DataFrame, metric: str = "last") -> Summary:
+    """The summary of a metric over runs; the interval of an error stays within 0 to 100 %."""
+    found = summary(runs[metric])
+    return found.within(0.0, 100.0) if metric in ERRORS else found
+
+
 def arms(frame: pd.DataFrame, metric: str = "last") -> pd.DataFrame:
     """One row an arm, as they appear: n, mean, sd, 95 % interval (low, high) of the metric."""
     context = [c for c in ("role", "scope") if c in frame]
@@ -29,7 +35,7 @@ def arms(frame: pd.DataFrame, metric: str = "last") -> pd.DataFrame:
     for _, runs in frame.groupby([*context, *ARM], sort=False):
         first = runs.iloc[0].to_dict()
         named = {name: first[name] for name in [*ARM, "method", *context]}
-        rows.append({**named, "label": label(first), **summary(runs[metric])._asdict()})
+        rows.append({**named, "label": label(first), **summarised(runs, metric)._asdict()})
     return pd.DataFrame(rows)
 
 

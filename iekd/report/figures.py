@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from iekd.report.claims import NO_RUNS
-from iekd.report.comparison import ERRORS
+from iekd.report.comparison import ERRORS, summarised
 from iekd.report.labels import COLOURS, colour
 from iekd.report.statistics import paired, summary
 
@@ -76,7 +76,7 @@ def seeds_plot(
             _empty_row(ax, y)
             continue
         values = arms[name][metric].dropna().to_numpy()
-        _row(ax, y, values, summary(values), shade(arms[name]))
+        _row(ax, y, values, summarised(arms[name], metric), shade(arms[name]))
     if reference in arms:
         _mark(ax, summary(arms[reference][metric]).mean, f"mean of {reference}")
     ax.set_xlabel(AXIS[metric])

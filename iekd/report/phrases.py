@@ -45,10 +45,11 @@ def spread(mean: float, sd: float, digits: int = 2) -> str:
     return number(mean, digits) + ("" if pd.isna(sd) else f" ± {number(sd, digits)}")
 
 
-def difference(result: Paired, digits: int = 2) -> str:
-    """'−0.52 [−0.90, −0.14]'."""
+def difference(result: Paired, digits: int = 2, unit: str = "") -> str:
+    """'−0.52 [−0.90, −0.14]', or '−0.52, no interval'."""
+    comma = "," if pd.isna(result.low) else ""
     limits = interval(result.low, result.high, True, digits)
-    return f"{number(result.difference, digits, signed=True)} {limits}"
+    return f"{number(result.difference, digits, signed=True)}{unit}{comma} {limits}"
 
 
 def compared(
@@ -93,8 +94,10 @@ def phrase(result: Paired, p: float, against: str, smallest: float, noun: str = 
         return f"{TOO_FEW} with {against}"
     digits, unit, article = (2, " points", "an") if noun == "error" else (3, "", "a")
     mean, of = number(result.difference, digits, signed=True) + unit, f"that of {against}"
-    limits = f"{100 * LEVEL:.0f} % interval {interval(result.low, result.high, True, digits)}"
-    numbers = f"{mean}, {limits}, {result.n} pairs, {p_text(p)}"
+    limits = interval(result.low, result.high, True, digits)
+    limits = limits if pd.isna(result.low) else f"{100 * LEVEL:.0f} % interval {limits}"
+    tested = "no spread to test" if pd.isna(p) else p_text(p)
+    numbers = f"{mean}, {limits}, {result.n} pairs, {tested}"
     match outcome(result, p, smallest):
         case "equivalent":
             return f"{article} {noun} equivalent to {of} ({numbers}; within ±{smallest:g})"

@@ -7,7 +7,7 @@ hold for others.
 """
 
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,8 @@ LEVEL, ALPHA = 0.95, 0.05
 # Below this, a spread (in percent) is rounding: test errors come in steps of one image, 0.01 % at
 # the finest.
 _NO_SPREAD = 1e-9
+# Of two values the t-interval is wider than anything it could tell: none is given.
+LEAST = 3
 
 
 class Summary(NamedTuple):
@@ -30,6 +32,10 @@ class Summary(NamedTuple):
     sd: float
     low: float
     high: float
+
+    def within(self, least: float, most: float) -> Self:
+        """The same, its interval cut at what the mean can be: an error lies in 0 to 100."""
+        return self._replace(low=max(self.low, least), high=min(self.high, most))
 
 
 class Paired(NamedTuple):
@@ -44,12 +50,17 @@ class Paired(NamedTuple):
 
 
 def summary(values: Iterable[float]) -> Summary:
-    """Summary of the finite values; sd and interval of fewer than two are NaN, the mean of none."""
+    """Summary of the finite values.
+
+    The sd of fewer than two is NaN, the interval of fewer than three, the mean of none.
+    """
     x = np.asarray(list(values), dtype=float)
     x = x[np.isfinite(x)]
     if len(x) < 2:
         return Summary(len(x), float(x[0]) if len(x) else np.nan, np.nan, np.nan, np.nan)
     mean, sd = float(x.mean()), float(x.std(ddof=1))
+    if len(x) < LEAST:
+        return Summary(len(x), mean, sd, np.nan, np.nan)
     half = float(stats.t.ppf((1 + LEVEL) / 2, len(x) - 1)) * sd / len(x) ** 0.5
     return Summary(len(x), mean, sd, mean - half, mean + half)
 
@@ -57,7 +68,8 @@ def summary(values: Iterable[float]) -> Summary:
 def paired(a: pd.Series, b: pd.Series) -> Paired:
     """Paired comparison a - b of two series indexed by seed, on the seeds where both are finite.
 
-    With fewer than two pairs sd, interval and p are NaN. Equal inputs give difference 0 and p = 1.
+    With fewer than two pairs sd and p are NaN, with fewer than three the interval. Equal inputs
+    give difference 0 and p = 1.
     A constant difference other than 0 has no spread to test against: interval and p are then NaN.
     Raises `ValueError` if a seed occurs twice.
     """
@@ -71,10 +83,13 @@ def paired(a: pd.Series, b: pd.Series) -> Paired:
         return Paired(n, mean, np.nan, np.nan, np.nan, np.nan)
     if sd < _NO_SPREAD:
         same = abs(mean) < _NO_SPREAD
-        return Paired(n, mean, 0.0, *([0.0, 0.0, 1.0] if same else [np.nan] * 3))
-    test = stats.ttest_rel(both["a"], both["b"])
-    interval = test.confidence_interval(LEVEL)
-    return Paired(n, mean, sd, float(interval.low), float(interval.high), float(test.pvalue))
+        low, high, p = (0.0, 0.0, 1.0) if same else (np.nan, np.nan, np.nan)
+    else:
+        test = stats.ttest_rel(both["a"], both["b"])
+        (low, high), p = test.confidence_interval(LEVEL), test.pvalue
+    if n < LEAST:
+        low = high = np.nan
+    return Paired(n, mean, sd, float(low), float(high), float(p))
 
 
 def minus_constant(s: Summary, value: float) -> Paired:

@@ -2,8 +2,6 @@
 parameters that it has.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import os

@@ -2,8 +2,6 @@
 or the notebook refuses.
 """
 
-from __future__ import annotations
-
 import re
 import runpy
 import sys

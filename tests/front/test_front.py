@@ -43,6 +43,20 @@ def test_rooms_are_modules_and_can_be_called():
         iekd.confg  # noqa: B018
 
 
+def test_modules_of_a_room_are_imported_on_first_use():
+    code = (
+        "import sys, iekd; from iekd import report; print('iekd.report.labels' in sys.modules); "
+        "print(report.labels.__name__, iekd.training.loop.__name__, iekd.data.augment.__name__)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.split() == [
+        "False",
+        *("iekd.report.labels", "iekd.training.loop", "iekd.data.augment"),
+    ]
+    with pytest.raises(AttributeError, match="'iekd.report' has no attribute 'figurs'"):
+        iekd.report.figurs  # noqa: B018
+
+
 def test_arms_are_compared_over_seeds():
     arms = {"alone": tiny(), "KD": tiny("kd")}
     runs = iekd.compare(arms, seeds=range(2))

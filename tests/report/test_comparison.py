@@ -24,6 +24,17 @@ def test_comparison_pairs_on_common_seeds(runs):
     assert (table["p_holm"].dropna() >= table["p"].dropna()).all()
 
 
+def test_the_interval_of_an_error_stays_within_0_and_100():
+    high, low = (frame("smoke", (KD, errors(*values))) for values in ((99, 70, 98), (0, 9, 1)))
+    for runs in (high, low):
+        assert (comparison.arms(runs)[["low", "high"]].to_numpy() >= 0).all()
+        assert (comparison.arms(runs)[["low", "high"]].to_numpy() <= 100).all()
+    change = low.assign(rise_train=low["last"] / 10)  # no error: it may be anything
+    assert comparison.summarised(change, "rise_train").low < 0
+    two = comparison.summarised(frame("smoke", (KD, errors(5.0, 6.0))))
+    assert np.isnan([two.low, two.high]).all()
+
+
 def test_the_corrected_p_decides_and_not_the_interval():
     alone = {k: 40 + 0.1 * k for k in range(5)}
     near = {k: v - 0.6 + 0.3 * (-1) ** k for k, v in alone.items()}  # its interval excludes zero

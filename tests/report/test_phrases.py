@@ -24,6 +24,15 @@ def runs(ie: dict[int, float]):
             "an error that differs inconclusively from that of FT (+0.00 points",
         ),
         ({0: 9.99, 1: 11.01, 2: 12.0}, "an error equivalent to that of FT (+0.00 points"),
+        (
+            {0: 9.0, 1: 12.0},
+            "an error that differs inconclusively from that of FT (+0.00 points, no interval, 2 ",
+        ),
+        (
+            {0: 10.5, 1: 11.5, 2: 12.5},
+            "an error that differs inconclusively from that of FT (+0.50 points, no interval, 3 "
+            "pairs, no spread to test)",
+        ),
         ({0: 9.0}, "fewer than two common seeds with FT"),
         ({}, "no runs yet"),
     ],

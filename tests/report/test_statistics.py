@@ -20,7 +20,16 @@ def test_summary_of_one_and_none():
     one, none = summary([7.0]), summary([])
     assert one.n == 1 and one.mean == 7.0 and np.isnan([one.sd, one.low, one.high]).all()
     assert none.n == 0 and np.isnan(none.mean)
-    assert summary([5.0, 5.0])[1:] == (5.0, 0.0, 5.0, 5.0)
+    assert summary([5.0, 5.0, 5.0])[1:] == (5.0, 0.0, 5.0, 5.0)
+
+
+def test_two_values_have_no_interval():
+    two = summary([5.0, 6.0])
+    assert two.mean == 5.5 and two.sd > 0 and np.isnan([two.low, two.high]).all()
+    a, b = pd.Series({0: 1.0, 1: 2.5}), pd.Series({0: 2.0, 1: 3.0})
+    result = paired(a, b)
+    assert result.n == 2 and np.isnan([result.low, result.high]).all() and result.p < 1
+    assert outcome(result, result.p, 10.0) == "inconclusive"  # two pairs cannot be equivalent
 
 
 def test_paired_uses_common_seeds_only():
@@ -38,8 +47,9 @@ def test_paired_uses_common_seeds_only():
 
 
 def test_paired_degenerate():
-    a = pd.Series({0: 1.0, 1: 2.0})
-    assert paired(a, a) == Paired(2, 0.0, 0.0, 0.0, 0.0, 1.0)
+    a, three = pd.Series({0: 1.0, 1: 2.0}), pd.Series({0: 1.0, 1: 2.0, 2: 4.0})
+    assert paired(three, three) == Paired(3, 0.0, 0.0, 0.0, 0.0, 1.0)
+    assert np.isnan(paired(a, a)[3:5]).all() and paired(a, a).p == 1.0
     assert np.isnan(paired(a, a + 0.5)[3:]).all()  # no spread: not "certain"
     assert paired(a, pd.Series({5: 1.0})).n == 0
     assert np.isnan(paired(a.loc[:0], a).p)

@@ -283,7 +283,7 @@ def test_paper_table_has_ours_beside_or_a_reason():
     assert table["teacher"][:2] == ["6.39", "6.40n = 1, no interval+0.01"]
     assert table["FT"][0] == "6.85" and table["FT"][1].startswith("7.00 ± 0.14")
     assert table["FT"][1].endswith(
-        "+0.15 ≈ [−1.12, +1.42], p = 0.749"
+        "+0.15 ≈ no interval, p = 0.749"
     )  # t(1) = 12.706, standard error 0.1
     assert table["IE-FT"][1].endswith(
         "+0.13 ▲ [+0.08, +0.18], p = 0.023"

@@ -1,0 +1,86 @@
+"""What came out, in one sentence and one figure: the first thing that a reader asks."""
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from iekd.report import figures
+from iekd.report.claims import NO_RUNS, SMALLEST
+from iekd.report.labels import COLOURS
+from iekd.report.phrases import difference, p_text
+from iekd.report.statistics import Paired
+from iekd.report.verdicts import SIGNS
+
+# The two claims that the method stands on: better than its base, and by its exploration.
+HEART = ("ie-ft", "exploration")
+FOUND = ("supported", "reproduced", "contradicted", "not reproduced", "equivalent", "inconclusive")
+# Marker and colour of a verdict.
+LOOK = {
+    "supported": ("v", COLOURS["ft"]),
+    "reproduced": ("v", COLOURS["ft"]),
+    "contradicted": ("^", COLOURS["ie-ft"]),
+    "not reproduced": ("^", COLOURS["ie-ft"]),
+    "equivalent": ("s", figures.INK),
+    "inconclusive": ("o", figures.INK),
+    "open": (".", figures.FAINT),
+}
+
+
+def sentence(board: pd.DataFrame) -> str:
+    """How many claims have each verdict at this board's scale, and those of `HEART` in numbers.
+
+    `board`: see `verdicts.board`. Markdown.
+    """
+    preset, verdicts = board["preset"].iloc[0], board["verdict"]
+    tested = verdicts[verdicts.isin(FOUND)]
+    if tested.empty:
+        return f"At {preset} scale no claim is tested yet: {NO_RUNS}."
+    counts = [f"{(tested == name).sum()} {name}" for name in FOUND if (tested == name).any()]
+    *first, last = counts
+    listed = f"{', '.join(first)} and {last}" if first else last
+    text = f"Verdicts at {preset} scale on {len(tested)} tested claims: {listed}."
+
+    heart = board[board["id"].isin(HEART) & verdicts.isin(FOUND)]
+    told = [_told(row) for row in heart.to_dict("records")]
+    return " ".join([text, *told])
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    """'*IE-FT ends with a lower error than FT*: **supported** (−0.52 [...] points, ...).'"""
+    result = Paired(row["n"], row["effect"], float("nan"), row["low"], row["high"], row["p"])
+    numbers = f"{difference(result)} points, {row['n']} pairs, {p_text(row['p_holm'])}"
+    return f"*{row['sentence'].rstrip('.')}*: **{row['verdict']}** ({numbers})."
+
+
+def picture(board: pd.DataFrame) -> Figure:
+    """Every claim about errors a row: the difference that decides it, with its 95 % interval.
+
+    Sign and colour are those of the verdict; the band is of no interest.
+    """
+    rows = board[(board["metric"] == "") & (board["n"] >= 2)].to_dict("records")
+    fig, ax = figures.rows_of([textwrap.fill(row["sentence"], 46) for row in rows])
+    fig.set_size_inches(7.2, 1.6 + 0.52 * len(rows))
+    bound = SMALLEST[board["preset"].iloc[0]]
+    ax.axvspan(-bound, bound, color=figures.FAINT, alpha=0.15, linewidth=0)
+    for y, row in enumerate(rows):
+        marker, paint = LOOK[row["verdict"]]
+        limits = [row["low"], row["high"]]
+        ax.plot(limits, [y, y], color=figures.FAINT, linewidth=2, solid_capstyle="butt")
+        ax.plot(row["effect"], y, marker, color=paint, markersize=7)
+    figures.mark(ax, 0.0, "no difference")
+    ax.tick_params(axis="y", labelsize=9)
+    ax.set_xlabel("Difference in test error (points)\nbelow 0 is in favour of the claim")
+
+    # The verdicts that occur.
+    handles = []
+    for name in dict.fromkeys(row["verdict"] for row in rows):
+        marker, paint = LOOK[name]
+        line = Line2D([], [], linestyle="", marker=marker, color=paint)
+        line.set_label(f"{SIGNS[name]} {name}")
+        handles.append(line)
+    fig.legend(handles=handles, ncols=2, loc="outside lower center", fontsize=9)
+    return fig

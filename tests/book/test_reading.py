@@ -1,0 +1,189 @@
+"""A notebook reads the same on the site, in Jupyter and in a papermill output: sentences with
+numbers come from code cells, and nothing in it is markup that only the site understands.
+"""
+
+import ast
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BOOK = ROOT / "book"
+NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
+ENTRY = re.compile(r"^@\w+\{[\w-]+,\n(.*?)^\}", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[([^\]]+)\]\(([^)\s]+)\)")
+YEAR = re.compile(r"^(.+?)(?:,? et al\.| and .+?)?,? \(?(\d{4})\)?$", re.DOTALL)
+# Of the library, beside its front door: what checks parameters, reads records and reports.
+ROOMS = {"notebook", "records", "report"}
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def cells(path: Path) -> list[nbformat.NotebookNode]:
+    return nbformat.read(path, as_version=4).cells
+
+
+def tags(cell: nbformat.NotebookNode) -> list[str]:
+    return cell.metadata.get("tags", [])
+
+
+def texts(source: str) -> Iterator[str]:
+    """The texts in a code cell, values left out: what its sentences are made of."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else "0" for part in node.values]
+            yield "".join(parts)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+def text(path: Path) -> str:
+    """All text of a page, that of code cells too."""
+    parts = []
+    for cell in cells(path):
+        parts += [cell.source] if cell.cell_type == "markdown" else texts(cell.source)
+    return "\n\n".join(parts)
+
+
+def links(path: Path) -> list[tuple[str, str]]:
+    """Text and address of the links of a page, line breaks within the text taken out."""
+    return [(" ".join(words.split()), address) for words, address in LINK.findall(text(path))]
+
+
+@each_notebook
+def test_nothing_is_left_that_only_the_site_understands(path):
+    role = re.compile(r"\{[a-z]+(?::[a-z]+)*\}`")
+    directive = re.compile(r"^(?:```+|:::+)\{|^\([\w-]+\)=$", re.MULTILINE)
+    assert not role.findall(text(path)) and not directive.findall(text(path))
+    assert not any("myst_nb" in cell.source or "glue(" in cell.source for cell in cells(path))
+
+
+@each_notebook
+def test_equations_are_numbered_by_hand_within_the_page(path):
+    source = text(path)
+    numbers = re.findall(r"\\tag\{(\d+)\}", source)
+    assert numbers == [str(k + 1) for k in range(len(numbers))]
+    assert set(re.findall(r"[Ee]quation\s\((\d+)\)", source)) == set(numbers)
+    # Sphinx sets a formula with \\ in an environment that allows no tag
+    formulas = re.findall(r"\$\$(.*?)\$\$", source, re.DOTALL)
+    assert not [formula for formula in formulas if "\\tag" in formula and "\\\\" in formula]
+
+
+@each_notebook
+def test_links_lead_to_pages_and_headings(path):
+    headings = re.findall(r"^#+ (.*)", text(path), re.MULTILINE)
+    anchors = {f"#{re.sub(r'[^a-z0-9]+', '-', title.lower()).strip('-')}" for title in headings}
+    for _, address in links(path):
+        if address.startswith("#"):
+            assert address in anchors, address
+        elif "{" not in address and not address.startswith(("http", "record:")):
+            assert (BOOK / address).is_file(), address
+
+
+def entries() -> list[tuple[str, str, str]]:
+    """First author, year and address (arXiv before DOI, else the list of references)."""
+    found = []
+    for body in ENTRY.findall((BOOK / "references.bib").read_text(encoding="utf-8")):
+        author = re.search(r"author\s*=\s*\{([^,]+)", body)[1]
+        year = re.search(r"year\s*=\s*\{(\d{4})\}", body)[1]
+        arxiv = re.search(r"arXiv:([\w./-]+)", body)
+        doi = re.search(r"\b10\.\d{4,}/[^\s,}]+", body)
+        paper = f"https://doi.org/{doi[0]}" if doi else "references.md"
+        found.append((author, year, f"https://arxiv.org/abs/{arxiv[1]}" if arxiv else paper))
+    return found
+
+
+@each_notebook
+def test_citations_are_those_of_the_bibliography(path):
+    """Author, year and address; no address is invented."""
+    known = entries()
+    for words, address in links(path):
+        if not address.startswith(("https://arxiv", "https://doi", "references.md")):
+            continue
+        author, year = YEAR.match(words).groups()
+        assert (author, year, address) in known, (words, address)
+
+
+@each_notebook
+def test_what_is_no_story_is_folded_in_jupyter(path):
+    """Sentences, and at most two cells that only compute for them."""
+    hidden = [cell for cell in cells(path) if {"remove-input", "remove-cell"} & set(tags(cell))]
+    assert all(cell.metadata["jupyter"]["source_hidden"] for cell in hidden)
+    assert sum("remove-cell" in tags(cell) for cell in hidden) <= 2
+
+
+@each_notebook
+def test_captions_stand_below_their_figures(path):
+    page = cells(path)
+    for above, cell in zip(page, page[1:], strict=False):
+        figure = above.metadata.get("mystnb", {}).get("figure", {})
+        assert ("name" in figure) == ("caption" in tags(cell)), cell.source
+        if "caption" in tags(cell):
+            assert re.fullmatch(r"\*[^\n]+\*", cell.source), cell.source
+
+
+def imported(source: str) -> Iterator[str]:
+    """The modules of the library that a cell imports, without the front door."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "iekd":
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from names if node.module == "iekd" else [node.module]
+
+
+@each_notebook
+def test_a_chapter_imports_the_front_door_and_three_rooms(path):
+    code = [c for c in cells(path) if c.cell_type == "code" and "solution" not in tags(c)]
+    found = {name for cell in code for name in imported(cell.source)}
+    assert found <= {f"iekd.{room}" for room in ROOMS}
+
+
+# ---------------------------------------------------------------------- what a class sees
+
+
+@pytest.fixture
+def site(monkeypatch):
+    monkeypatch.syspath_prepend(str(BOOK / "_ext"))
+    return pytest.importorskip("iekd_site")
+
+
+def test_what_a_page_should_not_show(site):
+    shown = "<p>As {doc}<code>tables</code> says, {seeds} seeds and nan points.</p>"
+    assert site.unread(shown) == ["nan", "{doc}", "{seeds}"]
+    formula = r'<span class="math notranslate">\(\hat{x}\)</span> and $\hat{y}$ or $$\hat{z}$$'
+    code = '<pre>f"{seeds}"</pre><code>{a}</code><script>{b}</script><a href="{c}">nan-free</a>'
+    frame = '<table border="1" class="dataframe"><td>NaN</td></table>'
+    assert site.unread(formula + code + frame) == []
+
+
+def test_captions_and_times_on_the_site(site):
+    figure = {"metadata": {"mystnb": {"figure": {"name": "fig-a"}}}, "source": "fig"}
+    caption = {"metadata": {"tags": ["caption"]}, "source": ["*Points\n", "are seeds.*"]}
+    times = {"metadata": {"tags": ["execution-times"]}, "source": "In Jupyter."}
+    first, second = site.site_cells([figure, caption, times])
+    assert first["metadata"]["mystnb"]["figure"]["caption"] == "Points\nare seeds."
+    assert second["source"] == "```{nb-exec-table}\n```"
+
+
+# Cheap ones: a page of sentences without any record, and a live chapter with other parameters.
+EXECUTED = [
+    ("protocol", {"preset": "paper", "seeds": 5}, "sees what the last two columns say"),
+    (
+        "teacher-and-student",
+        {"seeds": 2, "epochs": 1, "kd_temperature": 1.0, "train_images": 60},
+        "no interval, 2 pairs",
+    ),
+]
+
+
+@pytest.mark.parametrize(("stem", "values", "sentence"), EXECUTED)
+def test_an_executed_chapter_has_its_sentences(site, monkeypatch, stem, values, sentence):
+    papermill, nbconvert = pytest.importorskip("papermill"), pytest.importorskip("nbconvert")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    page = papermill.execute_notebook(BOOK / f"{stem}.ipynb", None, values, progress_bar=False)
+    shown, _ = nbconvert.HTMLExporter(exclude_input=True).from_notebook_node(page)
+    assert site.unread(shown) == []
+    assert sentence in " ".join(re.sub(r"<[^>]*>", "", shown).split())
