@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args, get_origin
 
@@ -137,6 +137,36 @@ def run_config(*names: str, **fields: Any) -> RunConfig:
     config = RunConfig.create(**{**fields, **own})
     refuse_unread(own, [config])
     return config
+
+
+def exercise(check: Callable[..., str]) -> Callable[..., None]:
+    """Makes a function that says whether an answer is right.
+
+    `check` takes the answer; it fails an assertion whose message says what is wrong, or returns why
+    the answer is right. An answer of `...` is none yet.
+
+    >>> @exercise
+    ... def check_bits(answer):
+    ...     assert answer == 8, f"a byte has not {answer} bits"
+    ...     return "2**8 = 256 values"
+    >>> check_bits(...), check_bits(7), check_bits(8)
+    Nothing to check yet: replace the dots.
+    Not yet: a byte has not 7 bits
+    Right: 2**8 = 256 values
+    (None, None, None)
+    """
+
+    @functools.wraps(check)
+    def say(*answers: Any) -> None:
+        if any(answer is ... for answer in answers):
+            return print("Nothing to check yet: replace the dots.")
+        try:
+            print(f"Right: {check(*answers)}")
+        except Exception as problem:  # whatever a student's answer does
+            kind = "" if isinstance(problem, AssertionError) else f"{type(problem).__name__}: "
+            print(f"Not yet: {kind}{problem}")
+
+    return say
 
 
 def listed(text: str) -> list[str]:

@@ -247,3 +247,23 @@ def test_the_command_of_a_page_has_the_parameters_it_was_given():
         notebook.again("run", ["", CELL, given])
         == "papermill book/run.ipynb out.ipynb -p seed 3 -p method 'a b' -p lr -1.0"
     )
+
+
+def test_an_exercise_says_what_is_right_and_what_is_wrong_and_why(capsys):
+    @notebook.exercise
+    def check_half(answer, whole=2):
+        assert answer == whole / 2, f"{answer} is not half of {whole}"
+        return "half"
+
+    for answer in (..., 1, 3, "1", None):
+        check_half(answer)
+    check_half(1, ...)
+    check_half(4 * [1], 2, 3)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == [
+        "Nothing to check yet: replace the dots.",
+        "Right: half",
+        "Not yet: 3 is not half of 2",
+    ]
+    assert lines[3:5] == ["Not yet: 1 is not half of 2", "Not yet: None is not half of 2"]
+    assert lines[5].startswith("Nothing") and lines[6].startswith("Not yet: TypeError: ")
