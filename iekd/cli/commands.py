@@ -440,7 +440,7 @@ def export(options: Options) -> None:
 def show(options: Options) -> None:
     """what is known of one finished run"""
     path = options.run.removesuffix(".json")
-    if not (file := store.records_folder() / f"{path}.json").exists():
+    if not (file := store.record_file(path)).exists():
         raise StoreError(f"{file}: there is no such record")
     record = records.read(file)
     print(record.config.command())
