@@ -241,7 +241,7 @@ class RunConfig(Fields):
 
         On new views every epoch, so that runs with and without finite views share it.
         """
-        how = {"epochs": self.teacher_epochs, "lr": self.teacher_lr, "views": 0}
+        how: dict[str, Any] = {"epochs": self.teacher_epochs, "lr": self.teacher_lr, "views": 0}
         seed = 0 if self.teacher_file else self.seed % self.teachers
         how |= {"weights_file": self.teacher_file, "seed": seed}
         return self.replace(method="supervised", student=self.teacher, **how)
