@@ -63,8 +63,8 @@ def picture(board: pd.DataFrame) -> Figure:
     Sign and colour are those of the verdict; the band is of no interest.
     """
     rows = board[(board["metric"] == "") & (board["n"] >= 2)].to_dict("records")
-    fig, ax = figures.rows_of([textwrap.fill(row["sentence"], 46) for row in rows])
-    fig.set_size_inches(7.2, 1.6 + 0.52 * len(rows))
+    fig, ax = figures.rows_of([textwrap.fill(row["sentence"], 30) for row in rows])
+    fig.set_size_inches(5.0, 1.7 + 0.62 * len(rows))  # read on a phone, too
     bound = SMALLEST[board["preset"].iloc[0]]
     ax.axvspan(-bound, bound, color=figures.FAINT, alpha=0.15, linewidth=0)
     for y, row in enumerate(rows):
