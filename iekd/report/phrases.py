@@ -138,8 +138,8 @@ def gathered(
 ) -> str:
     """How the arms of a table stand to one of them (`variants`: only how these do), counted.
 
-    'none of the 6 measures has a lower error than IE-FT; 2 have a higher one, by 0.40 to 1.52
-    points (IE-FT, explore CKA; ...); 4 are inconclusive'. The outcomes are those of the table.
+    'none of the 6 measures has a lower error than IE-FT; 5 have a higher one, by 0.40 to 1.52
+    points (most: KD); 1 is inconclusive'. The outcomes are those of the table.
     """
     if baseline not in by_variant(runs, metric):
         return NO_RUNS
@@ -153,7 +153,8 @@ def gathered(
     # which are lower and higher, and by how much; the others are only counted
     of = {name: rows[rows["outcome"] == name] for name in SIGNS}
     lower, higher = len(of["lower"]), len(of["higher"])
-    some = f"{lower or 'none'} of the {len(rows)} {things} {'have' if lower > 1 else 'has'}"
+    some = f"{lower or 'none'} of the {len(rows)}" if lower < len(rows) else f"all {lower}"
+    some = f"{some} {things} {'have' if lower > 1 else 'has'}"
     found = [f"{some} a lower {noun} than {against}{_by(of['lower'], noun)}"]
     if higher:
         found += [f"{higher} {'have' if higher > 1 else 'has'} a higher one{_by(of['higher'], noun)}"]
@@ -164,13 +165,14 @@ def gathered(
 
 
 def _by(rows: pd.DataFrame, noun: str) -> str:
-    """', by 0.40 to 1.52 points (A; B)': how far arms lie from the baseline; '' for none."""
+    """', by 0.40 to 1.52 points (A; B)', of many ' (most: A)': how far arms lie from the baseline."""
     if rows.empty:
         return ""
     digits, unit = (2, " points") if noun == "error" else (3, "")
     sizes = rows["difference"].abs()
     ends = dict.fromkeys(number(size, digits) for size in (sizes.min(), sizes.max()))
-    return f", by {' to '.join(ends)}{unit} ({'; '.join(rows['label'])})"
+    names = "; ".join(rows["label"]) if len(rows) < 3 else f"most: {rows['label'][sizes.idxmax()]}"
+    return f", by {' to '.join(ends)}{unit} ({names})"
 
 
 def legend(preset: str) -> str:
