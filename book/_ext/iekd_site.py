@@ -8,21 +8,24 @@
 4. The records lie in the site under `records/`, so that every table can link to them.
 5. What is ordinary text in Jupyter and more on the site is told apart by tags: the cell below a
   figure is its caption, another one the table of execution times.
-6. The build fails on a page that loads from a foreign host, links to a missing record, or is larger
-  than 1 MB; on one with a raw role, an unfilled placeholder or "nan" in its text; and on one whose
-  captioned figure has no picture: MyST-NB then prints what the cell returned and drops the caption
-  without a word; and on one where an exercise's check says "right" to a wrong answer, or the other
-  way round.
+6. Jupyter Book brings a script for kernels on foreign hosts; no page gets it.
+7. The build fails on a page that loads from a foreign host, links to a missing record or a place
+  that no page has, or is larger than 1 MB; on one with a raw role, an unfilled placeholder or "nan"
+  in its text; on one whose captioned figure has no picture: MyST-NB then prints what the cell
+  returned and drops the caption without a word; and on one where an exercise's check says "right" to
+  a wrong answer, or the other way round.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
 import shutil
 import sys
 from collections.abc import Iterable
+from html import unescape
 from importlib.metadata import distribution, distributions
 from pathlib import Path
 from urllib.parse import unquote
@@ -44,6 +47,8 @@ FOREIGN_LINK = re.compile(
     r"<link\b(?![^>]*rel=\"(?:canonical|license)\")[^>]*?\bhref=\"((?:https?:)?//[^\"]+)", re.I
 )
 RECORD_LINK = re.compile(r"href=\"(?:\./)?(records/[^\"#?<]+)\"")
+PAGE_LINK = re.compile(r"href=\"([\w-]+\.html)?#([^\"<]+)\"")
+PLACE = re.compile(r"\bid=\"([^\"]+)\"")
 FIGURE = re.compile(r"<figure\b[^>]*?\bid=\"([^\"]+)\"[^>]*>(.*?)</figure>", re.S)
 PICTURE = re.compile(r"<img\b[^>]*?\bsrc=\"([^\"]+)\"")
 # What is no running text: scripts, code, formulas (in Jupyter's pages between dollar signs), frames
@@ -157,6 +162,33 @@ def unread(html: str) -> list[str]:
     return sorted(set(UNREAD.findall(NO_TEXT.sub(" ", html))))
 
 
+@functools.cache
+def places(page: Path) -> set[str]:
+    """The anchors of a built page."""
+    text = page.read_text(encoding="utf-8") if page.is_file() else ""
+    return {unescape(place) for place in PLACE.findall(text)}
+
+
+def dead_anchors(site: Path, page: Path, text: str) -> list[str]:
+    """The links of a page to a place that the other page, or this one, does not have."""
+    wanted: dict[str, set[str]] = {}
+    for name, place in PAGE_LINK.findall(text):
+        wanted.setdefault(name or page.name, set()).add(unquote(unescape(place)))
+    dead = []
+    for name in sorted(wanted):
+        dead += [f"{name}#{place}" for place in sorted(wanted[name] - places(site / name))]
+    return dead
+
+
+def without_thebe(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
+    """Take the script of sphinx-thebe, which names a foreign host, from a page."""
+    kept = []
+    for script in context["script_files"]:
+        if "thebe" not in f"{script.filename} {script.attributes.get('body')}":
+            kept.append(script)
+    context["script_files"] = kept
+
+
 def captioned(notebook: Path) -> list[str]:
     """The names of the figures that a notebook promises; none if the page is no notebook."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else []
@@ -213,6 +245,8 @@ def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
             {link for link in RECORD_LINK.findall(text) if not (site / unquote(link)).is_file()}
         )
         found += [f"{page.name}: links to {link}, which does not exist" for link in missing]
+        dead = dead_anchors(site, page, text)
+        found += [f"{page.name}: links to {place}: no such place" for place in dead]
         found += [f"{page.name}: shows {what}, as it stands" for what in unread(text)]
         found += [f"{page.name}: {what}" for what in answers(executed(site, page.stem))]
         lacking = [
@@ -244,5 +278,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("config-inited", choose_cache, priority=100)
     app.connect("source-read", for_the_site)
+    app.connect("html-page-context", without_thebe, priority=900)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -99,8 +99,9 @@ def noise_of(runs: pd.DataFrame) -> pd.DataFrame:
     """
     parts = []
     for row in runs.itertuples():
-        record = records.read(store.records_folder() / f"{row.path}.json")
-        if found := records.analysis_of(record):
+        file = store.record_file(row.path)
+        folder = file.parents[row.path.count("/")]
+        if found := records.analysis_of(records.read(file), folder):
             noise = pd.DataFrame(found[0].noise).drop(columns="draw")
             curve = noise.groupby("sigma", as_index=False).mean()
             parts.append(curve.assign(path=row.path, variant=row.variant, seed=row.seed))

@@ -12,15 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from tqdm import tqdm
 
 from iekd import __version__, data, records
 from iekd.analysis import metrics
+from iekd.cli import handout
 from iekd.cli.options import count, megabytes, seconds, spelled
 from iekd.config import RunConfig, grid, known, refuse_unread
 from iekd.config.fields import choices
 from iekd.config.presets import PRESETS
-from iekd.errors import Busy, StoreError, TrainingError
+from iekd.errors import Busy, ConfigError, StoreError, TrainingError
 from iekd.records import store, transfer
 from iekd.sweeps.sweep import sweep as run_sweep
 from iekd.training import ddp, runner, signals
@@ -74,7 +76,7 @@ def parser() -> argparse.ArgumentParser:
             made = commands.add_parser(group, help=GROUPS[group])
             groups[group] = made.add_subparsers(required=True, metavar="ACTION")
         one = groups[group].add_parser(name, help=do.__doc__)
-        for name, settings in options + (_field_options() if do is run else []):
+        for name, settings in options + (_field_options() if do in (run, sweep) else []):
             one.add_argument(name, **settings)
         one.set_defaults(do=do, parser=one)
     return parser
@@ -97,10 +99,15 @@ def _own_options() -> list[str]:
     return [name for name in dict.fromkeys(found) if name not in FIELDS]
 
 
+def given_fields(options: Options) -> dict[str, str]:
+    """The fields of a run that were named, as they were written."""
+    given = {name: getattr(options, name) for name in [*FIELDS, *_own_options()]}
+    return {name: value for name, value in given.items() if value is not None}
+
+
 def configuration(options: Options) -> RunConfig:
     """The run that the options describe. One that its method does not read is refused."""
-    given = {name: getattr(options, name) for name in [*FIELDS, *_own_options()]}
-    fields = {name: value for name, value in given.items() if value is not None}
+    fields = given_fields(options)
     config = RunConfig.create(**fields)
     refuse_unread(fields, [config])
     return config
@@ -179,7 +186,9 @@ def pack(options: Options) -> int:
 
 @command(
     "sweep",
-    option("grids", GRID, type=Path, nargs="+", metavar="GRID"),
+    option(
+        "grids", f"{GRID}; none: the options name the runs", type=Path, nargs="*", metavar="GRID"
+    ),
     option(
         "--jobs", "processes at a time; the cores are shared out (default 1)", type=count, default=1
     ),
@@ -208,9 +217,9 @@ def pack(options: Options) -> int:
     flag("--dry-run", "list the runs and whether they are done"),
 )
 def sweep(options: Options) -> int:
-    """finish all runs of grid files, those of the first file first"""
-    # All grids are read before anything runs.
-    grids = [grid.read(path) for path in options.grids]
+    """finish all runs of grid files, those of the first file first; or every combination of
+    values: --method ie-ft --explore none,l1,cka --seed 0..4"""
+    grids = _grids(options)
     configs = list(itertools.chain(*grids))
     if options.dry_run:
         return _list(configs)
@@ -219,11 +228,37 @@ def sweep(options: Options) -> int:
 
     # The runs, and what became of them.
     limits = {"jobs": options.jobs, "time_limit": options.time_limit, "pack": options.pack}
-    ended = _report(run_sweep(*grids, **limits, analyse=options.analyse))
+    ended = _report(run_sweep(*grids, **limits, analyse=options.analyse), configs)
     if options.bundle:
         _print_bundled(transfer.pack(options.bundle, configs))
     signals.check()
     return LATER if ended["stopped"] + ended["pending"] else 1 if ended["failed"] else 0
+
+
+def _grids(options: Options) -> list[list[RunConfig]]:
+    """The runs of each grid, of the seeds that were named; or those that the options name."""
+    fields = {}
+    for name, value in given_fields(options).items():
+        fields[name] = [each.strip() for each in value.split(",")]
+    if not options.grids:
+        if not fields:
+            raise ConfigError("name a grid, or the fields of runs: --method ie-ft --seed 0..4")
+        configs = grid.runs(fields)
+        refuse_unread(fields, configs)
+        return [configs]
+
+    # Grids name their runs.
+    named = fields.pop("seed", None)
+    if fields:
+        raise ConfigError(f"{', '.join(fields)}: a grid names its runs; beside one name only seeds")
+    grids = [grid.read(path) for path in options.grids]
+    if named is None:
+        return grids
+    wanted = {config.seed for config in grid.runs({"seed": named})}
+    found = [[config for config in configs if config.seed in wanted] for configs in grids]
+    if not any(found):
+        raise ConfigError(f"seed: no run of these grids has one of {', '.join(named)}")
+    return found
 
 
 def _list(configs: list[RunConfig]) -> int:
@@ -236,18 +271,36 @@ def _list(configs: list[RunConfig]) -> int:
     return 0
 
 
-def _report(outcomes: list) -> collections.Counter[str]:
-    """Print how the runs of a sweep ended; returns how many ended in each state."""
-    for outcome in outcomes:
+def _report(outcomes: list, configs: list[RunConfig]) -> collections.Counter[str]:
+    """Print how the runs of a sweep ended, failures first, then the arms of its grids.
+
+    Returns how many runs ended in each state.
+    """
+    rows = []
+    for outcome in sorted(outcomes, key=lambda outcome: outcome.state != "failed"):
         record = records.find(outcome.config) if outcome.finished else None
         error = record.last.test_error if record else None
         shown = "       -" if error is None else f"{error:6.2f} %"
         print(f"{outcome.state:7} {shown}  {outcome.config.path}  {outcome.reason}")
+        if record and error is not None:
+            rows.append(records.as_row(record))
+    _print_arms(pd.DataFrame(rows), configs)
     ended = collections.Counter(outcome.state for outcome in outcomes)
     unfinished = ended["stopped"] + ended["pending"]
     again = f", {unfinished} to go on with by the same command" if unfinished else ""
     print(f"{len(outcomes)} runs, {ended['failed']} failed{again}")
     return ended
+
+
+def _print_arms(frame: pd.DataFrame, configs: list[RunConfig]) -> None:
+    """Print the arms of these runs, if one of them has two seeds."""
+    from iekd.report import arms, comparison, readme
+
+    if len(frame) < 2:
+        return
+    found = comparison.arms(arms.finished(frame, configs))
+    if len(found) and found["n"].max() > 1:
+        print(f"\n{readme.markdown(found)}\n")
 
 
 @command(
@@ -308,27 +361,111 @@ def analyse(options: Options) -> None:
 
 @command(
     "table",
-    option("--preset", default="class", choices=PRESETS),
+    option("grids", "only the runs of these grid files", type=Path, nargs="*", metavar="GRID"),
+    option("--preset", "without a grid (default class)", default="class", choices=PRESETS),
+    option(
+        "--baseline", "add the differences to this arm of the grids, paired by seed", metavar="ARM"
+    ),
     option(
         "--rule", "epoch whose test error is shown", default="last", choices=records.frame.RULES
     ),
-    option("--format", default="markdown", choices=["markdown", "csv"]),
+    option("--format", default="markdown", choices=["markdown", "csv", "json"]),
     flag("--readme", "write the headline table into README.md of the checkout instead"),
 )
 def table(options: Options) -> None:
     """arms of the record store: n, mean, spread and interval"""
+    from iekd import front
     from iekd.report import comparison, readme
 
-    frame = records.load(preset=options.preset)
-    if frame.empty:
-        raise StoreError(
-            f"there are no records of preset {options.preset!r} in {store.records_folder()}"
-        )
+    runs = _runs(options)
     if options.readme:
-        print(f"written: {readme.update_readme(frame, options.preset)}")
+        print(f"written: {readme.update_readme(runs, options.preset)}")
         return
-    arms = comparison.arms(frame, metric=options.rule)
-    print(readme.markdown(arms) if options.format == "markdown" else arms.to_csv(index=False))
+    if options.baseline:
+        # An arm may be named as in paths.
+        labels = dict(zip(runs["variant"], runs["label"], strict=True))
+        baseline = labels.get(options.baseline, options.baseline)
+        found = front.table(runs, baseline, options.rule).reset_index()
+        text = readme.compared(found, baseline)
+    else:
+        found = comparison.arms(runs, metric=options.rule)
+        text = readme.markdown(found)
+    match options.format:
+        case "markdown":
+            print(text)
+        case "csv":
+            print(found.to_csv(index=False))
+        case "json":
+            print(found.to_json(orient="records", indent=1))
+
+
+def _runs(options: Options) -> pd.DataFrame:
+    """The finished runs of grids, or of a preset. Raises `StoreError` if there are none."""
+    from iekd.report import arms
+
+    if not options.grids:
+        if options.baseline:
+            raise ConfigError("baseline: name the grid whose arms are compared with it")
+        runs, what = records.load(preset=options.preset), f"of preset {options.preset!r}"
+    else:
+        configs = [config for path in options.grids for config in grid.read(path)]
+        if options.baseline:
+            grid.refuse_mixed(configs, "a table with a baseline")
+        runs, what = arms.finished(records.load(), configs), "of these grids"
+    if runs.empty:
+        raise StoreError(f"there are no records {what} in {store.records_folder()}")
+    return runs
+
+
+@command(
+    "export",
+    option("file", "the CSV file to write: one row a run", type=Path),
+    option("grids", "only the runs of these grid files", type=Path, nargs="*", metavar="GRID"),
+    flag("--history", "one row an epoch instead: the curves"),
+)
+def export(options: Options) -> None:
+    """write the records as one CSV file, for pandas, R or a spreadsheet"""
+    from iekd.report import arms
+
+    frame = records.load()
+    if options.grids:
+        configs = [config for path in options.grids for config in grid.read(path)]
+        frame = arms.finished(frame, configs)
+    rows = records.history(frame) if options.history else frame
+    store.write_atomic(options.file, rows.to_csv(index=False).encode())
+    print(f"{len(rows)} rows written to {options.file}")
+
+
+@command("show", option("run", "its path, as sweeps and tables print it", metavar="RUN"))
+def show(options: Options) -> None:
+    """what is known of one finished run"""
+    path = options.run.removesuffix(".json")
+    if not (file := store.record_file(path)).exists():
+        raise StoreError(f"{file}: there is no such record")
+    record = records.read(file)
+    print(record.config.command())
+    for rule, metric in record.metrics.items():
+        if metric:
+            measured = metric.model_dump(exclude={"epoch"}, exclude_none=True)
+            values = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+            print(f"{rule:>13}: epoch {metric.epoch}: {values}")
+    facts = {"data": record.data, "parents": record.parents, "versions": record.versions}
+    for name, values in {**facts, "device": record.device, "git": record.git}.items():
+        print(f"{name:>13}: {', '.join(f'{key} {value}' for key, value in values.items())}")
+    print(f"{'made':>13}: {record.started}, {record.seconds:g} s; weights {record.weights[:12]}")
+
+
+@command(
+    "handout",
+    option("folder", "where the notebooks are written", type=Path),
+    option("--chapters", "with commas (default: all with exercises)", default=""),
+    flag("--solutions", "with the solutions, for the teacher"),
+)
+def hand_out(options: Options) -> None:
+    """chapters for a class: without solutions, with a cell to write in below each exercise"""
+    names = [name.strip() for name in options.chapters.split(",") if name.strip()]
+    for path in handout.write(options.folder, names, options.solutions):
+        print(path)
 
 
 @command(
@@ -344,8 +481,6 @@ def table(options: Options) -> None:
 )
 def bench(options: Options) -> None:
     """measure the engine beside the usual training loop, and a step of every method"""
-    import pandas as pd
-
     from iekd.benchmark import bench
 
     images = options.images and dict(zip(("class", "paper"), options.images, strict=True))

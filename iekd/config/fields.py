@@ -168,7 +168,7 @@ class Fields(BaseModel):
 
 
 for _field in Fields.model_fields.values():
-    _field.description = " ".join(_field.description.split())
+    _field.description = " ".join(str(_field.description).split())
 
 
 def choices(name: str) -> tuple[Any, ...]:

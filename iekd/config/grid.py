@@ -6,6 +6,7 @@ import: my_losses.py              # methods and measures of your own; beside thi
 base: {preset: class, seed: [0, 1, 2, 3, 4]}
 runs:
   - {method: ie-ft, explore: [l1, cka]}    # lists multiply
+  - {method: ft, seed: 0..9}               # ten seeds
 """
 
 import functools
@@ -23,6 +24,8 @@ from iekd.config.known import import_files
 from iekd.errors import ConfigError
 
 KEYS = ("title", "notebook", "import", "base", "runs")
+RANGE = re.compile(r"(\d+)\.\.(\d+)")  # of seeds, both ends among them
+SEVERAL = re.compile(r"[\d.]+ *(-|,|\.\.) *[\d.]+")  # as people write several numbers
 NEEDED = "it needs a list `runs:` of mappings"
 
 
@@ -39,7 +42,7 @@ def read(path: Path) -> list[RunConfig]:
         import_files(files if isinstance(files, list) else [files], path.parent)
         for number, entry in enumerate(grid["runs"], 1):
             where = f"run {number}"
-            configs = _configs({**base, **entry})
+            configs = runs({**base, **entry})
             refuse_unread(entry, configs)
             found += configs
 
@@ -78,14 +81,27 @@ def _content(path: Path) -> dict[str, Any]:
     return grid
 
 
-def _configs(entry: dict[str, Any]) -> list[RunConfig]:
-    """The runs of one entry. Raises `ConfigError`."""
+def runs(entry: dict[str, Any]) -> list[RunConfig]:
+    """The runs of one entry: every combination of its lists. Raises `ConfigError`."""
+    if "seed" in entry:
+        entry = {**entry, "seed": seeds(entry["seed"])}
     for name, value in entry.items():
         if value == []:
             raise ConfigError(f"{name}: an empty list, so the entry has no runs")
-        if isinstance(value, str) and re.fullmatch(r"[\d.]+ *(-|,|\.\.) *[\d.]+", value):
-            raise ConfigError(f"{name}: {value!r} is no value; write several as a list, [0, 1, 2]")
+        for each in value if isinstance(value, list) else [value]:
+            if isinstance(each, str) and SEVERAL.fullmatch(each):
+                way = "a list, [0, 1, 2]" + (", or 0..2" if name == "seed" else "")
+                raise ConfigError(f"{name}: {each!r} is no value; write several as {way}")
     return [RunConfig.create(**fields) for fields in expand(entry)]
+
+
+def seeds(value: Any) -> Any:
+    """Seeds of a grid, in which '0..4', alone or in a list, stands for five."""
+    found: list[Any] = []
+    for each in value if isinstance(value, list) else [value]:
+        ends = RANGE.fullmatch(str(each))
+        found += range(int(ends[1]), int(ends[2]) + 1) if ends else [each]
+    return found
 
 
 def find(name: str) -> Path:
@@ -106,15 +122,20 @@ def for_page(name: str, need: str, wanted: Callable[[RunConfig], bool]) -> list[
         raise ConfigError(
             f"grid {name}: this page needs {need} in its grid, which has only {methods}"
         )
+    refuse_mixed(configs, f"grid {name}: this page")
+    return configs
+
+
+def refuse_mixed(configs: Iterable[RunConfig], who: str) -> None:
+    """Raise `ConfigError` for runs that cannot stand in one table: one preset, data set, pair."""
     for field in ("preset", "dataset", "teacher", "student"):
         values = dict.fromkeys(getattr(config, field) for config in configs)
         values.pop("none", None)
         if len(values) > 1:
             raise ConfigError(
-                f"grid {name}: this page shows one {field}, and the grid has {', '.join(values)}: "
-                "make a grid for each"
+                f"{who} shows one {field}, and the grid has {', '.join(values)}: make a grid for "
+                "each"
             )
-    return configs
 
 
 def holding(paths: Iterable[str]) -> list[str]:

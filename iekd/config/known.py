@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from iekd.errors import ConfigError
 from iekd.method import registry
@@ -24,8 +24,8 @@ def methods() -> dict[str, Method]:
     return METHODS
 
 
-def choices(field: Literal["method", "inherit", "explore"]) -> tuple[str, ...]:
-    """The names that a field of a run can have."""
+def choices(field: str) -> tuple[str, ...]:
+    """The names that a field of a run can have: method, inherit or explore."""
     load()
     if field == "method":
         return tuple(METHODS)

@@ -104,6 +104,9 @@ class RunConfig(Fields):
             own[name] = Fields.model_fields[name].default
         if self.is_given:
             own["epochs"] = 1
+        preset = usual(self.preset, self.dataset)
+        for name in self.ignored():
+            own[name] = preset.get(name, Fields.model_fields[name].default)
         if self.dataset in data.NAMES and self.image_size == data.FACTS[self.dataset].side:
             own["image_size"] = 0
         if self.augment == "none":  # all views of an image are the image
@@ -126,7 +129,7 @@ class RunConfig(Fields):
         return unread
 
     def ignored(self) -> set[str]:
-        """The fields that mean nothing with a teacher from a file; they keep their values."""
+        """The fields that mean nothing with a teacher from a file: they stay at the preset's."""
         return set(TRAINED_TEACHER) if self.teacher_file else set()
 
     # ------------------------------------------------------------------ making one
@@ -241,7 +244,7 @@ class RunConfig(Fields):
 
         On new views every epoch, so that runs with and without finite views share it.
         """
-        how = {"epochs": self.teacher_epochs, "lr": self.teacher_lr, "views": 0}
+        how: dict[str, Any] = {"epochs": self.teacher_epochs, "lr": self.teacher_lr, "views": 0}
         seed = 0 if self.teacher_file else self.seed % self.teachers
         how |= {"weights_file": self.teacher_file, "seed": seed}
         return self.replace(method="supervised", student=self.teacher, **how)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
@@ -25,6 +25,9 @@ OF_LAST = ("last_validation", "last_loss", "last_train")
 def load(folder: Path | str | None = None, **where: Any) -> pd.DataFrame:
     """All records below a folder as a frame, one row a run, sorted by path.
 
+    Without a `folder` those of the store, and where $IEKD_RUNS names it, of the checkout as well:
+    a class that shares a store keeps the evidence in sight. A run of both is the store's.
+
     Columns: the fields of the configuration; hash, path, variant, pair, command; seconds,
     images_per_second, device, threads; for each selection rule (last, val_selected, best_on_test)
     the test error in percent, `<rule>_epoch` and `<rule>_exact`; last_validation, last_loss,
@@ -38,16 +41,33 @@ def load(folder: Path | str | None = None, **where: Any) -> pd.DataFrame:
         StoreError: a file is no valid record, or a copy at another place, which would count twice.
         ConfigError: no record has such a column or value.
     """
-    folder = Path(folder or store.records_folder())
-    rows = [_row(path, folder) for path in files(folder)]
-    frame = pd.DataFrame(rows, columns=None if rows else columns())
+    presets = where.get("preset", get_args(RunConfig.model_fields["preset"].annotation))
+    rows = {}
+    if folder is None and (evidence := store.evidence_folder()):
+        rows = _rows(evidence, set(_listed(presets)) - {"smoke"})
+    rows |= _rows(Path(folder or store.records_folder()), set(_listed(presets)))
+    frame = pd.DataFrame([rows[path] for path in sorted(rows)], columns=None if rows else columns())
 
     # Keep the rows that were asked for.
     for column, value in where.items():
-        values = value if isinstance(value, (list, tuple, set)) else [value]
-        _check_asked(column, list(values), frame)
+        values = _listed(value)
+        _check_asked(column, values, frame)
         frame = frame[frame[column].isin(values)]
     return frame.reset_index(drop=True)
+
+
+def _rows(folder: Path, presets: set[str]) -> dict[Path, dict[str, Any]]:
+    """The rows of the records of some presets, by their files below a folder."""
+    rows = {}
+    for path in files(folder):
+        name = path.relative_to(folder)
+        if name.parts[0] in presets:
+            rows[name] = _row(path, folder)
+    return rows
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple, set)) else [value]
 
 
 def columns() -> list[str]:
@@ -72,10 +92,10 @@ def as_row(record: Record) -> dict[str, Any]:
 
 def history(frame: pd.DataFrame, folder: Path | None = None) -> pd.DataFrame:
     """The learning curves of a frame's runs: a row per run and epoch, with path, variant, seed."""
-    folder = folder or store.records_folder()
     parts = []
     for path, variant, seed in zip(frame["path"], frame["variant"], frame["seed"], strict=True):
-        curves = pd.DataFrame(read(folder / f"{path}.json").history)
+        file = folder / f"{path}.json" if folder else store.record_file(path)
+        curves = pd.DataFrame(read(file).history)
         epochs = range(1, len(curves) + 1)
         parts.append(curves.assign(epoch=epochs, path=path, variant=variant, seed=seed))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()

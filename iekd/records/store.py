@@ -27,6 +27,7 @@ from iekd.errors import StoreError
 DELETE_IT = " Delete it; the run that made it will make it again."
 # The answers of a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
+EVIDENCE = ROOT / "runs" / "records"
 # What $IEKD_RUNS must not be, for it would make a folder of that name here, and what to do.
 NO_FOLDER = {
     r"[A-Za-z][\w+.@-]+:/.*": "is an address; name a folder of this machine, "
@@ -62,6 +63,18 @@ def _folder(named: str) -> Path:
 
 def records_folder() -> Path:
     return runs_folder() / "records"
+
+
+def evidence_folder() -> Path | None:
+    """The records that come with the checkout, where $IEKD_RUNS names another store."""
+    folder = EVIDENCE if EVIDENCE.is_dir() else None
+    return None if folder and folder.resolve() == records_folder().resolve() else folder
+
+
+def record_file(path: str) -> Path:
+    """Where to read the record of a run: in the store, or else among the checkout's evidence."""
+    own, evidence = records_folder() / f"{path}.json", evidence_folder()
+    return own if evidence is None or exists(own) else evidence / f"{path}.json"
 
 
 def cache_folder() -> Path:

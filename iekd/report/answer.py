@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from iekd.report import figures
-from iekd.report.claims import NO_RUNS, SMALLEST
+from iekd.report.claims import SMALLEST
 from iekd.report.labels import COLOURS
 from iekd.report.phrases import difference, p_text
 from iekd.report.statistics import Paired
@@ -38,11 +38,12 @@ def sentence(board: pd.DataFrame) -> str:
     preset, verdicts = board["preset"].iloc[0], board["verdict"]
     tested = verdicts[verdicts.isin(FOUND)]
     if tested.empty:
-        return f"At {preset} scale no claim is tested yet: {NO_RUNS}."
+        return f"At {preset} scale no claim is decided yet."
     counts = [f"{(tested == name).sum()} {name}" for name in FOUND if (tested == name).any()]
     *first, last = counts
     listed = f"{', '.join(first)} and {last}" if first else last
-    text = f"Verdicts at {preset} scale on {len(tested)} tested claims: {listed}."
+    claims = "1 claim is" if len(tested) == 1 else f"{len(tested)} claims are"
+    text = f"At {preset} scale {claims} decided: {listed}."
 
     heart = board[board["id"].isin(HEART) & verdicts.isin(FOUND)]
     told = [_told(row) for row in heart.to_dict("records")]

@@ -85,6 +85,13 @@ def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame
     return pd.concat([runs[runs["role"] == "teacher"], students], ignore_index=True)
 
 
+def finished(frame: pd.DataFrame, configs: Iterable[RunConfig]) -> pd.DataFrame:
+    """Those of these runs that are finished, labelled as students."""
+    paths = {config.path for config in configs}
+    runs = frame[frame["path"].isin(paths)]
+    return labelled(runs.assign(role="student").reset_index(drop=True))
+
+
 def decisive_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
     """`grid_runs`, of the students those on the seeds that decide."""
     runs = grid_runs(frame, configs)

@@ -66,7 +66,7 @@ def _numbers(errors: pd.Series) -> dict[str, Any]:
 
 
 def _run(row: dict[str, Any]) -> dict[str, Any]:
-    history = records.read(store.records_folder() / f"{row['path']}.json").history
+    history = records.read(store.record_file(row["path"])).history
     errors = enumerate(history.get("test_error", []), 1)
     known = [(epoch, round(error, 2)) for epoch, error in errors if error is not None]
     x, y = ([point[k] for point in known] for k in (0, 1))

@@ -70,7 +70,7 @@ def seeds_plot(
     """
     arms = by_label(frame)
     order = list(order or arms)
-    fig, ax = _rows(order)
+    fig, ax = rows_of(order)
     for y, name in enumerate(order):
         if name not in arms:
             _empty_row(ax, y)
@@ -78,7 +78,7 @@ def seeds_plot(
         values = arms[name][metric].dropna().to_numpy()
         _row(ax, y, values, summarised(arms[name], metric), shade(arms[name]))
     if reference in arms:
-        _mark(ax, summary(arms[reference][metric]).mean, f"mean of {reference}")
+        mark(ax, summary(arms[reference][metric]).mean, f"mean of {reference}")
     ax.set_xlabel(AXIS[metric])
     return fig
 
@@ -90,7 +90,7 @@ def paired_plot(
     arms = by_label(frame)
     errors = {name: runs.set_index("seed")[metric] for name, runs in arms.items()}
     order = [name for name in order or arms if name != baseline]
-    fig, ax = _rows(order)
+    fig, ax = rows_of(order)
     for y, name in enumerate(order):
         if not {name, baseline} <= errors.keys():
             _empty_row(ax, y)
@@ -99,7 +99,7 @@ def paired_plot(
         values = (errors[name] - errors[baseline]).dropna().to_numpy()
         found = summary(values)._replace(low=result.low, high=result.high)
         _row(ax, y, values, found, shade(arms[name]))
-    _mark(ax, 0.0, baseline)
+    mark(ax, 0.0, baseline)
     label = f"{AXIS[metric]}\nminus baseline, same seed"
     if metric in ERRORS:
         label = "Test error minus baseline, same seed (points)\nbelow 0 is better"
@@ -113,7 +113,7 @@ def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
     Columns claim, rival, n, effect, low, high, outcome.
     """
     rows = list(contrasts.itertuples())
-    fig, ax = _rows([f"{row.claim}: against {row.rival} (n = {row.n})" for row in rows])
+    fig, ax = rows_of([f"{row.claim}: against {row.rival} (n = {row.n})" for row in rows])
     fig.set_size_inches(9.5, 1.3 + 0.3 * len(contrasts))
     ax.axvspan(-smallest, smallest, color=FAINT, alpha=0.15, linewidth=0)
     for y, row in enumerate(rows):
@@ -121,13 +121,13 @@ def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
         ax.plot([row.low, row.high], [y, y], color=FAINT, linewidth=2, solid_capstyle="butt")
         ax.plot(row.effect, y, marker, color=paint, markersize=7)
     ax.tick_params(axis="y", labelsize=9)
-    _mark(ax, 0.0, "no difference")
+    mark(ax, 0.0, "no difference")
     what = "Test error of the claim's arm minus that of its rival (points)"
     ax.set_xlabel(f"{what}\nbelow 0 is in favour of the claim")
     return fig
 
 
-def _rows(order: Sequence[str]) -> tuple[Figure, Axes]:
+def rows_of(order: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure with one horizontal row per label, the first on top."""
     fig, ax = _figure(figsize=(7.2, 1.1 + 0.46 * len(order)))
     ax.set_yticks(range(len(order)), order)
@@ -153,7 +153,7 @@ def _empty_row(ax: Axes, y: int) -> None:
     ax.annotate(NO_RUNS, (0.5, y), xycoords=ax.get_yaxis_transform(), **middle)
 
 
-def _mark(ax: Axes, x: float, text: str) -> None:
+def mark(ax: Axes, x: float, text: str) -> None:
     """A dashed vertical line with its name above the axes."""
     ax.axvline(x, color=INK, linewidth=1, linestyle=DASHED, zorder=1)
     above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}

@@ -33,7 +33,8 @@ def tag(element: str, *content: Any, **attributes: Any) -> Markup:
 
 
 def link(text: Any, href: str) -> Markup:
-    return tag("a", text, href=href)
+    """The text, which leads there; only the text where that is nowhere."""
+    return tag("a", text, href=href) if href else escape(text)
 
 
 def small(text: Any) -> Markup:

@@ -245,7 +245,7 @@ def version_note(runs: pd.DataFrame, baselines: Sequence[str]) -> str:
 
 def torch_versions(paths: Iterable[str]) -> dict[str, str]:
     """The version of PyTorch that made each run, by the path of its record, if that is at hand."""
-    files = {path: store.records_folder() / f"{path}.json" for path in paths}
+    files = {path: store.record_file(path) for path in paths}
     there = {path: records.read(file) for path, file in files.items() if file.exists()}
     return {path: record.versions["torch"].partition("+")[0] for path, record in there.items()}
 

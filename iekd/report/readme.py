@@ -25,12 +25,33 @@ MARKERS = re.compile(r"(?<=<!-- headline:start -->\n).*?(?=<!-- headline:end -->
 def markdown(arms: pd.DataFrame) -> str:
     """A table of arms for a terminal."""
     heads = ["data set", "pair", "method", "n", "error, % (mean ± sd)", "95 % interval"]
-    lines = [heads, ["---"] * len(heads)]
+    lines = []
     for row in arms.itertuples():
         error = phrases.spread(row.mean, row.sd)
         about = [row.dataset, networks(row.pair), row.label, str(row.n)]
         lines.append([*about, error, phrases.interval(row.low, row.high)])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return _markdown(heads, lines)
+
+
+def compared(table: pd.DataFrame, baseline: str) -> str:
+    """The same for arms beside a baseline (see `iekd.table`)."""
+    heads = ["arm", "n", "error, % (mean ± sd)", f"minus {baseline}, points", "p", "outcome"]
+    lines = []
+    for row in table.to_dict("records"):
+        cells = [row["arm"], str(row["n"]), phrases.spread(row["mean"], row["sd"])]
+        if row["arm"] == baseline:
+            lines.append([*cells, "—", "—", "—"])
+            continue
+        limits = row["difference low"], row["difference high"]
+        effect = phrases.number(row["difference"], signed=True)
+        numbers = f"{effect} {phrases.interval(*limits, True)}"
+        lines.append([*cells, numbers, phrases.number(row["p"], 3), row["outcome"]])
+    return _markdown(heads, lines)
+
+
+def _markdown(heads: list[str], lines: list[list[str]]) -> str:
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
 def readme(frame: pd.DataFrame, preset: str = "class") -> str:

@@ -146,6 +146,17 @@ def test_a_captioned_figure_without_a_picture_is_a_problem(site):
     assert len(site("")) == 2
 
 
+def test_a_link_to_a_place_that_no_page_has_is_a_problem(site, tmp_path):
+    (tmp_path / "page.ipynb").write_text('{"cells": []}')
+    (tmp_path / "other.html").write_text('<p id="a&amp;b">', encoding="utf-8")
+    dead = "page.html: links to {}: no such place"
+    here = '<p id="here"><a href="#here">1</a><a href="other.html#a%26b">2</a>'
+    assert site(here + '<a href="https://x.org/y.html#z">3</a><a href="other.html">4</a>') == []
+    assert site(here + '<a href="other.html#gone">') == [dead.format("other.html#gone")]
+    assert site(here + '<a class="x" href="#gone">') == [dead.format("page.html#gone")]
+    assert site(here + '<a href="none.html#here">') == [dead.format("none.html#here")]
+
+
 @each_notebook
 def test_solutions_are_folded_on_the_site_and_in_jupyter_and_can_be_taken_out(path):
     below, solutions = False, []

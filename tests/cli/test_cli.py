@@ -6,7 +6,9 @@ import shlex
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from filelock import FileLock, Timeout
@@ -15,6 +17,7 @@ from tiny import SMALL, made_up, tiny
 from iekd import records
 from iekd.cli import commands, main, options
 from iekd.config import RunConfig
+from iekd.report.labels import label_of
 
 
 def words_of(config: RunConfig) -> list[str]:
@@ -335,3 +338,116 @@ def test_ctrl_c_while_the_libraries_are_imported_needs_no_traceback(tmp_path):
         130,
         "iekd: stopped by SIGINT; the same command goes on from the last checkpoint\n",
     )
+
+
+# ------------------------------------------------------------------ from a grid to a figure
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """A grid of two arms with three seeds, all finished; and a run that is of no grid."""
+    path = tmp_path / "mine.yaml"
+    base = {name: value for name, value in SMALL.items() if name not in tiny("kd").unread()}
+    arms = [{"method": "supervised"}, {"method": "kd"}]
+    path.write_text(yaml.safe_dump({"base": {**base, "seed": "0..2"}, "runs": arms}))
+    for seed in range(3):
+        made_up(tiny(seed=seed), error=20 + seed).save()
+        made_up(tiny("kd", seed=seed), error=18 + seed).save()
+        made_up(tiny("kd", seed=seed).teacher_run(), error=9).save()
+    made_up(tiny("kd", seed=7), error=99).save()
+    return path
+
+
+def test_the_table_of_a_grid_has_its_runs_and_no_others(iekd, grid):
+    status, out, _ = iekd("table", grid, "--format", "json")
+    arms = {arm["label"]: arm for arm in json.loads(out)}
+    assert status == 0 and arms.keys() == {label_of(tiny()), label_of(tiny("kd"))}
+    kd = arms[label_of(tiny("kd"))]
+    assert kd["n"] == 3 and kd["mean"] == 19
+
+
+@pytest.mark.parametrize("baseline", [label_of(tiny()), tiny().variant])
+def test_a_baseline_is_named_as_in_tables_or_in_paths(iekd, grid, baseline):
+    status, out, _ = iekd("table", grid, "--baseline", baseline)
+    lines = [line.split(" | ") for line in out.splitlines()]
+    assert status == 0 and lines[0][3].startswith("minus Student alone")
+    (kd,) = [line for line in lines if line[0].startswith("| KD")]
+    assert kd[1] == "3" and kd[3].startswith("−2.00")
+
+
+def test_a_baseline_that_is_none_is_refused(iekd, grid):
+    status, _, err = iekd("table", grid, "--baseline", "nobody")
+    assert status == 1 and "there is no arm 'nobody'; the arms are" in err
+
+
+def test_a_baseline_needs_a_grid_of_one_pair(iekd, grid, tmp_path):
+    status, _, err = iekd("table", "--preset", "smoke", "--baseline", "KD")
+    assert status == 1 and "baseline: name the grid" in err
+    other = tmp_path / "other.yaml"
+    other.write_text("base: {student: [resnet8, resnet14]}\nruns: [{method: supervised}]")
+    status, _, err = iekd("table", other, "--baseline", "KD")
+    assert status == 1 and "one student, and the grid has resnet8, resnet14" in err
+    status, _, err = iekd("table", other)
+    assert status == 1 and "there are no records of these grids" in err
+
+
+def test_the_runs_of_a_grid_as_a_file(iekd, grid, tmp_path):
+    runs, curves = tmp_path / "runs.csv", tmp_path / "curves.csv"
+    assert iekd("export", runs, grid)[1] == f"6 rows written to {runs}\n"
+    assert sorted(pd.read_csv(runs)["last"]) == [18, 19, 20, 20, 21, 22]
+    iekd("export", curves, grid, "--history")
+    assert len(pd.read_csv(curves)) == 6 * tiny().epochs
+    iekd("export", runs)
+    assert len(pd.read_csv(runs)) > 6
+
+
+def test_what_is_known_of_a_run(iekd, grid):
+    status, out, _ = iekd("show", tiny("kd").path)
+    assert status == 0 and out.startswith(tiny("kd").command()) and "test_error 18" in out
+    assert iekd("show", f"{tiny('kd').path}.json")[1] == out
+    status, _, err = iekd("show", "smoke/nothing/seed0")
+    assert status == 1 and "smoke/nothing/seed0.json: there is no such record" in err
+
+
+def test_a_sweep_ends_with_its_arms_and_takes_some_of_the_seeds(iekd, grid):
+    status, out, _ = iekd("sweep", grid)
+    assert status == 0 and "| 3 | 19.00 ± 1.00 |" in out and "99" not in out
+    status, out, _ = iekd("sweep", grid, "--seed", "1..2", "--dry-run")
+    assert status == 0 and "seed0" not in out.replace(tiny("kd").teacher_run().path, "")
+    for words, message in [
+        (["--seed", "5"], "seed: no run of these grids has one of 5"),
+        (["--epochs", "3"], "epochs: a grid names its runs"),
+        (["--seed", "x"], "seed: 'x' is not usable"),
+    ]:
+        status, _, err = iekd("sweep", grid, *words)
+        assert status == 1 and message in err
+
+
+def test_a_sweep_without_a_file(iekd):
+    words = "--preset smoke --method ie-ft --explore none,l1 --seed 0..2,7 --dry-run"
+    status, out, _ = iekd("sweep", *words.split())
+    named = [line.split()[1] for line in out.splitlines() if "/ie-ft" in line]
+    wanted = [("ie-ft-explore=none", k) for k in (0, 1, 2, 7)] + [
+        ("ie-ft", k) for k in (0, 1, 2, 7)
+    ]
+    assert status == 0
+    assert sorted(path.split("/", 3)[3] for path in named) == sorted(
+        f"{variant}/seed{k}" for variant, k in wanted
+    )
+    for words, message in [
+        ([], "name a grid, or the fields of runs"),
+        (["--method", "kd", "--explore", "l1"], "explore: kd does not read it"),
+        (["--seed", "0-4"], "seed: '0-4' is no value; write several as a list, [0, 1, 2], or 0..2"),
+    ]:
+        status, _, err = iekd("sweep", *words)
+        assert status == 1 and message in err
+
+
+def test_a_hand_out(iekd, tmp_path):
+    status, out, _ = iekd("handout", tmp_path / "class", "--chapters", "factor, mutual")
+    assert status == 0 and [Path(line).name for line in out.splitlines()] == [
+        "factor.ipynb",
+        "mutual.ipynb",
+    ]
+    status, _, err = iekd("handout", tmp_path / "class")
+    assert status == 1 and "is there already" in err

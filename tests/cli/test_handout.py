@@ -40,14 +40,22 @@ def test_no_answer_is_left_and_every_exercise_has_a_place_to_write(given, name):
     assert [cell.id for cell in made.cells if cell.source != handout.PLACE] == kept
 
 
-def test_links_and_pictures_lead_somewhere(tmp_path):
-    (path,) = handout.write(tmp_path, ["inherit-and-explore"])
-    (pair, _) = handout.write(tmp_path / "two", ["inherit-and-explore", "factor"])
-    alone, together = ("\n".join(cell.source for cell in read(p).cells) for p in (path, pair))
-    assert not handout.LINK.search(alone) and "(factor.ipynb)" in together
-    assert {page for _, page in handout.LINK.findall(together)} == {"factor"}
-    for picture in handout.PICTURE.findall(alone):
-        assert (tmp_path / picture).exists()
+def test_links_lead_to_what_comes_along(tmp_path):
+    other = "inherit-and-explore"
+    alone = handout.write(tmp_path / "one", ["ablations"])
+    together = handout.write(tmp_path / "two", ["ablations", other])
+    text, both = (
+        "\n".join(cell.source for path in paths for cell in read(path).cells)
+        for paths in (alone, together)
+    )
+    assert not handout.LINK.search(text) and f"({other}.ipynb)" in both
+    assert {page for _, page in handout.LINK.findall(both)} <= {"ablations", other}
+
+
+def test_pictures_come_along(tmp_path, monkeypatch):
+    monkeypatch.setattr(handout, "chapters", lambda: ["index"])
+    handout.write(tmp_path)
+    assert (tmp_path / "_static" / "ie-kd.svg").stat().st_size > 1000
 
 
 def test_the_teacher_s_copy_shows_the_answers(tmp_path):

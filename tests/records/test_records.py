@@ -1,6 +1,7 @@
 """Records: what the frame holds, and that nothing but a true record gets into it."""
 
 import json
+import os
 import re
 import shlex
 import shutil
@@ -459,3 +460,51 @@ def test_a_repository_that_holds_the_source_is(repository, tmp_path, monkeypatch
     assert commit_of(source) == {**known, "dirty": True}
     monkeypatch.setenv("PATH", "/nowhere")
     assert commit_of(source) == NOTHING
+
+
+# ------------------------------------------------------------------ a store beside the evidence
+
+
+@pytest.fixture
+def evidence(tmp_path, monkeypatch):
+    """The records of a checkout: a run at class scale, and one of somebody's live cells."""
+    folder = tmp_path / "checkout" / "records"
+    monkeypatch.setattr(store, "EVIDENCE", folder)
+    own = os.environ["IEKD_RUNS"]
+    monkeypatch.setenv("IEKD_RUNS", str(folder.parent))
+    for preset in ("class", "smoke"):
+        made_up(RunConfig.create(preset, method="kd"), error=30).save()
+    assert len(records.load()) == 2  # no store beside it
+    monkeypatch.setenv("IEKD_RUNS", own)
+    return folder
+
+
+def test_a_store_of_one_s_own_leaves_the_evidence_in_sight(evidence):
+    assert list(records.load()["path"]) == [RunConfig.create("class", method="kd").path]
+    made_up(RunConfig.create("class", method="ft"), error=20).save()
+    made_up(RunConfig.create("smoke", method="ft"), error=10).save()
+    assert sorted(records.load()["last"]) == [10, 20, 30]
+    assert sorted(records.load(preset="class")["last"]) == [20, 30]
+    assert (
+        len(records.history(records.load(preset="class"))) == 2 * RunConfig.create("class").epochs
+    )
+
+
+def test_of_a_run_of_both_the_store_s_counts(evidence):
+    made_up(RunConfig.create("class", method="kd"), error=29).save()
+    assert list(records.load()["last"]) == [29]
+    assert records.history(records.load())["path"].nunique() == 1
+
+
+def test_the_evidence_is_no_part_of_the_store(evidence):
+    """It is trained anew, and neither bundled nor changed."""
+    before = {path: path.read_bytes() for path in evidence.rglob("*.json")}
+    assert records.find(RunConfig.create("class", method="kd")) is None
+    assert records.load(store.records_folder()).empty
+    assert {path: path.read_bytes() for path in evidence.rglob("*.json")} == before
+
+
+def test_presets_can_be_asked_for_by_several_and_a_wrong_one_is_refused(evidence):
+    assert len(records.load(preset=["class", "paper"])) == 1
+    with pytest.raises(ConfigError, match="preset: 'clas' is not usable"):
+        records.load(preset="clas")

@@ -158,6 +158,11 @@ def test_the_student_alone_beside_it_is_no_teacher():
     assert not taught().teacher_run().replace(method="kd", teacher="resnet8").weights_file
 
 
+def test_how_a_teacher_would_be_trained_is_no_identity_of_what_learns_from_a_file():
+    assert taught("ie-ft", teacher_epochs=7, teachers=2) == taught("ie-ft")
+    assert "teacher_epochs" not in taught("ie-ft").path
+
+
 def test_mutual_learning_has_no_teacher_to_be_given():
     with pytest.raises(ConfigError, match="teacher_file: dml does not read it"):
         refuse_unread(["teacher_file"], [tiny("dml", teacher_file="mine")])

@@ -1,0 +1,67 @@
+"""The first page's sentence and figure say what the board says, whatever it says."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from iekd.report import answer
+from iekd.report.verdicts import SIGNS
+
+
+def board(*verdicts, preset="class"):
+    """Claims with these verdicts; those that are not tested have no numbers."""
+    rows = []
+    for k, verdict in enumerate(verdicts):
+        tested = verdict != "not tested"
+        numbers = dict(effect=-1.0 - k, low=-2.0 - k, high=-0.5 - k, p=0.01, p_holm=0.02)
+        row = numbers if tested else dict.fromkeys(numbers, np.nan)
+        about = {"id": f"claim{k}", "preset": preset, "sentence": f"Claim {k} holds."}
+        rows.append({**about, **row, "verdict": verdict, "metric": "", "n": 20 if tested else 0})
+    return pd.DataFrame(rows)
+
+
+def test_every_verdict_has_its_sign_and_counts_or_not():
+    assert answer.LOOK.keys() == SIGNS.keys() - {"not tested"}
+    assert {*answer.FOUND} == SIGNS.keys() - {"open", "not tested"}
+
+
+@pytest.mark.parametrize(
+    "verdicts, words",
+    [
+        (
+            ["supported"] * 2 + ["inconclusive"],
+            "3 claims are decided: 2 supported and 1 inconclusive.",
+        ),
+        (["equivalent", "open", "not tested"], "1 claim is decided: 1 equivalent."),
+        (
+            ["contradicted", "supported", "equivalent", "inconclusive"],
+            "4 claims are decided: 1 supported, 1 contradicted, 1 equivalent and 1 inconclusive.",
+        ),
+    ],
+)
+def test_the_verdicts_are_counted(verdicts, words):
+    assert words in answer.sentence(board(*verdicts))
+
+
+@pytest.mark.parametrize("verdicts", [["not tested"], ["open", "not tested"]])
+def test_what_is_not_decided_is_no_answer(verdicts):
+    assert answer.sentence(board(*verdicts, preset="paper")) == (
+        "At paper scale no claim is decided yet."
+    )
+
+
+def test_the_heart_of_the_method_is_told_in_numbers():
+    told = board("contradicted", "supported", "inconclusive").assign(
+        id=["ie-ft", "other", "exploration"]
+    )
+    text = answer.sentence(told)
+    assert "*Claim 0 holds*: **contradicted** (−1.00 [−2.00, −0.50] points, 20 pairs" in text
+    assert "*Claim 2 holds*: **inconclusive**" in text and "Claim 1" not in text
+
+
+def test_the_figure_has_a_row_for_every_claim_with_a_number():
+    shown = answer.picture(board("supported", "open", "not tested", "contradicted"))
+    labels = [text.get_text() for text in shown.axes[0].get_yticklabels()]
+    assert labels == ["Claim 0 holds.", "Claim 1 holds.", "Claim 3 holds."]
+    (legend,) = shown.legends
+    assert [t.get_text() for t in legend.get_texts()] == ["✔ supported", "… open", "✘ contradicted"]
