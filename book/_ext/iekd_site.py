@@ -12,8 +12,8 @@
 7. The build fails on a page that loads from a foreign host, links to a missing record or a place
   that no page has, or is larger than 1 MB; on one with a raw role, an unfilled placeholder or "nan"
   in its text; on one whose captioned figure has no picture: MyST-NB then prints what the cell
-  returned and drops the caption without a word; and on one where an exercise's check says "right" to
-  a wrong answer, or the other way round.
+  returned and drops the caption without a word; and on one where an exercise's check says "right"
+  to a wrong answer, or the other way round.
 """
 
 from __future__ import annotations

@@ -157,7 +157,8 @@ def gathered(
     some = f"{some} {things} {'have' if lower > 1 else 'has'}"
     found = [f"{some} a lower {noun} than {against}{_by(of['lower'], noun)}"]
     if higher:
-        found += [f"{higher} {'have' if higher > 1 else 'has'} a higher one{_by(of['higher'], noun)}"]
+        have = "have" if higher > 1 else "has"
+        found += [f"{higher} {have} a higher one{_by(of['higher'], noun)}"]
     for name in ("equivalent", "inconclusive"):
         if count := len(of[name]):
             found += [f"{count} {'are' if count > 1 else 'is'} {name}"]
@@ -165,7 +166,7 @@ def gathered(
 
 
 def _by(rows: pd.DataFrame, noun: str) -> str:
-    """', by 0.40 to 1.52 points (A; B)', of many ' (most: A)': how far arms lie from the baseline."""
+    """', by 0.40 to 1.52 points (A; B)', of many ' (most: A)': how far from the baseline."""
     if rows.empty:
         return ""
     digits, unit = (2, " points") if noun == "error" else (3, "")
