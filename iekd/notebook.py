@@ -8,6 +8,7 @@ sets or two lines set, a value of another type or out of range. `iekd.cells` rea
 """
 
 import functools
+import inspect
 import itertools
 import os
 import re
@@ -143,7 +144,7 @@ def exercise(check: Callable[..., str]) -> Callable[..., None]:
     """Makes a function that says whether an answer is right.
 
     `check` takes the answer; it fails an assertion whose message says what is wrong, or returns why
-    the answer is right. An answer of `...` is none yet.
+    the answer is right. An answer of `...`, or a function that returns `...`, is none yet.
 
     >>> @exercise
     ... def check_bits(answer):
@@ -158,15 +159,28 @@ def exercise(check: Callable[..., str]) -> Callable[..., None]:
 
     @functools.wraps(check)
     def say(*answers: Any) -> None:
-        if any(answer is ... for answer in answers):
-            return print("Nothing to check yet: replace the dots.")
         try:
-            print(f"Right: {check(*answers)}")
+            print(f"Right: {check(*(_filled(answer) for answer in answers))}")
+        except _NothingYet:
+            print("Nothing to check yet: replace the dots.")
         except Exception as problem:  # whatever a student's answer does
             kind = "" if isinstance(problem, AssertionError) else f"{type(problem).__name__}: "
             print(f"Not yet: {kind}{problem}")
 
     return say
+
+
+class _NothingYet(Exception):
+    """The dots of an exercise are still there."""
+
+
+def _filled(answer: Any) -> Any:
+    """The answer, a function such that it raises `_NothingYet` where it returns dots."""
+    if any(part is ... for part in (answer if isinstance(answer, tuple) else (answer,))):
+        raise _NothingYet
+    if not inspect.isfunction(answer):
+        return answer
+    return functools.wraps(answer)(lambda *given, **named: _filled(answer(*given, **named)))
 
 
 def listed(text: str) -> list[str]:

@@ -11,8 +11,9 @@
 6. Jupyter Book brings a script for kernels on foreign hosts; no page gets it.
 7. The build fails on a page that loads from a foreign host, links to a missing record or a place
   that no page has, or is larger than 1 MB; on one with a raw role, an unfilled placeholder or "nan"
-  in its text; and on one whose captioned figure has no picture: MyST-NB then prints what the cell
-  returned and drops the caption without a word.
+  in its text; on one whose captioned figure has no picture: MyST-NB then prints what the cell
+  returned and drops the caption without a word; and on one where an exercise's check says "right"
+  to a wrong answer, or the other way round.
 """
 
 from __future__ import annotations
@@ -203,6 +204,30 @@ def drawn(site: Path, html: str) -> set[str]:
     }
 
 
+def answers(notebook: dict) -> list[str]:
+    """What the checks of an executed page's exercises should not have said: the skeleton is empty,
+    of the answers in the solution the first is right, and two or more are wrong.
+    """
+    found = []
+    for cell in notebook["cells"]:
+        tags = cell["metadata"].get("tags", ())
+        said = "".join("".join(output.get("text", "")) for output in cell.get("outputs", ()))
+        verdicts = re.findall(r"^(Right|Not yet|Nothing to check)\b", said, re.M)
+        right, wrong = verdicts.count("Right"), verdicts.count("Not yet")
+        if "solution" in tags:
+            good = verdicts[:1] == ["Right"] and right == 1 and wrong >= 2
+        else:
+            good = "exercise" not in tags or verdicts == ["Nothing to check"]
+        found += [] if good else [f"an exercise says {said!r}"]
+    return found
+
+
+def executed(site: Path, doc: str) -> dict:
+    """The executed notebook of a page, as MyST-NB leaves it; one without cells if it is none."""
+    file = site.parent / "jupyter_execute" / f"{doc}.ipynb"
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"cells": []}
+
+
 def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
     """One line for each promise that a built page breaks; `source` is the folder of the pages'
     sources.
@@ -223,6 +248,7 @@ def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
         dead = dead_anchors(site, page, text)
         found += [f"{page.name}: links to {place}: no such place" for place in dead]
         found += [f"{page.name}: shows {what}, as it stands" for what in unread(text)]
+        found += [f"{page.name}: {what}" for what in answers(executed(site, page.stem))]
         lacking = [
             name
             for name in captioned(source / f"{page.stem}.ipynb")

@@ -91,6 +91,16 @@ def block(*parts: str) -> Markup:
     return tag("div", *parts, class_="ie-block") + "\n"
 
 
+def folded(title: str, *parts: Any) -> Markup:
+    """What a reader can do without: behind a click, and readable without style sheets."""
+    return tag("details", tag("summary", title), "\n", *parts, class_="ie-fold") + "\n"
+
+
+def bullets(texts: Iterable[Any]) -> Markup:
+    """A list of texts."""
+    return tag("ul", *(tag("li", text) + "\n" for text in texts))
+
+
 def tabs(panels: Mapping[str, Markup], legend: str) -> Markup:
     """Several tables (by title) in one place: one is shown, the others are a click or a key away.
 

@@ -268,3 +268,17 @@ def test_an_exercise_says_what_is_right_and_what_is_wrong_and_why(capsys):
     ]
     assert lines[3:5] == ["Not yet: 1 is not half of 2", "Not yet: None is not half of 2"]
     assert lines[5].startswith("Nothing") and lines[6].startswith("Not yet: TypeError: ")
+
+
+def test_a_function_that_returns_dots_is_no_answer_yet(capsys):
+    @notebook.exercise
+    def check_double(function):
+        if function(2) != 4:
+            raise AssertionError("not the double")
+        return "the double"
+
+    for answer in (lambda x: ..., lambda x: (..., x), lambda x: x * x, lambda x: x):
+        check_double(answer)
+    first, second, right, wrong = capsys.readouterr().out.splitlines()
+    assert first.startswith("Nothing to check yet") and second == first
+    assert (right, wrong) == ("Right: the double", "Not yet: not the double")

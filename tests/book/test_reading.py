@@ -126,6 +126,23 @@ def test_captions_stand_below_their_figures(path):
             assert re.fullmatch(r"\*[^\n]+\*", cell.source), cell.source
 
 
+@each_notebook
+def test_an_exercise_is_a_task_a_check_a_place_to_write_and_a_solution(path):
+    """The check stands folded above the place to write, which runs as it is: `...` are its dots.
+    The solution has a right answer and two wrong ones; `iekd_site.answers` sees what is said.
+    """
+    page = cells(path)
+    places = [k for k, cell in enumerate(page) if "exercise" in tags(cell)]
+    assert [k + 1 for k in places] == [k for k, c in enumerate(page) if "solution" in tags(c)]
+    for number, k in enumerate(places, 1):
+        task, check, place, solution = page[k - 2 : k + 2]
+        assert f"**{number}.** *About " in task.source and "<summary>Hint</summary>" in task.source
+        assert {"check", "remove-input"} <= set(tags(check))
+        (name,) = re.findall(r"@notebook\.exercise\ndef (check_\w+)\(", check.source)
+        assert "..." in place.source and f"\n{name}(" in f"\n{place.source}"
+        assert len(re.findall(rf"^ *{name}\(", solution.source, re.MULTILINE)) >= 3
+
+
 def imported(source: str) -> Iterator[str]:
     """The modules of the library that a cell imports, without the front door."""
     for node in ast.walk(ast.parse(source)):
@@ -168,6 +185,19 @@ def test_captions_and_times_on_the_site(site):
     assert second["source"] == "```{nb-exec-table}\n```"
 
 
+def test_what_an_exercise_should_not_say(site):
+    def page(tag, *lines):
+        output = {"output_type": "stream", "text": [f"{line}\n" for line in lines]}
+        return {"cells": [{"metadata": {"tags": [tag]}, "outputs": [output]}]}
+
+    right, wrong, nothing = "Right: so.", "Not yet: no.", "Nothing to check yet: replace the dots."
+    good = [("exercise", nothing), ("solution", right, wrong, wrong, "more"), ("other", "text")]
+    assert not any(site.answers(page(*said)) for said in good)
+    bad = [("exercise", wrong), ("exercise", ""), ("solution", right, wrong)]
+    bad += [("solution", wrong, right, wrong), ("solution", right, right, wrong, wrong)]
+    assert all(len(site.answers(page(*said))) == 1 for said in bad)
+
+
 # Cheap ones: a page of sentences without any record, and a live chapter with other parameters.
 EXECUTED = [
     ("protocol", {"preset": "paper", "seeds": 5}, "sees what the last two columns say"),
@@ -185,5 +215,5 @@ def test_an_executed_chapter_has_its_sentences(site, monkeypatch, stem, values, 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     page = papermill.execute_notebook(BOOK / f"{stem}.ipynb", None, values, progress_bar=False)
     shown, _ = nbconvert.HTMLExporter(exclude_input=True).from_notebook_node(page)
-    assert site.unread(shown) == []
+    assert site.unread(shown) == [] and site.answers(page) == []
     assert sentence in " ".join(re.sub(r"<[^>]*>", "", shown).split())

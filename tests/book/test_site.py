@@ -165,7 +165,9 @@ def test_solutions_are_folded_on_the_site_and_in_jupyter_and_can_be_taken_out(pa
             for title in re.findall(r"^## (.*)", "".join(cell["source"]), re.MULTILINE):
                 below = title == "Exercises"
         tags = cell["metadata"].get("tags", [])
-        wanted = {"solution", "exercise"} if below and cell["cell_type"] == "code" else set()
+        wanted = (
+            {"solution", "exercise", "check"} if below and cell["cell_type"] == "code" else set()
+        )
         assert bool(wanted & set(tags)) == bool(wanted), "".join(cell["source"])
         solutions += [cell["metadata"]] if "solution" in tags else []
     assert all(

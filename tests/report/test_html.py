@@ -95,3 +95,11 @@ def test_a_number_of_one_run_leads_to_its_record():
     link = ElementTree.fromstring(row).find("td/a")
     assert link.get("href") == "records/class/kd-kd_alpha%3D0.9/seed0.json" and link.text == "39.12"
     assert tables.record_cell("p", float("nan")) == html.Cell("—")
+
+
+def test_what_is_folded_is_there_and_escaped():
+    found = html.folded("More & more", html.bullets(["a < b", html.link("x", "y.html")]))
+    details = ElementTree.fromstring(found)
+    assert details.tag == "details" and details.find("summary").text == "More & more"
+    first, second = details.findall("ul/li")
+    assert first.text == "a < b" and second.find("a").get("href") == "y.html"
