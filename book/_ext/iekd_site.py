@@ -30,7 +30,9 @@ from importlib.metadata import distribution, distributions
 from pathlib import Path
 from urllib.parse import unquote
 
+import nbformat
 import vl_convert
+from jupyter_cache import get_cache
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 
@@ -222,10 +224,22 @@ def answers(notebook: dict) -> list[str]:
     return found
 
 
-def executed(site: Path, doc: str) -> dict:
-    """The executed notebook of a page, as MyST-NB leaves it; one without cells if it is none."""
-    file = site.parent / "jupyter_execute" / f"{doc}.ipynb"
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {"cells": []}
+def wrong_answers(cache: str, source: Path, docs: Iterable[str]) -> list[str]:
+    """What `answers` finds in the notebooks of these pages as they were executed, which the cache
+    keeps, whenever that was.
+    """
+    found = []
+    for page in (source / f"{doc}.ipynb" for doc in sorted(docs)):
+        if not page.is_file():
+            continue
+        notebook = json.loads(page.read_text(encoding="utf-8"))
+        notebook["cells"] = site_cells(notebook["cells"])
+        try:
+            _, run = get_cache(cache).merge_match_into_notebook(nbformat.from_dict(notebook))
+        except KeyError:  # nothing to execute
+            run = notebook
+        found += [f"{page.name}: {what}" for what in answers(run)]
+    return found
 
 
 def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
@@ -248,7 +262,6 @@ def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
         dead = dead_anchors(site, page, text)
         found += [f"{page.name}: links to {place}: no such place" for place in dead]
         found += [f"{page.name}: shows {what}, as it stands" for what in unread(text)]
-        found += [f"{page.name}: {what}" for what in answers(executed(site, page.stem))]
         lacking = [
             name
             for name in captioned(source / f"{page.stem}.ipynb")
@@ -269,7 +282,9 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
     copy_mathjax(site / "_static")
     write_vega(site / "_static")
     copy_records(site / "records")
-    if found := problems(site, app.env.found_docs, Path(app.srcdir)):
+    source, docs = Path(app.srcdir), app.env.found_docs
+    wrong = wrong_answers(app.config.nb_execution_cache_path, source, docs)
+    if found := problems(site, docs, source) + wrong:
         raise ExtensionError("The site breaks its promises:\n" + "\n".join(found))
 
 
