@@ -198,6 +198,33 @@ def test_what_an_exercise_should_not_say(site):
     assert all(len(site.answers(page(*said))) == 1 for said in bad)
 
 
+def test_answers_are_those_of_the_execution_whenever_that_was(site, tmp_path):
+    """The cache keeps them; a second build executes nothing."""
+    from jupyter_cache import get_cache
+    from jupyter_cache.base import CacheBundleIn
+
+    v4 = nbformat.v4
+    figure = v4.new_code_cell("fig", metadata={"mystnb": {"figure": {"name": "fig-a"}}})
+    caption = v4.new_markdown_cell("*Points.*", metadata={"tags": ["caption"]})
+    asked = v4.new_code_cell("check(...)", metadata={"tags": ["exercise"]})
+    page = v4.new_notebook(cells=[figure, caption, asked])
+    nbformat.write(page, tmp_path / "page.ipynb")
+    (tmp_path / "text.md").write_text("# No notebook")
+    cache = str(tmp_path / "cache")
+    assert site.wrong_answers(cache, tmp_path, ["page", "text"]) == [
+        "page.ipynb: an exercise says ''"
+    ]
+
+    # executed, as the site sees it
+    run = nbformat.from_dict({**page, "cells": site.site_cells(page["cells"])})
+    said = v4.new_output("stream", text="Nothing to check yet: replace the dots.\n")
+    run.cells[-1]["outputs"] = [said]
+    run.cells[-1]["execution_count"] = 1
+    bundle = CacheBundleIn(run, "page.ipynb")
+    get_cache(cache).cache_notebook_bundle(bundle, check_validity=False)
+    assert site.wrong_answers(cache, tmp_path, ["page", "text"]) == []
+
+
 # Cheap ones: a page of sentences without any record, and a live chapter with other parameters.
 EXECUTED = [
     ("protocol", {"preset": "paper", "seeds": 5}, "sees what the last two columns say"),
