@@ -76,7 +76,7 @@ def table(runs: pd.DataFrame, baseline: str, metric: str = "last") -> pd.DataFra
     corrected = dict(zip(rivals, statistics.holm(r.p for r in results.values()), strict=True))
     rows = {}
     for label, values in by_arm.items():
-        rows[label] = statistics.summary(values)._asdict()
+        rows[label] = comparison.summarised(values.to_frame(metric), metric)._asdict()
         if label in results:
             result, p = results[label], corrected[label]
             limits = {"difference low": result.low, "difference high": result.high}

@@ -362,7 +362,7 @@ def analyse(options: Options) -> None:
 @command(
     "table",
     option("grids", "only the runs of these grid files", type=Path, nargs="*", metavar="GRID"),
-    option("--preset", "without a grid (default class)", default="class", choices=PRESETS),
+    option("--preset", "without a grid (default class)", choices=PRESETS),
     option(
         "--baseline", "add the differences to this arm of the grids, paired by seed", metavar="ARM"
     ),
@@ -377,6 +377,9 @@ def table(options: Options) -> None:
     from iekd import front
     from iekd.report import comparison, readme
 
+    if options.grids and (options.preset or options.readme):
+        raise ConfigError("preset, readme: these are for the whole store; name them without a grid")
+    options.preset = options.preset or "class"
     runs = _runs(options)
     if options.readme:
         print(f"written: {readme.update_readme(runs, options.preset)}")

@@ -380,6 +380,12 @@ def test_a_baseline_that_is_none_is_refused(iekd, grid):
     assert status == 1 and "there is no arm 'nobody'; the arms are" in err
 
 
+@pytest.mark.parametrize("words", [["--preset", "class"], ["--readme"]])
+def test_what_is_for_the_whole_store_is_refused_beside_a_grid(iekd, grid, words):
+    status, out, err = iekd("table", grid, *words)
+    assert status == 1 and not out and "name them without a grid" in err
+
+
 def test_a_baseline_needs_a_grid_of_one_pair(iekd, grid, tmp_path):
     status, _, err = iekd("table", "--preset", "smoke", "--baseline", "KD")
     assert status == 1 and "baseline: name the grid" in err

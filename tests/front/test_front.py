@@ -6,6 +6,7 @@ import inspect
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from tiny import tiny
 
@@ -78,3 +79,13 @@ def test_arms_are_compared_over_seeds():
 def test_a_student_is_trained_if_it_has_to_be():
     student = iekd.load_student(tiny())
     assert not student.training and front.load_student(tiny()) is not student
+
+
+def test_the_interval_of_an_error_stays_within_what_an_error_can_be():
+    rows = [
+        {"seed": k, "preset": "smoke", "label": "A", "last": e} for k, e in enumerate((0, 1, 30))
+    ]
+    rows += [{**row, "label": "B", "last": 100 - row["last"]} for row in rows]
+    found = front.table(pd.DataFrame(rows), baseline="A")
+    assert found.loc["A", "low"] == 0 and found.loc["B", "high"] == 100
+    assert 0 < found.loc["A", "high"] < 100
