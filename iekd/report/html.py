@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import pandas as pd
 from markupsafe import Markup, escape
 
-
 SHORT = 120  # letters of a note that stands in sight, two lines on a phone
 
 

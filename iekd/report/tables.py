@@ -106,7 +106,10 @@ def _grid_table(
     metric: str,
     baselines: Sequence[str],
 ) -> Markup:
-    """The table by one rule: the arms by role and variant, with or without runs."""
+    """The table by one rule: the arms by role and variant, with or without runs.
+
+    Differences come first: a phone shows no more than two columns at once.
+    """
     names = {("student", c.variant): labels.label_of(c) for c in configs}
     minus = [f"minus {names.get(('student', b), b)}, points" for b in baselines]
     if any(c.has_teacher for c in configs):
@@ -117,7 +120,7 @@ def _grid_table(
     for arm, name in names.items():
         differences = [_difference_cell(compared[b].get(arm)) for b in baselines]
         error = error_cell(ours.get(arm), absent(configs[0], metric))
-        rows.append(html.row(name, error, *differences))
+        rows.append(html.row(name, *differences, error))
     note = (
         f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % "
         "t-interval of the mean. Differences are paired by seed; their intervals are not "
@@ -125,7 +128,7 @@ def _grid_table(
     )
     remarks = [phrases.legend(configs[0].preset), phrases.outliers(runs, metric)]
     note = _joined([note, *remarks, no_validation(configs[0], metric)])
-    return html.table(caption, note, ["method", "error, %", *minus], rows)
+    return html.table(caption, note, ["method", *minus, "error, %"], rows)
 
 
 Rows = dict[tuple[str, str], dict[str, Any]]

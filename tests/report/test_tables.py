@@ -45,9 +45,11 @@ def panes(html: str) -> dict[str, ElementTree.Element]:
 
 
 def cells(html: str, title: str = "last epoch") -> dict[str, list[str]]:
-    """The text of every cell of one of the tables by the name of its row."""
+    """The text of every cell of one of the tables by the name of its row, the error first."""
     rows = panes(html)[title].iter("tr")
     texts = [["".join(cell.itertext()) for cell in row] for row in rows]
+    if texts[0][-1] == "error, %":  # behind the differences
+        texts = [[name, error, *differences] for name, *differences, error in texts]
     return {name: rest for name, *rest in texts}
 
 
