@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--import", metavar="FILE", help=IMPORT)
 
     # No guessing by prefix: `--ft 3` could mean another field tomorrow.
-    exact = functools.partial(argparse.ArgumentParser, allow_abbrev=False)
+    exact: Any = functools.partial(argparse.ArgumentParser, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=exact)
     groups = {"": commands}
     for words, options, do in COMMANDS:

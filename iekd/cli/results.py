@@ -103,9 +103,9 @@ def show(options: Options) -> None:
     for rule, metric in record.metrics.items():
         if metric:
             measured = metric.model_dump(exclude={"epoch"}, exclude_none=True)
-            values = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
-            print(f"{rule:>13}: epoch {metric.epoch}: {values}")
-    facts = {"data": record.data, "parents": record.parents, "versions": record.versions}
-    for name, values in {**facts, "device": record.device, "git": record.git}.items():
-        print(f"{name:>13}: {', '.join(f'{key} {value}' for key, value in values.items())}")
+            shown = ", ".join(f"{name} {value:.4g}" for name, value in measured.items())
+            print(f"{rule:>13}: epoch {metric.epoch}: {shown}")
+    for name in ("data", "parents", "versions", "device", "git"):
+        facts = getattr(record, name).items()
+        print(f"{name:>13}: {', '.join(f'{key} {value}' for key, value in facts)}")
     print(f"{'made':>13}: {record.started}, {record.seconds:g} s; weights {record.weights[:12]}")

@@ -116,7 +116,7 @@ class Session:
     def _begin(self, config: RunConfig, make: Make) -> Member:
         """A run with all its parts on the device, at its last checkpoint."""
         found = {role: records.find(parent) for role, parent in config.parents().items()}
-        parents = {role: record.weights for role, record in found.items()}
+        parents = {role: record.weights for role, record in found.items() if record}
         run = make(config, this_device(), self.members[0].run.dataset if self.members else None)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         member = Member(config, run, parents, started)
