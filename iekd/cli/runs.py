@@ -3,6 +3,7 @@
 import collections
 import itertools
 import math
+import os
 import shlex
 import sys
 from pathlib import Path
@@ -31,6 +32,7 @@ from iekd.sweeps.sweep import sweep as run_sweep
 from iekd.training import ddp, runner, signals
 from iekd.training.signals import LATER
 
+LOG = "write curves there while training: CSV, and for TensorBoard where it is installed"
 ANALYSE = "then measure what it learned, as iekd analyse does, while its weights are there"
 
 
@@ -39,6 +41,7 @@ ANALYSE = "then measure what it learned, as iekd analyse does, while its weights
     flag("--dry-run", "print the configuration and the path of its record, train nothing"),
     flag("--no-wait", f"leave with status {LATER} if another process trains this run"),
     flag("--analyse", ANALYSE),
+    option("--log", LOG, metavar="DIR"),
     option("--import", IMPORT, metavar="FILE"),
 )
 def run(options: Options) -> None:
@@ -48,6 +51,7 @@ def run(options: Options) -> None:
         print(config.model_dump_json(indent=1, exclude=config.unread()))
         print(f"hash {config.hash}\nrecord {records.record_path(config)}")
         return
+    _log_to(options.log)
     with ddp.joined() as first:
         if not first:
             return runner.follow()
@@ -63,6 +67,12 @@ def run(options: Options) -> None:
             print(f"{rule:>13}: test loss {metric.test_loss:.4g} (epoch {metric.epoch})")
     speed = f"[{record.seconds:.0f} s, {record.images_per_second:.0f} images/s]"
     print(f"{'record':>13}: {records.record_path(config)}  {speed}")
+
+
+def _log_to(folder: str | None) -> None:
+    """Name the folder of the curves, for this process and those that it starts."""
+    if folder:
+        os.environ["IEKD_LOG"] = str(Path(folder).absolute())
 
 
 def _measure(config: RunConfig) -> None:
@@ -129,6 +139,7 @@ def pack(options: Options) -> int:
         metavar="FILE",
     ),
     flag("--analyse", "measure each run of the grids right after it, while its weights are there"),
+    option("--log", LOG, metavar="DIR"),
     flag("--dry-run", "list the runs and whether they are done"),
 )
 def sweep(options: Options) -> int:
@@ -140,6 +151,7 @@ def sweep(options: Options) -> int:
         return _list(configs)
     if options.bundle:
         store.check_writable(options.bundle)
+    _log_to(options.log)
 
     # The runs, and what became of them.
     limits = {"jobs": options.jobs, "time_limit": options.time_limit, "pack": options.pack}
