@@ -52,8 +52,9 @@ book: $(READY) ## build the book in _build/html
 	{ rm -rf _build/.doctrees; exit 1; }
 	@$(BIN)/python -c 'from pathlib import Path; print("\nThe book:", Path("_build/html/index.html").resolve().as_uri())'
 
+# A process a core; the tests of one file share what they train.
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
 
 torture: $(READY) ## kill sweeps at random and see that nothing is lost (MINUTES=5)
 	$(BIN)/python tests/torture.py --minutes $(MINUTES)
