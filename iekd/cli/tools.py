@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas as pd
 
 from iekd import __version__, data, records
-from iekd.cli import handout
 from iekd.cli.options import count
 from iekd.cli.parser import Options, command, flag, option
+from iekd.errors import ConfigError
 from iekd.records import store
 
 
@@ -20,6 +20,11 @@ from iekd.records import store
 )
 def hand_out(options: Options) -> None:
     """chapters for a class: without solutions, with a cell to write in below each exercise"""
+    try:
+        from iekd.cli import handout
+    except ImportError as error:
+        raise ConfigError(f"{error}; hand-outs need the book: pip install -e '.[book]'") from error
+
     names = [name.strip() for name in options.chapters.split(",") if name.strip()]
     for path in handout.write(options.folder, names, options.solutions):
         print(path)
