@@ -150,7 +150,7 @@ def test_a_chapter_asks_three_quick_questions_before_its_exercises():
     for name in handout.chapters():
         sources = [cell.source for cell in cells(BOOK / f"{name}.ipynb")]
         (k,) = [k for k, text in enumerate(sources) if text.startswith("## Quick questions")]
-        questions = re.findall(r"^<details><summary>([^`$*]+)</summary>\n\n", sources[k], re.M)
+        questions = re.findall(r"^<details><summary>([^`$*\n]+)</summary>\n\n", sources[k], re.M)
         assert len(questions) == 3 and sources[k + 1].startswith("## Exercises"), name
 
 
