@@ -17,7 +17,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
 	$$p -c '$(NEW_ENOUGH)' >/dev/null 2>&1 && { echo $$p; break; }; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup ours book test torture bench serve check clean distclean
+.PHONY: help setup ours book site browse test torture bench serve check clean distclean
 
 help: ## show this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -51,6 +51,15 @@ book: $(READY) ## build the book in _build/html
 	$(BIN)/jupyter-book build book --config _config.yml --path-output . -W -n --keep-going || \
 	{ rm -rf _build/.doctrees; exit 1; }
 	@$(BIN)/python -c 'from pathlib import Path; print("\nThe book:", Path("_build/html/index.html").resolve().as_uri())'
+
+# Links are relative, so it may lie in any folder of the host. GitHub leaves out folders like _static, unless .nojekyll is there.
+site: book ## the book as a folder for any static host: _build/site
+	@rm -rf _build/site && cp -R _build/html _build/site
+	@rm -f _build/site/.buildinfo && find _build/site/_static -name '*.map' -delete && touch _build/site/.nojekyll
+	@echo "For any static host: _build/site"
+
+browse: $(READY) ## look at the built book with Chromium: accessibility, errors of scripts, phones
+	$(BIN)/python -m pytest -ra tests/browser
 
 # A process a core; the tests of one file share what they train.
 test: $(READY) ## run the tests

@@ -6,7 +6,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 runs=$PWD/runs
 home=${CAMPAIGN_HOME:-$HOME/iekd-campaign}
 plan=$(head -n 1 runs/campaign.commit)
-imagenette=37bf94da53a0da6504e243a3004506afebcbedc5
+imagenette=567f7743907461e4ebb4bd04c9685f9ff2166e63
 python=$home/env/bin/python
 cores=$(nproc)
 export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}

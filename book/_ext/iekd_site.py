@@ -2,7 +2,8 @@
 `_config.yml`.
 
 1. Outputs depend on the library and the records, not only on the notebook: the execution cache is
-  named after a digest.
+  named after a digest. What it lacks is executed side by side, a kernel a core, before Sphinx
+  reads; MyST-NB alone would execute one page after another.
 2. The site works without network: MathJax comes from the package `sphinx-mathjax-offline`.
 3. So does the explorer: the script that draws it comes from the package `vl-convert-python`.
 4. The records lie in the site under `records/`, so that every table can link to them.
@@ -22,10 +23,13 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from html import unescape
 from importlib.metadata import distribution, distributions
 from pathlib import Path
@@ -34,13 +38,19 @@ from urllib.parse import unquote
 import nbformat
 import vl_convert
 from jupyter_cache import get_cache
+from jupyter_cache.base import CacheBundleIn
+from jupyter_cache.executors.utils import single_nb_execution
 from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "runs" / "records"
 MATHJAX_FILES = ("tex-chtml.js", "input/tex/extensions/*.js", "output/chtml/fonts/woff-v2/*.woff")
 MAX_PAGE_BYTES = 1_000_000
+MAX_KERNELS = 4  # each holds PyTorch; the longest page takes a third of the time of two
 
 # What a browser fetches without being asked. Plain links (<a href>) are the reader's own choice.
 FOREIGN = re.compile(
@@ -106,6 +116,65 @@ def choose_cache(app: Sphinx, config) -> None:
     )
 
 
+def not_cached(cache: str, source: Path, docs: Iterable[str]) -> list[Path]:
+    """The notebooks of these pages that the cache does not hold; the largest, which take longest,
+    first.
+    """
+    found = []
+    for page in (source / f"{doc}.ipynb" for doc in docs):
+        try:
+            page.is_file() and get_cache(cache).match_cache_notebook(on_site(page))
+        except KeyError:
+            found.append(page)
+    return sorted(found, key=lambda page: -page.stat().st_size)
+
+
+def execute(app: Sphinx, env: object, docs: list[str]) -> None:
+    """Execute the pages that need it side by side and put them into the cache, where MyST-NB finds
+    them. The build fails with the name of every page that fails.
+    """
+    cache, start = app.config.nb_execution_cache_path, time.perf_counter()
+    pages = not_cached(cache, Path(app.srcdir), docs)
+    if app.config.nb_execution_mode != "cache" or len(pages) < 2:
+        return  # MyST-NB does it, with all cores for the one page
+
+    # several threads each would wait for one another
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    kernels = min(os.cpu_count() or 1, MAX_KERNELS)
+    logger.info("Executing %d pages, %d at a time", len(pages), kernels)
+    seconds, failed = 0.0, []
+    with ThreadPoolExecutor(kernels) as pool:
+        limit = app.config.nb_execution_timeout
+        started = {pool.submit(executed, page, limit): page for page in pages}
+        for done in as_completed(started):
+            name = started[done].name
+            try:
+                seconds += keep(cache, started[done], done)
+            except Exception as error:  # whatever stops a kernel; all pages at fault are named
+                failed.append(f"{name}: {error}")
+    wall = time.perf_counter() - start
+    logger.info("Executed in %.0f s; one after another: %.0f s", wall, seconds)
+    if failed:
+        raise ExtensionError("Executing notebooks failed:\n" + "\n".join(failed))
+
+
+def executed(page: Path, limit: int) -> tuple[nbformat.NotebookNode, float]:
+    """A page's notebook with its outputs, and the seconds that it took."""
+    run = single_nb_execution(on_site(page), str(page.parent), limit, allow_errors=False)
+    if run.err:
+        raise RuntimeError(run.exc_string)
+    return run.nb, run.time
+
+
+def keep(cache: str, page: Path, done: Future) -> float:
+    """Put an executed page into the cache; its seconds."""
+    notebook, seconds = done.result()
+    bundle = CacheBundleIn(notebook, str(page), data={"execution_seconds": seconds})
+    get_cache(cache).cache_notebook_bundle(bundle, check_validity=False, overwrite=True)
+    logger.info("%s: %.0f s", page.name, seconds)
+    return seconds
+
+
 def copy_mathjax(static: Path) -> None:
     """Copy the MathJax files that a page loads (1.8 of the package's 24 MB) to `static/mathjax`."""
     package = Path(
@@ -158,6 +227,13 @@ def site_cells(cells: list[dict]) -> list[dict]:
         else:
             kept.append(cell)
     return kept
+
+
+def on_site(page: Path) -> nbformat.NotebookNode:
+    """A page's notebook as MyST-NB gets it."""
+    notebook = json.loads(page.read_text(encoding="utf-8"))
+    notebook["cells"] = site_cells(notebook["cells"])
+    return nbformat.reads(json.dumps(notebook), as_version=4)
 
 
 def unread(html: str) -> list[str]:
@@ -248,10 +324,9 @@ def wrong_answers(cache: str, source: Path, docs: Iterable[str]) -> list[str]:
     for page in (source / f"{doc}.ipynb" for doc in sorted(docs)):
         if not page.is_file():
             continue
-        notebook = json.loads(page.read_text(encoding="utf-8"))
-        notebook["cells"] = site_cells(notebook["cells"])
+        notebook = on_site(page)
         try:
-            _, run = get_cache(cache).merge_match_into_notebook(nbformat.from_dict(notebook))
+            _, run = get_cache(cache).merge_match_into_notebook(notebook)
         except KeyError:  # nothing to execute
             run = notebook
         found += [f"{page.name}: {what}" for what in answers(run)]
@@ -308,6 +383,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_config_value("iekd_toc", "", "env", str)
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("config-inited", choose_cache, priority=100)
+    app.connect("env-before-read-docs", execute)
     app.connect("source-read", for_the_site)
     app.connect("html-page-context", without_thebe, priority=900)
     app.connect("html-page-context", say_time)

@@ -1,0 +1,72 @@
+"""Pages are executed side by side before the site is made, and kept as MyST-NB keeps them."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+from jupyter_cache import get_cache
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def site(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "book" / "_ext"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return pytest.importorskip("iekd_site")
+
+
+@pytest.fixture
+def app(tmp_path):
+    """A book of two pages that wait for each other, so that both must run at once."""
+    for name, other in (("one", "two"), ("two", "one")):
+        wait = (
+            "import pathlib, time\n"
+            f"pathlib.Path('{name}.txt').touch()\n"
+            f"while not pathlib.Path('{other}.txt').exists(): time.sleep(0.05)\n"
+            f"print('{name}')"
+        )
+        write(tmp_path / f"{name}.ipynb", wait)
+    (tmp_path / "text.md").write_text("# No notebook")
+    settings = {"execution_mode": "cache", "execution_cache_path": str(tmp_path / "cache")}
+    values = {f"nb_{k}": v for k, v in {**settings, "execution_timeout": 60}.items()}
+    return SimpleNamespace(srcdir=str(tmp_path), config=SimpleNamespace(**values))
+
+
+def write(page: Path, *sources: str) -> None:
+    made = [nbformat.v4.new_code_cell(source) for source in sources]
+    caption = nbformat.v4.new_markdown_cell("*About it.*", metadata={"tags": ["execution-times"]})
+    nbformat.write(nbformat.v4.new_notebook(cells=[*made, caption]), page)
+
+
+def test_pages_run_side_by_side_and_once(site, app, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    site.execute(app, None, ["one", "text", "two"])
+    cache = get_cache(app.config.nb_execution_cache_path)
+    for name in ("one", "two"):
+        record, run = cache.merge_match_into_notebook(
+            site.on_site(Path(app.srcdir, f"{name}.ipynb"))
+        )
+        assert run.cells[0].outputs[0].text == f"{name}\n"
+        assert cache.get_cache_record(record).data["execution_seconds"] > 0
+    assert (
+        site.not_cached(app.config.nb_execution_cache_path, Path(app.srcdir), ["one", "two"]) == []
+    )
+
+
+def test_every_page_that_fails_is_named_and_the_others_are_kept(site, app):
+    write(Path(app.srcdir, "bad.ipynb"), "1 / 0")
+    write(Path(app.srcdir, "worse.ipynb"), "import os; os._exit(1)")
+    write(Path(app.srcdir, "good.ipynb"), "1")
+    with pytest.raises(site.ExtensionError) as failed:
+        site.execute(app, None, ["bad", "good", "worse"])
+    assert "bad.ipynb: " in str(failed.value) and "ZeroDivisionError" in str(failed.value)
+    assert "worse.ipynb: " in str(failed.value) and "good.ipynb" not in str(failed.value)
+    cache = app.config.nb_execution_cache_path
+    assert site.not_cached(cache, Path(app.srcdir), ["good"]) == []
+
+
+def test_a_single_page_is_left_to_myst_nb_with_all_cores(site, app, monkeypatch):
+    monkeypatch.delattr(site, "executed")
+    site.execute(app, None, ["one", "text"])
