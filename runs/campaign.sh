@@ -1,26 +1,35 @@
 #!/usr/bin/env bash
 # The campaign's queue: bash runs/campaign.sh start | stop | status | commit. `start` goes on where any machine left off.
-# Library and environment are those of the commit in runs/campaign.commit; records go into this checkout's runs/.
+# Each grid is trained by the library of one commit, that of its protocol; records go into this checkout's runs/.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 runs=$PWD/runs
 home=${CAMPAIGN_HOME:-$HOME/iekd-campaign}
-commit=$(head -n 1 runs/campaign.commit)
+plan=$(head -n 1 runs/campaign.commit)
+imagenette=567f7743907461e4ebb4bd04c9685f9ff2166e63
 python=$home/env/bin/python
 cores=$(nproc)
 export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}
 
-# A worktree and an environment that nothing else changes while runs are under way.
+# A worktree of a commit: what is done to this checkout meanwhile changes no run. Prints where it lies.
+library() { # commit
+  local tree=$home/tree-$1
+  if [ "$(git -C "$tree" rev-parse HEAD 2>/dev/null)" != "$1" ]; then  # none, or that of a checkout that is gone
+    rm -rf "$tree"
+    git worktree prune
+    git worktree add --quiet --detach "$tree" "$1"
+  fi
+  echo "$tree"
+}
+
 prepare() {
   mkdir -p "$home/cache"
-  if [ "$(git -C "$home/tree" rev-parse HEAD 2>/dev/null)" != "$commit" ]; then  # none, or that of a checkout that is gone
-    rm -rf "$home/tree"
-    git worktree prune
-    git worktree add --quiet --detach "$home/tree" "$commit"
-  fi
+  local tree
+  tree=$(library "$plan")
+  library "$imagenette" >/dev/null
   if [ ! -e "$home/env/ready" ]; then
     "${PYTHON:-python3}" -m venv --clear "$home/env"
-    "$python" -m pip install -qq --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$home/tree"
+    "$python" -m pip install -qq --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$tree"
     touch "$home/env/ready"
   fi
   # Checkpoints and weights lie outside the checkout, which may be laid anew.
@@ -30,8 +39,9 @@ prepare() {
 }
 
 # One store's grids, until they are done; a signal to stop reaches the sweep, which leaves checkpoints.
-step() { # store, grids and options...
-  IEKD_RUNS=$1 OMP_NUM_THREADS=1 "$python" -m iekd sweep "${@:2}" --jobs "$cores" &
+step() { # commit, store, grids and options...
+  local tree=$home/tree-$1
+  (cd "$tree" && PYTHONPATH=$tree IEKD_RUNS=$2 OMP_NUM_THREADS=1 exec "$python" -m iekd sweep "${@:3}" --jobs "$cores") &
   child=$!
   wait "$child" || [ $? -eq 1 ] # 1: some run failed, and it said so
 }
@@ -42,11 +52,12 @@ queue() {
   trap 'kill -TERM "$child"; wait "$child"; exit 143' TERM
   # Desk scale needs bfloat16 in hardware; class scale runs anywhere.
   if grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
-    step "$runs" "$runs/desk.yaml" "$runs/desk-secondary.yaml" --pack 5 --analyse
+    step "$plan" "$runs" "$runs/desk.yaml" "$runs/desk-secondary.yaml" --pack 5 --analyse
   fi
-  step "$runs" "$runs/controls.yaml" --pack 8
-  step "$runs/again" "$runs/again/grid.yaml" --pack 8
-  step "$runs" "$runs/joint.yaml" "$runs/profile.yaml" "$runs/ladder.yaml" --pack 8
+  step "$plan" "$runs" "$runs/controls.yaml" --pack 8
+  step "$imagenette" "$runs" "$runs/imagenette-pilot.yaml"
+  step "$plan" "$runs/again" "$runs/again/grid.yaml" --pack 8
+  step "$plan" "$runs" "$runs/joint.yaml" "$runs/profile.yaml" "$runs/ladder.yaml" --pack 8
   echo "The queue is done."
 }
 
@@ -70,13 +81,12 @@ case ${1:-} in
   start)
     [ ! -e "$home/pid" ] || ! kill -0 "$(cat "$home/pid")" 2>/dev/null || { echo "It runs already: $(cat "$home/pid")"; exit 1; }
     prepare
-    cd "$home/tree"
-    "$python" -c 'import iekd, torch; print("library", iekd.__file__, "torch", torch.__version__)'
+    (cd "$home/tree-$plan" && PYTHONPATH=. "$python" -c 'import iekd, torch; print("library", iekd.__file__, "torch", torch.__version__)')
     setsid nohup nice -n 19 bash "$runs/campaign.sh" queue >>"$home/log" 2>&1 &
     echo $! >"$home/pid"
     echo "started: process $(cat "$home/pid"), log $home/log"
     ;;
-  queue) cd "$home/tree"; queue ;;
+  queue) queue ;;
   stop)
     kill -TERM "$(cat "$home/pid")" 2>/dev/null || { echo "It does not run."; exit 0; }
     while kill -0 "$(cat "$home/pid")" 2>/dev/null; do sleep 1; done

@@ -9,8 +9,9 @@
 4. The records lie in the site under `records/`, so that every table can link to them.
 5. What is ordinary text in Jupyter and more on the site is told apart by tags: the cell below a
   figure is its caption, another one the table of execution times.
-6. Jupyter Book brings a script for kernels on foreign hosts; no page gets it.
-7. The build fails on a page that loads from a foreign host, links to a missing record or a place
+6. A chapter that says "The live cells take a while" says on the site how long they took.
+7. Jupyter Book brings a script for kernels on foreign hosts; no page gets it.
+8. The build fails on a page that loads from a foreign host, links to a missing record or a place
   that no page has, or is larger than 1 MB; on one with a raw role, an unfilled placeholder or "nan"
   in its text; on one whose captioned figure has no picture: MyST-NB then prints what the cell
   returned and drops the caption without a word; and on one where an exercise's check says "right"
@@ -71,6 +72,8 @@ NO_TEXT = re.compile(
     r"|\$\$.*?\$\$|\$[^$\n][^$]*?\$|<[^>]*>",
     re.S,
 )
+# What a chapter says of its time, with a link to the table of all times.
+A_WHILE = re.compile(r"The live cells take a while((?:</\w+>)+)\s+the first time")
 # A role that nobody read ({doc}), a value that nobody filled in ({seeds}), and what is no number.
 UNREAD = re.compile(r"\{[a-z_][^{}<>\n]*\}|\b(?:nan|NaN)\b(?!-)")
 
@@ -268,6 +271,19 @@ def without_thebe(app: Sphinx, page: str, template: str, context: dict, doctree:
     context["script_files"] = kept
 
 
+def with_time(body: str, seconds: float) -> str:
+    """A page that says how long its execution took, instead of 'a while'."""
+    time = f"{seconds:.0f} seconds" if seconds < 100 else f"{seconds / 60:.1f} minutes"
+    return A_WHILE.sub(rf"The live cells took {time}\1 when this site was built", body)
+
+
+def say_time(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
+    """`with_time` for a page that was executed."""
+    executed = getattr(app.env, "nb_metadata", {}).get(page, {}).get("exec_data") or {}
+    if seconds := executed.get("runtime"):
+        context["body"] = with_time(context["body"], seconds)
+
+
 def captioned(notebook: Path) -> list[str]:
     """The names of the figures that a notebook promises; none if the page is no notebook."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"] if notebook.is_file() else []
@@ -371,5 +387,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("env-before-read-docs", execute)
     app.connect("source-read", for_the_site)
     app.connect("html-page-context", without_thebe, priority=900)
+    app.connect("html-page-context", say_time)
     app.connect("build-finished", finish)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

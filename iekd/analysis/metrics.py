@@ -1,16 +1,20 @@
-"""What the halves learned, measured on the weights of finished runs: similarity and flatness.
+"""What the halves learned, measured on the weights of finished runs: similarity, flatness, and
+where they look.
 
 `analyse(config)` measures once and leaves `seed<k>.analysis.json` beside the record; `records.load`
 then has the columns that `METRICS` lists. The sources say that the paper shows CKA between features
 and the loss under Gaussian weight noise, not how they were computed: every definition is our
-choice. The relevance maps and active neurons that they also name are in `relevance` and `neurons`.
+choice. The relevance maps and active neurons that they also name are measured in `looks`.
 """
 
 from typing import Any
 
+from torch import nn
+
 from iekd import records
+from iekd.analysis import looks
 from iekd.analysis.flatness import rises, weight_noise
-from iekd.analysis.similarity import reference, similarity
+from iekd.analysis.similarity import halves_of, reference, similarity
 from iekd.config import RunConfig
 from iekd.records import Analysis, store
 from iekd.training import runner
@@ -43,16 +47,32 @@ def analyse(config: RunConfig) -> Analysis:
     # measure
     run = runner.load_run(config)
     taught_by = reference(config).teacher_run()
-    teacher = run.teacher or Teacher(runner.load_network(taught_by), None)
+    network = runner.load_network(taught_by)
+    teacher = run.teacher or Teacher(network, None)
     noise = weight_noise(run, config.seed)
     metrics = {**similarity(config, run, teacher), **rises(noise)}
+    halves = halves_of(config, run.learner["student"].feature_channels)
+    metrics |= looks.measure(run, network, _another(config), halves, config.seed)
+    answers = {"student": looks.answers(run, run.learner["student"])}
+    answers["teacher"] = looks.answers(run, network)
 
     # write, and read what was written: it is rounded
     made_by: dict[str, Any] = {name: records.provenance()[name] for name in ("git", "versions")}
     made_by["parents"] = {"teacher": records.find(taught_by).weights} | record.parents
     found: dict[str, Any] = {"metrics": metrics, "noise": noise.to_dict("list")}
+    found["answers"] = answers
     Analysis(hash=config.hash, weights=record.weights, **made_by, **found).save(config)
     return records.read_analysis(records.analysis_path(config), record)
+
+
+def _another(config: RunConfig) -> nn.Module | None:
+    """The teacher of the seed before this one, if it is another and its weights are at hand."""
+    if config.seed == 0:
+        return None
+    own, other = (
+        reference(config.replace(seed=k)).teacher_run() for k in (config.seed, config.seed - 1)
+    )
+    return runner.load_network(other) if other != own and records.weights_at_hand(other) else None
 
 
 def impossible(config: RunConfig) -> str:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+import torch
 from scipy import stats
 from torch import Tensor
 
@@ -14,6 +15,15 @@ class Rescue(NamedTuple):
     alike_ie: int  # images that the teacher and IE get wrong, with the same answer
     lost: int  # of these, those that the student alone gets right
     p: float  # of rescued against lost: exact, two-sided
+
+
+def said(answers: str) -> Tensor:
+    """The answers that an analysis keeps (`looks.answers`), (N,): 0 is right, k + 1 the class k.
+
+    With zeros as labels they are what `rescue` takes.
+    """
+    words = answers.split() if " " in answers else list(answers)
+    return torch.tensor([0 if word == "." else int(word) + 1 for word in words])
 
 
 def rescue(labels: Tensor, teacher: Tensor, alone: Tensor, ie: Tensor) -> Rescue:

@@ -1,4 +1,4 @@
-"""The command line: run, pack, sweep, bundle, merge, analyse, table, bench, data, doctor.
+"""The command line: `runs` makes them, `results` shows them, `tools` has the rest.
 
 Torch is not imported before signals are handled: it takes seconds.
 """
@@ -43,8 +43,8 @@ def _command(words: list[str]) -> int:
 
 
 def _do(words: list[str]) -> int:
-    from iekd.cli import commands
     from iekd.cli.options import refuse, spelled
+    from iekd.cli.parser import parser
     from iekd.config.known import import_files
     from iekd.errors import OURS, Busy, ConfigError
     from iekd.training import ddp
@@ -57,10 +57,10 @@ def _do(words: list[str]) -> int:
         import_files(given.files)
 
         # Then the command.
-        options, unknown = commands.parser().parse_known_args(spelled(words))
+        options, unknown = parser().parse_known_args(spelled(words))
         if unknown:
             refuse(options.parser, unknown)
-        if options.do is not commands.run and ddp.launched() > 1:
+        if options.parser.prog != "iekd run" and ddp.launched() > 1:
             raise ConfigError(
                 "torchrun is for iekd run, one run on several processes; "
                 "start this command without it"

@@ -15,7 +15,8 @@ class Stream:
     """A text stream that keeps its first failure in `error`; what follows goes nowhere."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream, self.error = stream, None
+        self.stream = stream
+        self.error: OSError | None = None
 
     def __getattr__(self, name: str):
         return getattr(self.stream, name)

@@ -91,7 +91,13 @@ class FactorAE(nn.Module):
     batch and dimensions.
     """
 
-    def __init__(self, channels: int, ratio: float, decoder: str, reconstruction: str):
+    def __init__(
+        self,
+        channels: int,
+        ratio: float,
+        decoder: Literal["transposed", "conv"],
+        reconstruction: Literal["l2", "l1"],
+    ):
         super().__init__()
         self.autoencoder = FactorAutoEncoder(channels, ratio, decoder)
         self.power = 2 if reconstruction == "l2" else 1

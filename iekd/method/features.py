@@ -46,16 +46,18 @@ class Pair(NamedTuple):
 
 def last(student: Shapes, teacher: Shapes) -> list[Pair]:
     """The last stage of both. Raises `PairError` if their height and width differ."""
-    names = tuple(
-        [name for name in shapes if name.startswith("stage")][-1] for shapes in (student, teacher)
-    )
-    ours, theirs = student[names[0]][1:], teacher[names[1]][1:]
-    if ours != theirs:
+    ours, theirs = _last(student), _last(teacher)
+    if student[ours][1:] != teacher[theirs][1:]:
         raise PairError(
-            f"the last features must have equal height and width, but the student gives {ours} and "
-            f"the teacher gives {theirs}"
+            "the last features must have equal height and width, but the student gives "
+            f"{student[ours][1:]} and the teacher gives {teacher[theirs][1:]}"
         )
-    return [Pair(*names, student[names[0]][0], teacher[names[1]][0])]
+    return [Pair(ours, theirs, student[ours][0], teacher[theirs][0])]
+
+
+def _last(shapes: Shapes) -> str:
+    """The name of the last stage."""
+    return [name for name in shapes if name.startswith("stage")][-1]
 
 
 def stages(student: Shapes, teacher: Shapes) -> list[Pair]:

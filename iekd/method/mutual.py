@@ -102,8 +102,8 @@ class IEDML(nn.Module):
         peer_channels: int,
         *,
         ratio: float,
-        decoder: str,
-        reconstruction: str,
+        decoder: Literal["transposed", "conv"],
+        reconstruction: Literal["l2", "l1"],
         inherit_weight: float,
         explore_weight: float,
         split: Literal["random", "halves"],
@@ -126,7 +126,7 @@ class IEDML(nn.Module):
         others = {"student": "peer", "peer": "student"}
         self.losses = nn.ModuleDict(
             {
-                whose: IEFT(size, self._encoder(others[whose]), **weights)
+                whose: IEFT(size, self._encoder(others[whose]), **weights)  # type: ignore[arg-type]
                 for whose, size in sizes.items()
             }
         )

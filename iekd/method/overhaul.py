@@ -158,7 +158,7 @@ class IEOD(nn.Module):
         for name, stages in (("inherit", self.inherit), ("explore", self.explore)):
             if stages:
                 last = stages[-1]
-                found[name] = Part(
+                found[name] = Part(  # type: ignore[call-arg]
                     *last(student, teacher), losses[name], last.channels, last.pair.student
                 )
         return found

@@ -41,13 +41,13 @@ class Networks(NamedTuple):
     """What a method is built for: the networks at their initial values, and the pairs of stages
     that it compares.
 
-    `teacher` is the peer in mutual learning. `labels`: the classes of all training images, for a
-    method with a memory.
+    A network is one of `iekd.networks`, or None where there is none; `teacher` is the peer in
+    mutual learning. `labels`: the classes of all training images, for a method with a memory.
     """
 
-    student: nn.Module | None
-    teacher: nn.Module | None
-    autoencoder: nn.Module | None
+    student: Any
+    teacher: Any
+    autoencoder: Any
     labels: Tensor | None
     pairs: list[Pair]
 

@@ -86,7 +86,7 @@ class MobileNetV2(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
-        x, features = self.stem(images), {}
+        x, features = self.stem(images), dict[str, Tensor]()
         for k, block in enumerate(self.blocks):
             before = block.expand(x)
             active = relu(before)

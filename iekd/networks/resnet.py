@@ -79,7 +79,7 @@ class StagedResNet(nn.Module):
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
         x = self.pool(relu(self.norm(self.conv(images))))
-        features = {}
+        features = dict[str, Tensor]()
         for number, blocks in enumerate(self.stages, 1):
             for block in blocks:
                 before = block(x)

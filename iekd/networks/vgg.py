@@ -34,7 +34,7 @@ class VGG13(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8 (three poolings)."""
-        x, features = images, {}
+        x, features = images, dict[str, Tensor]()
         for number, convolutions in enumerate(self.stages, 1):
             before = convolutions(x)
             after = relu(before)

@@ -60,7 +60,7 @@ class WideResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
-        x, features = self.conv(images), {}
+        x, features = self.conv(images), dict[str, Tensor]()
         for number, blocks in enumerate(self.stages):
             for k, block in enumerate(blocks):
                 before = block.norm1(x)

@@ -19,7 +19,8 @@ class Analysis(BaseModel):
 
     hash: of the configuration. weights, parents: checksums of the weights it was computed from.
     metrics: the columns it adds to the frame of records. noise: a list per column, with one row
-    per sigma and draw.
+    per sigma and draw. answers: what student and teacher say of the test images, see
+    `iekd.analysis.looks.answers`; older analyses have none.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -32,6 +33,7 @@ class Analysis(BaseModel):
     versions: dict[str, str]
     metrics: dict[str, float | None]
     noise: dict[str, list[float]]
+    answers: dict[str, str] = {}
 
     def save(self, config: RunConfig) -> None:
         """Write it beside the run's record. Raises `StoreError` if that cannot be written."""

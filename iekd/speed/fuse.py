@@ -6,6 +6,7 @@ each is a pass over memory. The result differs by rounding at most.
 
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -74,7 +75,8 @@ def _modules(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
 
 def _fuse_one(traced: fx.GraphModule, node: fx.Node, convolution: nn.Conv2d) -> None:
     """Replace a convolution and what follows it by one `FusedConv`, where the last stood."""
-    last, inputs = node, (node.args[0],)
+    last: Any = node
+    inputs: tuple = (node.args[0],)
     after = _only_user(last)
     if after is not None and after.target is operator.add and after.args[0] is not after.args[1]:
         other = after.args[1] if after.args[0] is last else after.args[0]

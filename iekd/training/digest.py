@@ -107,7 +107,7 @@ def _used(tree: ast.AST, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
             case ast.Subscript(value=table, slice=ast.Constant(value=key)):
                 for name, value in _used(table, names):
                     if isinstance(value, dict) and key in value:
-                        yield f"{name}[{key}]", value[key]
+                        yield f"{name}[{key!s}]", value[key]
 
 
 def _text(node: Any, names: Mapping[str, Any]) -> str:

@@ -110,7 +110,8 @@ class _Graph:
     """The graph of one kind of step: a few steps are computed, one is captured, then replayed."""
 
     def __init__(self, streams: Streams):
-        self.streams, self.eager, self.graph = streams, WARM_UP, None
+        self.streams, self.eager = streams, WARM_UP
+        self.graph: Any = None
 
     def __call__(self, part: Tensor, step: Callable[[Tensor], Steps]) -> Steps:
         if self.eager:

@@ -66,7 +66,8 @@ class Pack:
         plans = [loop.draw_epoch(each, its.dataset, epoch) for each, its in self.first]
         parts = torch.stack(plans).to(run.mean.device).split(config.batch_size, dim=-1)
 
-        names, log = [], []
+        names: list[list[str]] = []
+        log = []
         for i, part in enumerate(parts):
             for each, its in self.runs:
                 loop.set_rate(its.optimiser, loop.learning_rate(each, epoch + i / len(parts)))

@@ -2,7 +2,7 @@
 
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from iekd import data, networks, records
 from iekd.config import RunConfig, methods
 from iekd.errors import TrainingError
-from iekd.networks import Output
 from iekd.speed import precision
 from iekd.training import given
 from iekd.training.teacher import Teacher
@@ -26,7 +25,7 @@ class Run(NamedTuple):
     """
 
     learner: nn.ModuleDict
-    teacher: Callable[..., Output] | None
+    teacher: Any
     optimiser: torch.optim.SGD
     dataset: data.DataSet
     mean: Tensor
@@ -96,8 +95,9 @@ def _build_learner(
 
         # in mutual learning the peer is the method's teacher
         known = {**parents, "teacher": learner["peer"]} if config.is_mutual else parents
-        networks = [dict(learner).get("student"), known.get("teacher"), known.get("autoencoder")]
-        learner["method"] = methods.build(config, *networks, labels)
+        student = dict(learner).get("student")
+        teacher, autoencoder = known.get("teacher"), known.get("autoencoder")
+        learner["method"] = methods.build(config, student, teacher, autoencoder, labels)
     return learner
 
 

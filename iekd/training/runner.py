@@ -50,7 +50,7 @@ def train(
     # the training of the first network leaves the records of both
     if "first" in config.parents():
         train(config.partner(), progress=progress, again=True, wait=wait)
-        return records.find(config)
+        return records.find(config)  # type: ignore[return-value]
 
     _check(config)
     for parent in config.parents().values():
@@ -81,8 +81,9 @@ def train_pack(
             try:
                 record = _ready(config, claims, progress)
             except TrainingError as error:
-                record = error
-            if record is not None:
+                outcomes[config.path] = error
+                continue
+            if record:
                 outcomes[config.path] = record
 
         todo = [config for config in configs if config.path not in outcomes]

@@ -13,7 +13,7 @@ from iekd.config import RunConfig
 from iekd.errors import TrainingError
 from iekd.records import Record
 from iekd.speed import memory
-from iekd.training import checkpoint, ddp, loop, signals
+from iekd.training import checkpoint, ddp, log, loop, signals
 from iekd.training.finish import finish
 from iekd.training.graphs import GraphedPack, graphs_wanted
 from iekd.training.pack import Pack, Row, row_or_error
@@ -73,6 +73,7 @@ class Session:
     def __init__(self, configs: Sequence[RunConfig], make: Make, progress: bool):
         self.clock = time.monotonic()
         memory.keep()
+        self.log = log.folder()
         # what the code was when the runs began
         self.provenance = _provenance(len(configs))
         self.members: list[Member] = []
@@ -116,7 +117,7 @@ class Session:
     def _begin(self, config: RunConfig, make: Make) -> Member:
         """A run with all its parts on the device, at its last checkpoint."""
         found = {role: records.find(parent) for role, parent in config.parents().items()}
-        parents = {role: record.weights for role, record in found.items()}
+        parents = {role: record.weights for role, record in found.items() if record}
         run = make(config, this_device(), self.members[0].run.dataset if self.members else None)
         started = datetime.now(UTC).isoformat(timespec="seconds")
         member = Member(config, run, parents, started)
@@ -132,6 +133,8 @@ class Session:
                 self.outcomes[member.config.path] = row
             else:
                 member.history.append(row | member.measure())
+                if self.log:
+                    log.write(self.log, member.config.path, member.history)
 
         spent = self._count_time(together)
         for member in together:

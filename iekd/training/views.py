@@ -69,12 +69,12 @@ def with_stored_teacher(config: RunConfig, run: Run) -> Run:
     # one process computes, the others load
     with store.locked(folder / ".lock"):
         found = {name: _load(folder / f"{name}.safetensors", shape) for name, shape in kept.items()}
-        missing = {name: kept[name] for name, tensor in found.items() if tensor is None}
-        if missing:
-            found |= compute(config, run, missing)
-        for name in missing:
-            store.save_tensors(folder / f"{name}.safetensors", {name: found[name]})
-    tensors = {name: tensor.to(run.mean.device) for name, tensor in found.items()}
+        tensors = {name: tensor for name, tensor in found.items() if tensor is not None}
+        missing = {name: shape for name, shape in kept.items() if name not in tensors}
+        made = compute(config, run, missing) if missing else {}
+        for name, tensor in made.items():
+            store.save_tensors(folder / f"{name}.safetensors", {name: tensor})
+    tensors = {name: tensor.to(run.mean.device) for name, tensor in {**tensors, **made}.items()}
     return run._replace(teacher=StoredTeacher(config, run.teacher, tensors))
 
 
@@ -129,8 +129,8 @@ def compute(config: RunConfig, run: Run, missing: dict[str, tuple[int, ...]]) ->
 
 def _folder(config: RunConfig, run: Run) -> Path:
     """The folder of one teacher on one set of views, named after all that can change an output."""
-    fields = ("dataset", "teacher", "train_images", "validation_images")
-    fields += ("image_size", "augment", "views", "precision")
+    fields = ["dataset", "teacher", "train_images", "validation_images"]
+    fields += ["image_size", "augment", "views", "precision"]
     facts = {name: getattr(config, name) for name in fields}
     facts |= {"data": run.dataset.checksum, "seed": loop.VIEW_SEED}
     text = json.dumps(facts, sort_keys=True) + store.checksum(run.teacher.state_dict())

@@ -11,6 +11,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from iekd.cli import handout
+
 ROOT = Path(__file__).parents[2]
 BOOK = ROOT / "book"
 NOTEBOOKS = sorted(BOOK.glob("*.ipynb"))
@@ -143,6 +145,15 @@ def test_an_exercise_is_a_task_a_check_a_place_to_write_and_a_solution(path):
         assert len(re.findall(rf"^ *{name}\(", solution.source, re.MULTILINE)) >= 3
 
 
+def test_a_chapter_asks_three_quick_questions_before_its_exercises():
+    """Plain HTML: no script, and no Markdown in the question."""
+    for name in handout.chapters():
+        sources = [cell.source for cell in cells(BOOK / f"{name}.ipynb")]
+        (k,) = [k for k, text in enumerate(sources) if text.startswith("## Quick questions")]
+        questions = re.findall(r"^<details><summary>([^`$*\n]+)</summary>\n\n", sources[k], re.M)
+        assert len(questions) == 3 and sources[k + 1].startswith("## Exercises"), name
+
+
 def imported(source: str) -> Iterator[str]:
     """The modules of the library that a cell imports, without the front door."""
     for node in ast.walk(ast.parse(source)):
@@ -183,6 +194,13 @@ def test_captions_and_times_on_the_site(site):
     first, second = site.site_cells([figure, caption, times])
     assert first["metadata"]["mystnb"]["figure"]["caption"] == "Points\nare seeds."
     assert second["source"] == "```{nb-exec-table}\n```"
+
+
+def test_the_site_says_how_long_a_chapter_took(site):
+    text = '<a href="status.html"><span>The live cells take a while</span></a>\nthe first time.'
+    told = '<a href="status.html"><span>The live cells took 35 seconds</span></a> when this site'
+    assert site.with_time(text, 34.6) == f"{told} was built."
+    assert "took 2.5 minutes<" in site.with_time(text, 150.0)
 
 
 def test_what_an_exercise_should_not_say(site):

@@ -15,7 +15,7 @@ from filelock import FileLock, Timeout
 from tiny import SMALL, made_up, tiny
 
 from iekd import records
-from iekd.cli import commands, main, options
+from iekd.cli import main, options, parser
 from iekd.config import RunConfig
 from iekd.report.labels import label_of
 
@@ -47,7 +47,7 @@ def test_help_lists_the_commands_and_every_field(iekd):
     status, out, _ = iekd("run", "--help")
     text = " ".join(out.split())
     assert status == 0 and all(
-        f"--{name.replace('_', '-')} VALUE" in text for name in commands.FIELDS
+        f"--{name.replace('_', '-')} VALUE" in text for name in parser.FIELDS
     )
     assert (
         "x0.1 at 50 % and 75 % of the epochs" in text

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from iekd.cli import commands
+from iekd.cli import parser
 from iekd.config import RunConfig, grid, refuse_unread
 from iekd.config.known import methods
 from iekd.config.presets import PRESETS
@@ -261,7 +261,7 @@ def parsed(config: RunConfig) -> RunConfig:
     """What `iekd run` makes of the command that a configuration prints."""
     words = shlex.split(config.command())
     assert words[:2] == ["iekd", "run"]
-    return commands.configuration(commands.parser().parse_args(words[1:]))
+    return parser.configuration(parser.parser().parse_args(words[1:]))
 
 
 def test_the_printed_command_is_the_run():

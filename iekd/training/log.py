@@ -1,0 +1,54 @@
+"""Curves of runs while they train, for those who ask: `iekd run --log DIR`, or IEKD_LOG=DIR.
+
+Our choice: a CSV file a run, which everything reads, and events for TensorBoard where that is
+installed.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tqdm import tqdm
+
+from iekd.errors import StoreError
+from iekd.records import store
+
+_boards: dict[Path, Any] = {}  # the open writers of TensorBoard, by their folder
+
+
+def folder() -> Path | None:
+    """Where the curves go, if somebody asked. Raises `StoreError` if it cannot be written."""
+    named = os.environ.get("IEKD_LOG")
+    if not named:
+        return None
+    place = Path(named).expanduser()
+    store.check_writable(place / "curves.csv")
+    return place
+
+
+def write(place: Path, path: str, history: list[dict]) -> None:
+    """Bring the curves of a run up to date. A full disk is said, and stops no training."""
+    rows = pd.DataFrame(history)
+    rows.insert(0, "epoch", range(1, len(rows) + 1))
+    try:
+        store.write_atomic(place / f"{path}.csv", rows.to_csv(index=False).encode())
+        _tell_board(place / path, history)
+    except (OSError, StoreError) as error:
+        tqdm.write(f"iekd: the curves of {path} are not up to date: {error}")
+
+
+def _tell_board(place: Path, history: list[dict]) -> None:
+    """The last row to TensorBoard; at first all, in place of what a killed run left."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return
+    new = place not in _boards
+    if new:
+        _boards[place] = SummaryWriter(str(place), purge_step=1)
+    for epoch in range(1 if new else len(history), len(history) + 1):
+        for name, value in history[epoch - 1].items():
+            if value is not None:
+                _boards[place].add_scalar(name, value, epoch)
+    _boards[place].flush()
