@@ -5,7 +5,6 @@ The script that draws it is the page's affair: `Vega` in a file beside the page,
 """
 
 import json
-import textwrap
 from importlib.resources import files
 from typing import Any
 
@@ -16,11 +15,18 @@ from iekd.config import RunConfig
 from iekd.records import store
 from iekd.report import tuning
 from iekd.report.arms import scope
-from iekd.report.labels import colour, config_of, folder, measure_name, method_name, networks
+from iekd.report.labels import (
+    colour,
+    config_of,
+    folder,
+    measure_name,
+    method_name,
+    networks,
+    wrapped,
+)
 from iekd.report.statistics import summary
 
 ANY, USUAL, NONE = "any", "as usual", "—"
-NAME_WIDTH = 20  # letters of a line on the axis: a phone has room for the points, too
 
 
 def arms_and_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -50,7 +56,7 @@ def _facets(row: dict[str, Any]) -> dict[str, Any]:
     changed = set(config.changed()) - set(weights) - {"inherit", "explore"}
     return {
         "arm": row["label"],
-        "name": textwrap.fill(row["label"], NAME_WIDTH),
+        "name": wrapped(row["label"], 20),
         "method": method_name(config.method) if taught else row["label"],
         "inherit": measure_name(config.inherit) if ie else NONE,
         "explore": measure_name(config.explore) if ie else NONE,

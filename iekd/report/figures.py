@@ -17,12 +17,11 @@ from matplotlib.figure import Figure
 
 from iekd.report.claims import NO_RUNS
 from iekd.report.comparison import ERRORS, summarised
-from iekd.report.labels import COLOURS, colour
+from iekd.report.labels import COLOURS, colour, wrapped
 from iekd.report.statistics import paired, summary
 
 # Inches and points: on a phone a figure nearly keeps its size, and its smallest label has 9 pixels.
 WIDTH, SMALL = 4.8, 9.5
-NAME_WIDTH = 22  # letters of a line beside a row
 INK, FAINT = "#1a1a1a", "#8c8c8c"
 DASHED = (0, (4, 3))
 AXIS = {
@@ -106,7 +105,7 @@ def paired_plot(
     mark(ax, 0.0, baseline)
     label = f"{AXIS[metric]}\nminus baseline, same seed"
     if metric in ERRORS:
-        label = "Test error minus baseline, same seed (points)\nbelow 0 is better"
+        label = "Test error minus baseline (points)\nsame seed; below 0 is better"
     ax.set_xlabel(label)
     return fig
 
@@ -137,7 +136,7 @@ def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
 def rows_of(order: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure with one horizontal row per label, the first on top."""
     fig, ax = _figure(figsize=(WIDTH, 1.1 + 0.46 * len(order)))
-    ax.set_yticks(range(len(order)), [textwrap.fill(name, NAME_WIDTH) for name in order])
+    ax.set_yticks(range(len(order)), [wrapped(name) for name in order])
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
     ax.tick_params(axis="y", length=0)
@@ -197,7 +196,7 @@ def below(ax: Axes, **settings: Any) -> None:
     """The legend below the axes, where it hides nothing."""
     names = ax.get_legend_handles_labels()[1]
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "fontsize": SMALL}
-    columns = 2 if max(map(len, names), default=0) <= NAME_WIDTH else 1
+    columns = 2 if max(map(len, names), default=0) <= 22 else 1
     ax.legend(**{**place, "handlelength": 3.2, "ncols": columns, **settings})
 
 

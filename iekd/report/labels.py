@@ -1,6 +1,7 @@
 """What a person calls an arm, its colour and address: made last, of its columns, and no key."""
 
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,20 @@ COLOURS = {
     "ie-ft-inherit=none": "#009e73",
 }
 OTHER = "#a3527f"  # the ablations share one colour; their labels tell them apart
+
+
+def wrapped(name: str, width: int = 22) -> str:
+    """A label in lines, for an axis that leaves a phone room for the data; they end at commas.
+
+    >>> print(wrapped("IE-FT, teacher epochs 15"))
+    IE-FT,
+    teacher epochs 15
+    """
+    parts = []
+    for part in name.split(", "):
+        parts.append(part.replace(" ", "\N{NO-BREAK SPACE}") if len(part) < width else part)
+    text = textwrap.fill(", ".join(parts), width, break_long_words=False)
+    return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
 def method_name(method: str) -> str:
