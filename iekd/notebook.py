@@ -322,11 +322,16 @@ def _namespace() -> dict[str, Any]:
 
 
 def _show_figures() -> None:
-    """Pictures are outputs in a kernel, also where containers and CI set MPLBACKEND=Agg."""
+    """Pictures are outputs in a kernel, sharp ones, also where containers and CI set
+    MPLBACKEND=Agg.
+    """
     from IPython import get_ipython
 
     shell, backend = get_ipython(), os.environ.get("MPLBACKEND", INLINE)
-    if not hasattr(shell, "kernel") or backend == INLINE:
+    if not hasattr(shell, "kernel"):
+        return
+    shell.config.InlineBackend.figure_formats = {"retina"}
+    if backend == INLINE:
         return
     os.environ["MPLBACKEND"] = INLINE
     if "matplotlib" in sys.modules:  # which has read the variable

@@ -2,8 +2,8 @@
 `_config.yml`.
 
 1. Outputs depend on the library and the records, not only on the notebook: the execution cache is
-  named after a digest. What it lacks is executed side by side, a kernel a core, before Sphinx
-  reads; MyST-NB alone would execute one page after another.
+  named after a digest. What it lacks is executed side by side before Sphinx reads; MyST-NB
+  alone would execute one page after another.
 2. The site works without network: MathJax comes from the package `sphinx-mathjax-offline`.
 3. So does the explorer: the script that draws it comes from the package `vl-convert-python`.
 4. The records lie in the site under `records/`, so that every table can link to them.
@@ -50,7 +50,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "runs" / "records"
 MATHJAX_FILES = ("tex-chtml.js", "input/tex/extensions/*.js", "output/chtml/fonts/woff-v2/*.woff")
 MAX_PAGE_BYTES = 1_000_000
-MAX_KERNELS = 4  # each holds PyTorch; the longest page takes a third of the time of two
+MAX_KERNELS = 4  # each holds PyTorch; more than the longest page would not make it faster
 
 # What a browser fetches without being asked. Plain links (<a href>) are the reader's own choice.
 FOREIGN = re.compile(
@@ -140,7 +140,8 @@ def execute(app: Sphinx, env: object, docs: list[str]) -> None:
 
     # several threads each would wait for one another
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    kernels = min(os.cpu_count() or 1, MAX_KERNELS)
+    # one more than cores, for a kernel waits while it starts and ends
+    kernels = min((os.cpu_count() or 1) + 1, MAX_KERNELS)
     logger.info("Executing %d pages, %d at a time", len(pages), kernels)
     seconds, failed = 0.0, []
     with ThreadPoolExecutor(kernels) as pool:

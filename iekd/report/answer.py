@@ -1,6 +1,5 @@
 """What came out, in one sentence and one figure: the first thing that a reader asks."""
 
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -63,8 +62,8 @@ def picture(board: pd.DataFrame) -> Figure:
     Sign and colour are those of the verdict; the band is of no interest.
     """
     rows = board[(board["metric"] == "") & (board["n"] >= 2)].to_dict("records")
-    fig, ax = figures.rows_of([textwrap.fill(row["sentence"], 30) for row in rows])
-    fig.set_size_inches(5.0, 1.7 + 0.62 * len(rows))  # read on a phone, too
+    fig, ax = figures.rows_of([row["sentence"] for row in rows])
+    fig.set_size_inches(figures.WIDTH, 1.7 + 0.62 * len(rows))
     bound = SMALLEST[board["preset"].iloc[0]]
     ax.axvspan(-bound, bound, color=figures.FAINT, alpha=0.15, linewidth=0)
     for y, row in enumerate(rows):
@@ -73,7 +72,7 @@ def picture(board: pd.DataFrame) -> Figure:
         ax.plot(limits, [y, y], color=figures.FAINT, linewidth=2, solid_capstyle="butt")
         ax.plot(row["effect"], y, marker, color=paint, markersize=7)
     figures.mark(ax, 0.0, "no difference")
-    ax.tick_params(axis="y", labelsize=9)
+    ax.tick_params(axis="y", labelsize=figures.SMALL)
     ax.set_xlabel("Difference in test error (points)\nbelow 0 is in favour of the claim")
 
     # The verdicts that occur.
@@ -83,5 +82,5 @@ def picture(board: pd.DataFrame) -> Figure:
         line = Line2D([], [], linestyle="", marker=marker, color=paint)
         line.set_label(f"{SIGNS[name]} {name}")
         handles.append(line)
-    fig.legend(handles=handles, ncols=2, loc="outside lower center", fontsize=9)
+    fig.legend(handles=handles, ncols=2, loc="outside lower center", fontsize=figures.SMALL)
     return fig

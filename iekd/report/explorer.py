@@ -5,6 +5,7 @@ The script that draws it is the page's affair: `Vega` in a file beside the page,
 """
 
 import json
+import textwrap
 from importlib.resources import files
 from typing import Any
 
@@ -19,6 +20,7 @@ from iekd.report.labels import colour, config_of, folder, measure_name, method_n
 from iekd.report.statistics import summary
 
 ANY, USUAL, NONE = "any", "as usual", "—"
+NAME_WIDTH = 20  # letters of a line on the axis: a phone has room for the points, too
 
 
 def arms_and_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -48,6 +50,7 @@ def _facets(row: dict[str, Any]) -> dict[str, Any]:
     changed = set(config.changed()) - set(weights) - {"inherit", "explore"}
     return {
         "arm": row["label"],
+        "name": textwrap.fill(row["label"], NAME_WIDTH),
         "method": method_name(config.method) if taught else row["label"],
         "inherit": measure_name(config.inherit) if ie else NONE,
         "explore": measure_name(config.explore) if ie else NONE,

@@ -4,6 +4,7 @@ A frame has a row a run (or epoch) and the column `label`; the colour of a label
 (`labels.colour`), and labels say the same without it. Errors are in percent.
 """
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ from iekd.report.comparison import ERRORS, summarised
 from iekd.report.labels import COLOURS, colour
 from iekd.report.statistics import paired, summary
 
+# Inches and points: on a phone a figure nearly keeps its size, and its smallest label has 9 pixels.
+WIDTH, SMALL = 4.8, 9.5
+NAME_WIDTH = 22  # letters of a line beside a row
 INK, FAINT = "#1a1a1a", "#8c8c8c"
 DASHED = (0, (4, 3))
 AXIS = {
@@ -113,14 +117,17 @@ def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
     Columns claim, rival, n, effect, low, high, outcome.
     """
     rows = list(contrasts.itertuples())
-    fig, ax = rows_of([f"{row.claim}: against {row.rival} (n = {row.n})" for row in rows])
-    fig.set_size_inches(9.5, 1.3 + 0.3 * len(contrasts))
+    fig, ax = rows_of([""] * len(rows))
+    fig.set_size_inches(WIDTH, 1.3 + 0.5 * len(contrasts))
+    ax.set_ylim(len(rows) - 0.6, -0.8)  # a row's name stands above it
     ax.axvspan(-smallest, smallest, color=FAINT, alpha=0.15, linewidth=0)
+    beside = {"xycoords": ax.get_yaxis_transform(), "va": "center", "fontsize": SMALL}
     for y, row in enumerate(rows):
         marker, paint = OUTCOMES.get(row.outcome, ("o", INK))
+        name = f"{row.claim}: against {row.rival} (n = {row.n})"
+        ax.annotate(textwrap.fill(name, 58), (0, y - 0.42), **beside)
         ax.plot([row.low, row.high], [y, y], color=FAINT, linewidth=2, solid_capstyle="butt")
         ax.plot(row.effect, y, marker, color=paint, markersize=7)
-    ax.tick_params(axis="y", labelsize=9)
     mark(ax, 0.0, "no difference")
     what = "Test error of the claim's arm minus that of its rival (points)"
     ax.set_xlabel(f"{what}\nbelow 0 is in favour of the claim")
@@ -129,8 +136,8 @@ def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
 
 def rows_of(order: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure with one horizontal row per label, the first on top."""
-    fig, ax = _figure(figsize=(7.2, 1.1 + 0.46 * len(order)))
-    ax.set_yticks(range(len(order)), order)
+    fig, ax = _figure(figsize=(WIDTH, 1.1 + 0.46 * len(order)))
+    ax.set_yticks(range(len(order)), [textwrap.fill(name, NAME_WIDTH) for name in order])
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
     ax.tick_params(axis="y", length=0)
@@ -149,7 +156,7 @@ def _row(ax: Axes, y: int, values: np.ndarray, s: Any, paint: str) -> None:
 
 def _empty_row(ax: Axes, y: int) -> None:
     """An arm without records keeps its row and says so."""
-    middle = {"ha": "center", "va": "center", "fontsize": 9, "color": FAINT}
+    middle = {"ha": "center", "va": "center", "fontsize": SMALL, "color": FAINT}
     ax.annotate(NO_RUNS, (0.5, y), xycoords=ax.get_yaxis_transform(), **middle)
 
 
@@ -157,7 +164,7 @@ def mark(ax: Axes, x: float, text: str) -> None:
     """A dashed vertical line with its name above the axes."""
     ax.axvline(x, color=INK, linewidth=1, linestyle=DASHED, zorder=1)
     above = {"xytext": (0, 3), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-    ax.annotate(text, (x, 1.0), xycoords=ax.get_xaxis_transform(), fontsize=9, **above)
+    ax.annotate(text, (x, 1.0), xycoords=ax.get_xaxis_transform(), fontsize=SMALL, **above)
 
 
 def curves(
@@ -172,7 +179,7 @@ def curves(
     `histories`: long frame with columns label, seed, `x` and the metric; labels in the order of
     appearance.
     """
-    fig, ax = _figure(figsize=(7.2, 3.8))
+    fig, ax = _figure(figsize=(WIDTH, 4.0))
     dashes = ["-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 2, 1, 2))]
     for i, (name, runs) in enumerate(by_label(histories.dropna(subset=[metric])).items()):
         by_x, paint = runs.groupby(x)[metric], shade(runs)
@@ -182,16 +189,27 @@ def curves(
         ax.plot(mean.index, mean, color=paint, **line)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.margins(x=0.01)
-    ax.legend(handlelength=3.2)
+    below(ax)
     return fig
+
+
+def below(ax: Axes, **settings: Any) -> None:
+    """The legend below the axes, where it hides nothing."""
+    names = ax.get_legend_handles_labels()[1]
+    place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.2), "fontsize": SMALL}
+    columns = 2 if max(map(len, names), default=0) <= NAME_WIDTH else 1
+    ax.legend(**{**place, "handlelength": 3.2, "ncols": columns, **settings})
 
 
 def images_grid(
     images: Any, titles: Sequence[str] | None = None, columns: int = 8, size: float = 0.9
 ) -> Figure:
-    """Images (N, C, H, W), uint8 with 1 or 3 channels, `size` inches each, pixels as they are."""
+    """Images (N, C, H, W), uint8 with 1 or 3 channels, at most `size` inches each, pixels as they
+    are.
+    """
     pictures = np.asarray(images).transpose(0, 2, 3, 1)
     columns = min(columns, len(pictures))
+    size = min(size, WIDTH / columns)
     rows = -(-len(pictures) // columns)
     height = size + (0.25 if titles else 0.0)
     fig, axes = _figure(rows, columns, figsize=(columns * size, rows * height), squeeze=False)
@@ -199,7 +217,7 @@ def images_grid(
         ax.axis("off")
     for i, (ax, picture) in enumerate(zip(axes.flat, pictures, strict=False)):
         ax.imshow(picture.squeeze(), cmap="gray", interpolation="nearest", vmin=0, vmax=255)
-        ax.set_title(titles[i] if titles else "", fontsize=9, pad=2)
+        ax.set_title(titles[i] if titles else "", fontsize=SMALL, pad=2)
     return fig
 
 
@@ -219,9 +237,9 @@ def maps_grid(
     for ax, picture, title in zip(axes[0], np.asarray(images), titles, strict=True):
         shown = picture.transpose(1, 2, 0).squeeze()
         ax.imshow(shown, cmap="gray", interpolation="nearest", vmin=0, vmax=255)
-        ax.set_title(title, fontsize=9, pad=2)
+        ax.set_title(title, fontsize=SMALL, pad=2)
     for line, (name, values) in zip(axes[1:], maps.items(), strict=True):
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=SMALL)
         for ax, one in zip(line, np.asarray(values), strict=True):
             reach = np.abs(one).max() or 1.0
             ax.imshow(one, cmap="RdBu_r", interpolation="nearest", vmin=-reach, vmax=reach)

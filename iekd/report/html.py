@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import pandas as pd
 from markupsafe import Markup, escape
 
+SHORT = 120  # letters of a note that stands in sight, two lines on a phone
+
 
 class Cell(NamedTuple):
     """A cell: what it says, where that leads, a mark behind; smaller lines and `more` below."""
@@ -77,13 +79,20 @@ def table(
     """
     if not isinstance(heads, Markup):
         heads = tag("tr", *map(column, heads))
-    title = tag("caption", tag("span", caption), small(note))
+    title = tag("caption", tag("span", caption), _note(note))
     body = tag("tbody", "\n", *rows)
     parts = title, "\n", tag("thead", heads), "\n", body
     filled = tag("table", *parts, class_=f"ie-table {kind}".strip())
     scrolls = {"class_": "ie-table-scroll", "role": "region", "tabindex": 0, "aria_label": caption}
     scrolling = tag("div", "\n", filled, **scrolls) + "\n"
     return block(scrolling, foot) if foot else scrolling
+
+
+def _note(text: str) -> Markup:
+    """How a table is read: a long text behind a click."""
+    if len(text) <= SHORT:
+        return small(text)
+    return tag("details", tag("summary", "How to read it"), small(text), class_="ie-note")
 
 
 def block(*parts: str) -> Markup:

@@ -106,7 +106,10 @@ def _grid_table(
     metric: str,
     baselines: Sequence[str],
 ) -> Markup:
-    """The table by one rule: the arms by role and variant, with or without runs."""
+    """The table by one rule: the arms by role and variant, with or without runs.
+
+    Differences come first: a phone shows no more than two columns at once.
+    """
     names = {("student", c.variant): labels.label_of(c) for c in configs}
     minus = [f"minus {names.get(('student', b), b)}, points" for b in baselines]
     if any(c.has_teacher for c in configs):
@@ -117,7 +120,7 @@ def _grid_table(
     for arm, name in names.items():
         differences = [_difference_cell(compared[b].get(arm)) for b in baselines]
         error = error_cell(ours.get(arm), absent(configs[0], metric))
-        rows.append(html.row(name, error, *differences))
+        rows.append(html.row(name, *differences, error))
     note = (
         f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % "
         "t-interval of the mean. Differences are paired by seed; their intervals are not "
@@ -125,7 +128,7 @@ def _grid_table(
     )
     remarks = [phrases.legend(configs[0].preset), phrases.outliers(runs, metric)]
     note = _joined([note, *remarks, no_validation(configs[0], metric)])
-    return html.table(caption, note, ["method", "error, %", *minus], rows)
+    return html.table(caption, note, ["method", *minus, "error, %"], rows)
 
 
 Rows = dict[tuple[str, str], dict[str, Any]]
@@ -204,21 +207,29 @@ def csv_link(frame: pd.DataFrame, name: str = "runs.csv") -> Markup:
 
 
 def record_index_html(frame: pd.DataFrame) -> Markup:
-    """A section for every arm (its id: `anchor`): the command, and errors and record by seed."""
-    sections = []
+    """A heading for every pair of networks, below it a fold for every arm: the command, and errors
+    and record by seed. A link to an arm's `anchor`, which lies within, unfolds it.
+    """
+    parts, pair = [], ""
     for _, runs in frame.sort_values([*ARM, "seed"]).groupby(ARM):
         first = runs.iloc[0].to_dict()
-        title = f"{labels.networks(first['pair'])}: {labels.label(first)}"
-        caption = f"{title} ({first['preset']}, {first['dataset']})"
-        heads = ["seed", "last, %", "selected, %", "best on test, %", "record"]
-        rows = []
-        for row in runs.to_dict("records"):
-            errors = [number(row[rule]) for rule in ("last", "val_selected", "best_on_test")]
-            record = Cell(row["hash"], href=record_address(row["path"]))
-            rows.append(html.row(row["seed"], *errors, record))
-        table = html.table(caption, "test error, one row a seed", heads, rows)
-        command = f"{first['command'].rpartition(' ')[0]} SEED"  # it ends with the seed
-        code = html.tag("p", html.tag("code", command))
-        parts = html.tag("h3", title), "\n", code, "\n", table
-        sections.append(html.tag("section", *parts, id=labels.anchor(first)) + "\n")
-    return Markup("").join(sections)
+        networks = f"{labels.networks(first['pair'])} ({first['preset']}, {first['dataset']})"
+        parts += [html.tag("h2", networks), "\n"] if networks != pair else []
+        pair = networks
+        name = f"{labels.label(first)} (n = {len(runs)})"
+        section = html.tag("section", *_arm(first, runs), id=labels.anchor(first))
+        parts.append(html.folded(name, section))
+    return Markup("").join(parts)
+
+
+def _arm(first: dict[str, Any], runs: pd.DataFrame) -> list[Markup]:
+    """The command of an arm, and its runs."""
+    command = f"{first['command'].rpartition(' ')[0]} SEED"  # it ends with the seed
+    heads = ["seed", "last, %", "selected, %", "best on test, %", "record"]
+    rows = []
+    for row in runs.to_dict("records"):
+        errors = [number(row[rule]) for rule in ("last", "val_selected", "best_on_test")]
+        record = Cell(row["hash"], href=record_address(row["path"]))
+        rows.append(html.row(row["seed"], *errors, record))
+    table = html.table(labels.label(first), "test error, one row a seed", heads, rows)
+    return [html.tag("p", html.tag("code", command)), Markup("\n"), table]

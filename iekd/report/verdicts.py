@@ -139,7 +139,10 @@ def _size(verdict: str, result: Paired, bound: float) -> str:
 
 
 def board_html(table: pd.DataFrame, caption: str) -> Markup:
-    """The board as a table: claim, verdict (sign and word), evidence with links, source."""
+    """The board as a table: claim, verdict (sign and word), evidence with links, source.
+
+    Some of the claims, which repeat the first page's board, are folded.
+    """
     preset = table["preset"].iloc[0]
     rows = []
     for row in table.to_dict("records"):
@@ -160,7 +163,8 @@ def board_html(table: pd.DataFrame, caption: str) -> Markup:
     size = tuning.size_note(usual_configs(preset, set(table["id"])))
     below = foot(table.drop(columns="links"), caption, SWEEPS.get(preset, ""), size)
     heads = ["claim", "verdict", "evidence", "source of the claim"]
-    return html.table(caption, note, heads, rows, "ie-board", below)
+    found = html.table(caption, note, heads, rows, "ie-board", below)
+    return found if len(table) == len(CLAIMS) else html.folded(f"{caption}: verdicts", found)
 
 
 def usual_configs(preset: str, ids: Container[str]) -> list[RunConfig]:

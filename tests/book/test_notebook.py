@@ -199,14 +199,18 @@ def test_figures_are_pictures_whatever_backend_the_environment_names(generated, 
     monkeypatch.setenv("MPLBACKEND", "Agg")
     monkeypatch.delenv("DISPLAY", raising=False)
     *_, returned, plotted = papermill.execute_notebook(generated, None, progress_bar=False).cells
-    shown = [[set(output.data) for output in cell.outputs] for cell in (returned, plotted)]
-    assert shown == [[{"text/plain", "image/png"}]] * 2
+    outputs = [*returned.outputs, *plotted.outputs]
+    assert [set(output.data) for output in outputs] == [{"text/plain", "image/png"}] * 2
+    # sharp, and as wide as a page shows it
+    assert all(set(output.metadata["image/png"]) == {"width", "height"} for output in outputs)
 
 
 @pytest.mark.parametrize("backend", ["agg", "svg", "TkAgg", "module://elsewhere", "inline", ""])
 def test_a_kernel_that_has_matplotlib_already_gets_the_inline_backend(monkeypatch, backend):
     asked = []
-    shell = SimpleNamespace(kernel=None, run_line_magic=lambda *words: asked.append(words))
+    config = SimpleNamespace(InlineBackend=SimpleNamespace())
+    magic = {"run_line_magic": lambda *words: asked.append(words)}
+    shell = SimpleNamespace(kernel=None, config=config, **magic)
     monkeypatch.setattr("IPython.get_ipython", lambda: shell)
     monkeypatch.setenv("MPLBACKEND", backend)
     monkeypatch.setitem(sys.modules, "matplotlib", object())

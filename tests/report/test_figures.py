@@ -1,4 +1,6 @@
 import io
+import re
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -129,3 +131,21 @@ def test_arms_without_runs_keep_their_row():
     ):
         assert "no runs yet" in [text.get_text() for text in figure.axes[0].texts]
         plt.close(figure)
+
+
+ROOT = Path(__file__).parents[2]
+SIZE = re.compile(r"(?:fontsize=|labelsize=|fontsize\\?[\"']: |set_fontsize\()([\d.]+)")
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_figures_are_as_wide_as_a_phone(name):
+    assert FIGURES[name]().get_size_inches()[0] <= figures.WIDTH
+
+
+def test_no_label_is_smaller_than_a_phone_can_show():
+    """`tests/browser` measures the rest on the built pages."""
+    sources = [*(ROOT / "iekd" / "report").glob("*.py"), *(ROOT / "book").glob("*.ipynb")]
+    sizes = [float(size) for file in sources for size in SIZE.findall(file.read_text("utf-8"))]
+    figures.style()
+    sizes += [plt.rcParams[f"{tick}.labelsize"] for tick in ("xtick", "ytick", "axes")]
+    assert min(sizes) >= figures.SMALL

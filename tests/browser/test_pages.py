@@ -1,0 +1,138 @@
+"""The built book as a reader's browser shows it: `make browse`, after `make book`.
+
+Every page is opened wide and narrow, light and dark. Skipped, and said so, where there is no built
+book, no Chromium, or no axe-core (the package axe-core-python, of the extra `dev`).
+"""
+
+import functools
+import importlib.util
+import json
+import re
+import struct
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from chromium import Chromium, binary
+
+ROOT = Path(__file__).parents[2]
+SITE = ROOT / "_build" / "html"
+PAGES = sorted(p.stem for p in SITE.glob("*.html") if p.stem not in ("search", "genindex"))
+WIDE, PHONE, SCREEN = 1440, 390, 820
+MOST_SCREENS, LEAST_LABEL = 20, 9.0  # a phone's screens, pixels
+SMALLEST_FONT = 9.5  # points; test_figures.py holds all code to it
+SERIOUS = ("serious", "critical")
+# What Sphinx writes by itself into the text of a page.
+FOREIGN = [".citation-list", "div.citation", ".headerlink", ".pst-scrollable-table-container"]
+AXE = """axe.run({include: [["article.bd-article"]], exclude: %s}, %s).then(found =>
+  found.violations.map(v => [v.impact, v.id, v.nodes.map(n => n.target.join(" "))]))"""
+WIDER = """[...document.querySelectorAll("article *")].filter(e =>
+  e.getBoundingClientRect().right > innerWidth + 1 && !e.closest(".ie-scroll, .ie-table-scroll,
+  .cell_output, pre, table, figure, .math, mjx-container")).slice(0, 3).map(e => e.outerHTML.slice(0, 80))"""
+IMAGES = """[...document.querySelectorAll("article img")].filter(e => e.clientWidth).map(e => {
+  const style = getComputedStyle(e), sides = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
+  return [decodeURIComponent(new URL(e.src).pathname), e.clientWidth - sides]})"""
+
+pytestmark = pytest.mark.skipif(not PAGES, reason="there is no built book: make book")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *words: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[str]:
+    """The address of the site on a host, as a reader has it."""
+    handler = functools.partial(Quiet, directory=str(SITE))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    if not (program := binary()):
+        pytest.skip(
+            "there is no Chromium; Debian: apt install chromium; else name it, CHROMIUM=..."
+        )
+    found = Chromium(program, str(tmp_path_factory.mktemp("profile")))
+    yield found
+    found.close()
+
+
+@pytest.fixture(scope="module")
+def axe() -> str:
+    """The script of axe-core, which the package only carries."""
+    if not (package := importlib.util.find_spec("axe_core_python")):
+        pytest.skip("there is no axe-core; pip install axe-core-python")
+    folder = Path(package.submodule_search_locations[0])
+    return (folder / "axe.min.js").read_text(encoding="utf-8")
+
+
+def broken(events: list[dict[str, Any]]) -> list[str]:
+    """Errors of scripts, and files that are not there."""
+    found = []
+    for event in events:
+        said = event.get("params", {})
+        if event.get("method") == "Runtime.exceptionThrown":
+            found.append(said["exceptionDetails"]["exception"].get("description", "exception"))
+        if event.get("method") == "Log.entryAdded" and said["entry"]["level"] == "error":
+            found.append(f"{said['entry']['text']} {said['entry'].get('url', '')}")
+        if event.get("method") == "Runtime.consoleAPICalled" and said["type"] == "error":
+            found.append(" ".join(str(a.get("value")) for a in said["args"]))
+    return found
+
+
+def judged(browser: Chromium, axe: str, **options: Any) -> list[str]:
+    """What axe-core finds serious in the page's own text."""
+    browser.value(axe + "; 0")
+    found = browser.value(AXE % (json.dumps([[f] for f in FOREIGN]), json.dumps(options)))
+    return [f"{what}: {', '.join(where[:3])}" for impact, what, where in found if impact in SERIOUS]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_script_fails_and_all_can_be_read_by_all(browser, host, axe, page):
+    browser.open(f"{host}/{page}.html", WIDE)
+    assert broken(browser.events) == []
+    assert judged(browser, axe) == []
+    browser.open(f"{host}/{page}.html", WIDE, dark=True)
+    assert judged(browser, axe, runOnly=["color-contrast"]) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_is_read_on_a_phone(browser, host, page):
+    browser.open(f"{host}/{page}.html", PHONE)
+    assert broken(browser.events) == []
+    width, height = browser.value(
+        "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+    )
+    assert width <= PHONE, browser.value(WIDER)
+    assert height <= MOST_SCREENS * SCREEN, f"{height / SCREEN:.1f} screens"
+    small = {}
+    for path, shown in browser.value(IMAGES):
+        label = shown * smallest(SITE / path.lstrip("/"))
+        if label < LEAST_LABEL:
+            small[path] = f"labels of {label:.1f} px"
+    assert small == {}
+
+
+def smallest(picture: Path) -> float:
+    """The height of a picture's smallest label as a share of its width."""
+    if picture.suffix == ".svg":
+        text = picture.read_text(encoding="utf-8")
+        width = float(re.search(r'viewBox="\S+ \S+ (\S+)', text)[1])
+        sizes = re.findall(r'font-size(?:=")?:?\s*([\d.]+)|\bfont:[^;"]*?([\d.]+)px', text)
+        return min((float(a or b) for a, b in sizes), default=width) / width
+    return SMALLEST_FONT / (72 * inches(picture.read_bytes()))
+
+
+def inches(png: bytes) -> float:
+    """The width that a figure was drawn for: its pixels by those of an inch, which it names."""
+    pixels = struct.unpack(">I", png[16:20])[0]
+    place = png.find(b"pHYs")
+    return pixels / (struct.unpack(">I", png[place + 4 : place + 8])[0] * 0.0254)
