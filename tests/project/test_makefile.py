@@ -165,3 +165,18 @@ def test_to_serve_the_book_needs_no_environment(venv, tmp_path):
     assert (
         result.returncode == 0 and "http.server" in result.stdout and str(venv) not in result.stdout
     )
+
+
+def test_the_folder_for_a_host_has_all_pages_and_nothing_of_the_build(tmp_path):
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    built = tmp_path / "_build" / "html"
+    for name in ("index.html", ".buildinfo", "_static/theme.js", "_static/theme.js.map"):
+        (built / name).parent.mkdir(parents=True, exist_ok=True)
+        (built / name).touch()
+    (tmp_path / "_build" / "site").mkdir()
+    (tmp_path / "_build" / "site" / "old.html").touch()
+    command = ["make", "-C", str(tmp_path), "--old-file=book", "site"]
+    subprocess.run(command, check=True, capture_output=True)
+    made = tmp_path / "_build" / "site"
+    files = {str(f.relative_to(made)) for f in made.rglob("*") if f.is_file()}
+    assert files == {"index.html", ".nojekyll", "_static/theme.js"}
