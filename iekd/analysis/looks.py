@@ -1,7 +1,7 @@
 """Where a student and its halves look, and how many of their directions count: numbers for a run.
 
-Of `IMAGES` test images, spread evenly over the test set, the same for every run. All choices here
-are ours; `relevance` and `neurons` define what is measured.
+Of test images that are spread evenly over the test set, the same for every run. All choices are
+ours; `relevance` and `neurons` define what is measured.
 
 * `relevance_<x>`, `cam_<x>`: agreement of maps, see `relevance.compare`; `floor_<x>` and `ceiling`
   are what it is read against, see `relevance.floors`.
@@ -24,7 +24,7 @@ from iekd.analysis.relevance import WHOLE, Parts
 from iekd.data import augment
 from iekd.training.run import Run
 
-IMAGES = 1000
+IMAGES, SAMPLES = 500, 2000  # for maps and deletions; for what is counted
 # Of 8 x 8 tiles, what is deleted: as many as the three innermost rings of distance hold.
 TILES, SHARE = 8, 12 / 64
 
@@ -37,12 +37,12 @@ def measure(
     `teacher` and `other`, another teacher for the ceiling, are plain networks in eval mode. Nothing
     is measured where a half has no channels, or the last features differ in height and width.
     """
-    student, (images, labels) = run.learner["student"], sample(run)
-    box = relevance.corners(run.mean, run.std)
+    student, (images, labels) = run.learner["student"], sample(run, IMAGES)
     sizes = {tuple(net(images[:1]).feature.shape[2:]) for net in (student, teacher)}
     if len(sizes) > 1 or not all(len(part) for part in halves.values()):
         return {}
 
+    box = relevance.corners(run.mean, run.std)
     found: dict[str, float | None] = {}
     found |= relevance.compare(student, teacher, images, labels, box, halves)
     known = relevance.floors(teacher, other or teacher, images, labels, box)
@@ -50,15 +50,17 @@ def measure(
         found[f"floor_{name.split()[-1]}"] = known[name]
     found["ceiling"] = known["another teacher"] if other else None
     found |= deletions(student, teacher, images, labels, box, halves, seed)
+
+    images, labels = sample(run, SAMPLES)
     found |= neurons.measure(student, images, labels, {**WHOLE, **halves})
     found |= neurons.measure(teacher, images, labels, {"teacher": slice(None)})
     return found
 
 
-def sample(run: Run) -> tuple[Tensor, Tensor]:
-    """Normalised test images and their labels: one of every so many."""
+def sample(run: Run, count: int) -> tuple[Tensor, Tensor]:
+    """So many normalised test images and their labels, spread evenly over the test set."""
     split = run.dataset.test
-    chosen = torch.linspace(0, len(split.labels) - 1, min(IMAGES, len(split.labels))).long()
+    chosen = torch.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).long()
     return augment.normalise(split.images[chosen], run.mean, run.std), split.labels[chosen]
 
 
@@ -72,18 +74,17 @@ def deletions(
     seed: int,
 ) -> dict[str, float | None]:
     """`lost_` of the student's halves, and `left_` of the teacher."""
-    side = images.shape[-1]
     drawn = torch.rand(images[:, 0].shape, generator=torch.Generator().manual_seed(seed))
-    map_ = relevance.cam(teacher, images, labels)["all"]
+    cells = relevance.cam(teacher, images, labels)["all"]
     orders = {
         "relevance": relevance.relevance(teacher, images, labels, box)["all"],
-        "cam": F.interpolate(map_[:, None], images.shape[2:])[:, 0],
+        "cam": F.interpolate(cells[:, None], images.shape[2:])[:, 0],
         "centre": relevance.centre(images),
         "random": drawn.to(images.device),
     }
-    found: dict[str, float | None] = {}
+    tile, found = max(1, images.shape[-1] // TILES), {}
     for name, order in orders.items():
-        changed = relevance.delete(images, order, SHARE, max(1, side // TILES))
+        changed = relevance.delete(images, order, SHARE, tile)
         found[f"left_{name}"] = relevance.left(teacher, images, changed, labels)["all"]
         if name in ("relevance", "random"):
             prefix = "lost_" if name == "relevance" else "lost_random_"

@@ -5,7 +5,7 @@ A frame has a row a run (or epoch) and the column `label`; the colour of a label
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -82,7 +82,7 @@ def seeds_plot(
         _row(ax, y, values, summarised(arms[name], metric), shade(arms[name]))
     if reference in arms:
         mark(ax, summary(arms[reference][metric]).mean, f"mean of {reference}")
-    ax.set_xlabel(AXIS[metric])
+    ax.set_xlabel(AXIS.get(metric, metric))
     return fig
 
 
@@ -103,7 +103,7 @@ def paired_plot(
         found = summary(values)._replace(low=result.low, high=result.high)
         _row(ax, y, values, found, shade(arms[name]))
     mark(ax, 0.0, baseline)
-    label = f"{AXIS[metric]}\nminus baseline, same seed"
+    label = f"{AXIS.get(metric, metric)}\nminus baseline, same seed"
     if metric in ERRORS:
         label = "Test error minus baseline (points)\nsame seed; below 0 is better"
     ax.set_xlabel(label)
@@ -217,4 +217,32 @@ def images_grid(
     for i, (ax, picture) in enumerate(zip(axes.flat, pictures, strict=False)):
         ax.imshow(picture.squeeze(), cmap="gray", interpolation="nearest", vmin=0, vmax=255)
         ax.set_title(titles[i] if titles else "", fontsize=SMALL, pad=2)
+    return fig
+
+
+def maps_grid(
+    images: Any, maps: Mapping[str, Any], titles: Sequence[str], size: float = 0.38
+) -> Figure:
+    """Images (N, C, H, W), uint8, on top; below them, by name, a row of maps (N, H, W).
+
+    Red speaks for the class, blue against it, white is nothing; every map has its own scale.
+    """
+    rows, columns = len(maps) + 1, len(images)
+    shape = {"figsize": (columns * size + 1.0, rows * size + 0.3), "squeeze": False}
+    fig, axes = _figure(rows, columns, **shape)
+    for ax in axes.flat:
+        ax.set(xticks=[], yticks=[])
+        sns.despine(ax=ax, left=True, bottom=True)
+    for ax, picture, title in zip(axes[0], np.asarray(images), titles, strict=True):
+        shown = picture.transpose(1, 2, 0).squeeze()
+        ax.imshow(shown, cmap="gray", interpolation="nearest", vmin=0, vmax=255)
+        ax.set_title(title, fontsize=SMALL, pad=2)
+    for line, (name, values) in zip(axes[1:], maps.items(), strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=SMALL)
+        for ax, one in zip(line, np.asarray(values), strict=True):
+            reach = np.abs(one).max() or 1.0
+            ax.imshow(one, cmap="RdBu_r", interpolation="nearest", vmin=-reach, vmax=reach)
+    fig.set_layout_engine("none")
+    left = 1.0 / (columns * size + 1.0)
+    fig.subplots_adjust(left=left, right=1, bottom=0, top=0.94, wspace=0.06, hspace=0.06)
     return fig

@@ -65,7 +65,7 @@ def test_deleting_everything_loses_the_whole_of_both_halves(finished, monkeypatc
     config = finished()
     run, teacher = runner.load_run(config), runner.load_network(reference(config).teacher_run())
     halves = halves_of(config, run.learner["student"].feature_channels)
-    images, labels = looks.sample(run)
+    images, labels = looks.sample(run, looks.IMAGES)
     box = relevance.corners(run.mean, run.std)
     monkeypatch.setattr(looks, "SHARE", 1.0)
     found = looks.deletions(run.learner["student"], teacher, images, labels, box, halves, 0)

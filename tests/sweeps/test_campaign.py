@@ -1,5 +1,6 @@
 """The campaign: its grids are what the protocol says, and its runs came after it."""
 
+import re
 import subprocess
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from iekd.report.claims import PLANNED
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "runs" / "records"
 PINNED = (ROOT / "runs" / "campaign.commit").read_text().strip()
+QUEUE = (ROOT / "runs" / "campaign.sh").read_text()
+IMAGENETTE = re.search(r"^imagenette=([0-9a-f]{40})$", QUEUE, re.MULTILINE)[1]
 
 
 def git(*words: str) -> subprocess.CompletedProcess:
@@ -65,6 +68,26 @@ def test_the_pinned_commit_holds_the_protocol_and_the_grids():
         assert git("show", f"{PINNED}:{name}").stdout == (ROOT / name).read_text(), (
             "the plan changed after it was pinned"
         )
+
+
+def test_imagenette_is_trained_by_a_commit_that_holds_its_protocol_and_the_rule_of_its_pilot():
+    if git("rev-parse", "--verify", f"{IMAGENETTE}^{{commit}}").returncode:
+        pytest.skip("a checkout without its history")
+    plan = git("show", f"{IMAGENETTE}:book/campaign.ipynb").stdout
+    assert "## Imagenette, in the same campaign" in plan and "The behaviour decides" in plan
+    rule = git("show", f"{IMAGENETTE}:runs/imagenette-pilot.yaml").stdout
+    assert rule == (ROOT / "runs" / "imagenette-pilot.yaml").read_text()
+    for path in records.files(RECORDS / "class" / "imagenette"):
+        commit = records.read(path).git["commit"]
+        assert git("merge-base", "--is-ancestor", IMAGENETTE, commit).returncode == 0, path
+
+
+def test_the_arms_on_imagenette_share_everything_but_the_method():
+    configs = read("imagenette.yaml")
+    assert {config.seed for config in configs} == set(range(100, 110))
+    assert len(configs) == 80 == len({config.path for config in configs})
+    assert len({(c.epochs, c.lr, c.validation_images) for c in configs}) == 1
+    assert all(config.seed < 100 for config in read("imagenette-pilot.yaml"))
 
 
 def test_every_run_of_the_campaign_comes_after_its_protocol():
