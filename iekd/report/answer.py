@@ -63,7 +63,7 @@ def picture(board: pd.DataFrame) -> Figure:
     """
     rows = board[(board["metric"] == "") & (board["n"] >= 2)].to_dict("records")
     fig, ax = figures.rows_of([row["sentence"] for row in rows])
-    fig.set_size_inches(figures.WIDTH, 1.7 + 0.62 * len(rows))
+    fig.set_size_inches(figures.WIDTH, 1.7 + 0.7 * len(rows))
     bound = SMALLEST[board["preset"].iloc[0]]
     ax.axvspan(-bound, bound, color=figures.FAINT, alpha=0.15, linewidth=0)
     for y, row in enumerate(rows):

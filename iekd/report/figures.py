@@ -228,6 +228,7 @@ def maps_grid(
     Red speaks for the class, blue against it, white is nothing; every map has its own scale.
     """
     rows, columns = len(maps) + 1, len(images)
+    size = min(size, (WIDTH - 1.1) / columns)
     shape = {"figsize": (columns * size + 1.0, rows * size + 0.3), "squeeze": False}
     fig, axes = _figure(rows, columns, **shape)
     for ax in axes.flat:

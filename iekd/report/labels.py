@@ -32,7 +32,8 @@ def wrapped(name: str, width: int = 22) -> str:
     parts = []
     for part in name.split(", "):
         parts.append(part.replace(" ", "\N{NO-BREAK SPACE}") if len(part) < width else part)
-    text = textwrap.fill(", ".join(parts), width, break_long_words=False)
+    whole = {"break_long_words": False, "break_on_hyphens": False}
+    text = textwrap.fill(", ".join(parts), width, **whole)
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 
