@@ -18,6 +18,30 @@ torch.set_num_threads(1)
 store.EVIDENCE = store.EVIDENCE / "none"
 
 
+# What trains for longer, starts processes, or executes pages: `pytest -m "not slow"` leaves it out.
+SLOW = (
+    "tests/training/",
+    "tests/sweeps/",
+    "tests/benchmark/",
+    "tests/networks/",
+    "tests/project/",
+    "tests/method/test_methods",
+    "tests/analysis/test_metrics.py",
+    "tests/speed/test_memory.py",
+    "tests/book/test_card.py",
+    "tests/book/test_reading.py::test_an_executed",
+    "tests/config/test_config.py::test_the_printed_command",
+    "tests/data/test_own.py::test_a_sweep",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the tests of `SLOW`."""
+    for item in items:
+        if item.nodeid.startswith(SLOW):
+            item.add_marker("slow")
+
+
 @pytest.fixture(autouse=True)
 def runs(tmp_path, monkeypatch):
     """The runs folder of the test."""
