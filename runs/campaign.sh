@@ -6,7 +6,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 runs=$PWD/runs
 home=${CAMPAIGN_HOME:-$HOME/iekd-campaign}
 plan=$(head -n 1 runs/campaign.commit)
-imagenette=567f7743907461e4ebb4bd04c9685f9ff2166e63
+# Imagenette: its pilot. When that is done, its rule sets epochs and rate in imagenette.yaml, and that grid gets a step of its own.
+pilot=567f7743907461e4ebb4bd04c9685f9ff2166e63
 python=$home/env/bin/python
 cores=$(nproc)
 export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}
@@ -26,7 +27,7 @@ prepare() {
   mkdir -p "$home/cache"
   local tree
   tree=$(library "$plan")
-  library "$imagenette" >/dev/null
+  library "$pilot" >/dev/null
   if [ ! -e "$home/env/ready" ]; then
     "${PYTHON:-python3}" -m venv --clear "$home/env"
     "$python" -m pip install -qq --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$tree"
@@ -55,7 +56,7 @@ queue() {
     step "$plan" "$runs" "$runs/desk.yaml" "$runs/desk-secondary.yaml" --pack 5 --analyse
   fi
   step "$plan" "$runs" "$runs/controls.yaml" --pack 8
-  step "$imagenette" "$runs" "$runs/imagenette-pilot.yaml"
+  step "$pilot" "$runs" "$runs/imagenette-pilot.yaml"
   step "$plan" "$runs/again" "$runs/again/grid.yaml" --pack 8
   step "$plan" "$runs" "$runs/joint.yaml" "$runs/profile.yaml" "$runs/ladder.yaml" --pack 8
   echo "The queue is done."

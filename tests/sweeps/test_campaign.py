@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "runs" / "records"
 PINNED = (ROOT / "runs" / "campaign.commit").read_text().strip()
 QUEUE = (ROOT / "runs" / "campaign.sh").read_text()
-IMAGENETTE = re.search(r"^imagenette=([0-9a-f]{40})$", QUEUE, re.MULTILINE)[1]
+PILOT = re.search(r"^pilot=([0-9a-f]{40})$", QUEUE, re.MULTILINE)[1]  # of Imagenette
 
 
 def git(*words: str) -> subprocess.CompletedProcess:
@@ -71,15 +71,15 @@ def test_the_pinned_commit_holds_the_protocol_and_the_grids():
 
 
 def test_imagenette_is_trained_by_a_commit_that_holds_its_protocol_and_the_rule_of_its_pilot():
-    if git("rev-parse", "--verify", f"{IMAGENETTE}^{{commit}}").returncode:
+    if git("rev-parse", "--verify", f"{PILOT}^{{commit}}").returncode:
         pytest.skip("a checkout without its history")
-    plan = git("show", f"{IMAGENETTE}:book/campaign.ipynb").stdout
+    plan = git("show", f"{PILOT}:book/campaign.ipynb").stdout
     assert "## Imagenette, in the same campaign" in plan and "The behaviour decides" in plan
-    rule = git("show", f"{IMAGENETTE}:runs/imagenette-pilot.yaml").stdout
+    rule = git("show", f"{PILOT}:runs/imagenette-pilot.yaml").stdout
     assert rule == (ROOT / "runs" / "imagenette-pilot.yaml").read_text()
     for path in records.files(RECORDS / "class" / "imagenette"):
         commit = records.read(path).git["commit"]
-        assert git("merge-base", "--is-ancestor", IMAGENETTE, commit).returncode == 0, path
+        assert git("merge-base", "--is-ancestor", PILOT, commit).returncode == 0, path
 
 
 def test_the_arms_on_imagenette_share_everything_but_the_method():
