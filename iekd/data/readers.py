@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -88,8 +88,8 @@ def balanced_order(labels: Tensor) -> Tensor:
 def digits() -> Raw:
     """The 1,797 digits of scikit-learn, levels 0..16 scaled to 0..255. The split is ours."""
     # Its file, without importing it, which takes longer than the first epochs of a run.
-    folder = Path(str(find_spec("sklearn").origin)).parent
-    table = np.loadtxt(folder / "datasets" / "data" / "digits.csv.gz", np.int64, delimiter=",")
+    file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
+    table = np.loadtxt(str(file), np.int64, delimiter=",")
     images = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
     labels = table[:, -1]
     order = balanced_order(torch.from_numpy(labels)).numpy()
