@@ -2,6 +2,7 @@
 one command.
 """
 
+import functools
 import shlex
 from pathlib import Path
 
@@ -257,11 +258,14 @@ def test_paths_of_the_grids_are_unique():
     assert len({(config.preset, config.hash) for config in by_path.values()}) == len(by_path)
 
 
+known = functools.cache(parser.parser)  # it has some hundred options
+
+
 def parsed(config: RunConfig) -> RunConfig:
     """What `iekd run` makes of the command that a configuration prints."""
     words = shlex.split(config.command())
     assert words[:2] == ["iekd", "run"]
-    return parser.configuration(parser.parser().parse_args(words[1:]))
+    return parser.configuration(known().parse_args(words[1:]))
 
 
 def test_the_printed_command_is_the_run():
