@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.method import features
 from iekd.method.features import Batch, Pair, connector, halved_backwards
@@ -59,7 +58,7 @@ class AB(nn.Module):
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         if self.phase(batch.epoch):
-            return {"task": F.cross_entropy(student.logits, batch.labels)}
+            return {"task": batch.goal(student)}
         distances = [
             boundary_squares(
                 connect(student.features[f"{pair.student}_pre"]),

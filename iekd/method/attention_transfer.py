@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.method import features, measures
 from iekd.method.features import Batch, Pair, Part
@@ -67,7 +66,7 @@ class AT(nn.Module):
             attention_distance(student.features[p.student], teacher.features[p.teacher])
             for p in self.pairs
         )
-        return {"task": F.cross_entropy(student.logits, batch.labels), "at": self.weight * distance}
+        return {"task": batch.goal(student), "at": self.weight * distance}
 
 
 class Half(nn.Module):
@@ -142,7 +141,7 @@ class IEAT(nn.Module):
         )
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
-        terms = {"task": F.cross_entropy(student.logits, batch.labels)}
+        terms = {"task": batch.goal(student)}
         if self.inherit:
             terms["inherit"] = self.weight * sum(half(student, teacher) for half in self.inherit)
         if self.explore:

@@ -9,7 +9,6 @@ through its own encoder.
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.errors import ConfigError
 from iekd.method import features, measures
@@ -54,7 +53,7 @@ class FT(nn.Module):
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         terms = {name: part.value for name, part in self.parts(student, teacher).items()}
-        return {"task": F.cross_entropy(student.logits, batch.labels), **terms}
+        return {"task": batch.goal(student), **terms}
 
     def _distance(self, factor: Tensor, target: Tensor) -> Tensor:
         return self.weight * measures.l1(factor, target)
@@ -172,4 +171,4 @@ class IEFT(nn.Module):
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         terms = {name: part.value for name, part in self.parts(student, teacher).items()}
-        return {"task": F.cross_entropy(student.logits, batch.labels), **terms}
+        return {"task": batch.goal(student), **terms}

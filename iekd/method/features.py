@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from iekd.networks import Output
 from iekd.networks.common import he_init
@@ -24,6 +25,10 @@ class Batch(NamedTuple):
     labels: Tensor
     index: Tensor
     epoch: int = 0
+
+    def goal(self, student: Output) -> Tensor:
+        """The loss of the task itself: the cross-entropy, batch mean."""
+        return F.cross_entropy(student.logits, self.labels)
 
 
 Shapes = dict[str, tuple[int, ...]]  # of the features of a network, see networks.feature_shapes

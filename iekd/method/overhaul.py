@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.method import features, measures
 from iekd.method.features import Batch, Pair, Part, connector, halved_backwards
@@ -81,10 +80,7 @@ class OD(nn.Module):
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         distances = [partial_squares(*stage(student, teacher)) for stage in self.stages]
-        return {
-            "task": F.cross_entropy(student.logits, batch.labels),
-            "od": self.weight * halved_backwards(distances),
-        }
+        return {"task": batch.goal(student), "od": self.weight * halved_backwards(distances)}
 
 
 @method(
@@ -139,7 +135,7 @@ class IEOD(nn.Module):
         )
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
-        terms = {"task": F.cross_entropy(student.logits, batch.labels)}
+        terms = {"task": batch.goal(student)}
         if self.inherit:
             terms["inherit"] = self.weight * halved_backwards(
                 [partial_squares(*half(student, teacher)) for half in self.inherit]
