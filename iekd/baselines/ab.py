@@ -31,6 +31,7 @@ def boundary_squares(student: Tensor, teacher: Tensor) -> Tensor:
     fields=("ab_weight", "init_epochs"),
     compares=features.stages,
     reads="stages_pre",
+    detects=True,
     build=lambda run, networks: AB(networks.pairs, run.ab_weight, run.init_epochs),
 )
 class AB(nn.Module):

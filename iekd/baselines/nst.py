@@ -36,6 +36,7 @@ def squared_mmd(student: Tensor, teacher: Tensor) -> Tensor:
     fields=("nst_weight",),
     compares=features.last,
     reads="stages",
+    detects=True,
     build=lambda run, networks: NST(networks.pairs[0], run.nst_weight),
 )
 class NST(nn.Module):

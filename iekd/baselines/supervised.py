@@ -11,6 +11,7 @@ from iekd.networks import Output
     "supervised",
     label="Student alone",
     fields=("weights_file",),
+    detects=True,
     build=lambda run, networks: Supervised(),
 )
 class Supervised(nn.Module):

@@ -48,6 +48,7 @@ class Gaussian(nn.Module):
     fields=("vid_weight",),
     compares=features.stages,
     reads="stages",
+    detects=True,
     build=lambda run, networks: VID(networks.pairs, run.vid_weight),
 )
 class VID(nn.Module):

@@ -45,6 +45,7 @@ def map_distance(student: Tensor, teacher: Tensor) -> Tensor:
     reads="stages",
     source="the student looks where the teacher looks (Zagoruyko and Komodakis, "
     '"Paying more attention to attention", ICLR 2017, eq. 2).',
+    detects=True,
     build=lambda run, networks: AT(networks.pairs, run.at_weight),
 )
 class AT(nn.Module):
@@ -100,6 +101,7 @@ def attention_contrast(student: Tensor, teacher: Tensor) -> Tensor:
     reads="stages",
     source="part of each stage's channels inherits the teacher's attention map, the rest looks "
     "elsewhere to explore.",
+    detects=True,
     build=lambda run, networks: IEAT(
         networks.pairs,
         run.at_weight,

@@ -27,6 +27,7 @@ from iekd.networks import Output
     reads="factor",
     source="the student's whole feature, translated by an encoder of its own, matches the "
     "teacher's factor (Kim, Park, Kwak 2018).",
+    detects=True,
     build=lambda run, networks: FT(
         networks.student.feature_channels,
         networks.autoencoder.encoder.factor_channels,
@@ -96,6 +97,7 @@ class Half(nn.Module):
     fields=("inherit", "explore", "inherit_weight", *SPLIT, "explore_target", "explore_encoder"),
     source="one half of the student's channels inherits the teacher's factor, the other half is "
     "pushed away from it to explore.",
+    detects=True,
     build=lambda run, networks: IEFT(
         networks.student.feature_channels,
         networks.autoencoder.encoder,

@@ -62,6 +62,7 @@ class Stage(nn.Module):
     reads="stages_pre",
     source="the student's features before ReLU match the teacher's, as far as they count (Heo et "
     'al., "A comprehensive overhaul of feature distillation", ICCV 2019).',
+    detects=True,
     build=lambda run, networks: OD(networks.pairs, networks.teacher.norms, run.od_weight),
 )
 class OD(nn.Module):
@@ -92,6 +93,7 @@ class OD(nn.Module):
     reads="stages_pre",
     source="part of each stage's channels inherits the teacher's features before ReLU, the rest "
     "is pushed away from them to explore.",
+    detects=True,
     build=lambda run, networks: IEOD(
         networks.pairs,
         networks.teacher.norms,

@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
+from iekd import data
 from iekd.config import RunConfig, known
-from iekd.method import registry
+from iekd.method import detection, registry
 from iekd.records import Record
 
 PLAIN = (bool, int, float, str)  # constants whose value is code
@@ -31,6 +32,8 @@ def of(config: RunConfig) -> str | None:
             name = getattr(config, side)
             if name != "none":
                 losses += [table[name], registry.MEASURES[name].function]
+    if data.has_boxes(config.dataset):
+        losses.append(detection.ssd_loss)
     return digest(*losses)
 
 
