@@ -25,6 +25,9 @@ from iekd.errors import ConfigError, DataError
 # What the folder of a data set may be called, beside its name.
 OTHER_FOLDERS = {"imagenette": "imagenette64"}
 
+# What needs no files.
+MADE = {"digits": "in scikit-learn", "discs": "drawn by iekd"}
+
 
 class Found(NamedTuple):
     """A source that is there: the folder, and the function that reads a data set from it."""
@@ -88,15 +91,15 @@ def pack(name: str, dest: Path, root: Path | None = None) -> Path:
 
 def describe(root: Path | None = None) -> list[Row]:
     """One row a data set: where it is, or what to do. Decodes and downloads nothing."""
-    rows = [Row("digits", "in scikit-learn", ""), Row("discs", "drawn by iekd", "")]
-    others = [name for name in NAMES if name not in ("digits", "discs")]
     try:
         named, mine = roots.named_root(root), own.folders(root)
     except DataError as error:
-        return rows + [Row(name, "", str(error)) for name in others]
-    for name in others:
-        found = find(name, named)
-        rows.append(Row(name, str(found.folder), "") if found else Row(name, "", _ways_out(name)))
+        return [Row(name, MADE.get(name, ""), "" if name in MADE else str(error)) for name in NAMES]
+    rows = []
+    for name in NAMES:
+        found = None if name in MADE else find(name, named)
+        where = str(found.folder) if found else MADE.get(name, "")
+        rows.append(Row(name, where, "" if where else _ways_out(name)))
     return rows + [Row(folder.name, str(folder), "") for folder in mine]
 
 

@@ -13,7 +13,7 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.ops import box_iou
 
 from iekd import networks
-from iekd.config.presets import SCALE_DEFAULTS
+from iekd.config.presets import usual
 from iekd.method.detection import ssd_loss
 from iekd.method.features import Batch
 from iekd.networks.ssd import corners, decode, default_boxes, detections, encode
@@ -112,6 +112,7 @@ def test_nothing_of_the_loss_reads_a_value() -> None:
 
 def test_detections_are_torchvisions() -> None:
     output = made()
+    output = output._replace(logits=output.logits.double())  # no two scores are equal
     said = {"bbox_regression": output.logits[..., -4:], "cls_logits": output.logits[..., :-4]}
     anchors = corners(their_boxes(output)) * SIDE
     wanted = theirs().postprocess_detections(said, [anchors] * 4, [(SIDE, SIDE)] * 4)
@@ -124,7 +125,7 @@ def test_detections_are_torchvisions() -> None:
 # ---------------------------------------------------------------------- the network
 
 
-@pytest.mark.parametrize("name, count", zip(SMALL, (35_796, 372_144), strict=True))
+@pytest.mark.parametrize("name, count", [(SMALL[0], 35_796), (SMALL[1], 372_144)])
 def test_size(name: str, count: int) -> None:
     assert size(name, classes=3) == count
 
@@ -176,7 +177,7 @@ def test_the_networks_of_the_presets_stay_within_their_memory(preset, dataset, s
     overwritten.
     """
     environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
-    name = SCALE_DEFAULTS[preset, dataset][role]
+    name = usual(preset, dataset)[role]
     command = [sys.executable, "-c", STEPS, name, "8", str(side)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr[-500:]
