@@ -20,7 +20,7 @@ STAGES = ("stage2", "stage3", "stage4")  # those with heads
 # the next stage's.
 SCALES = (0.07, 0.16, 0.34, 0.6)
 BOXES = 4  # default boxes a cell
-CODING = (10.0, 10.0, 5.0, 5.0)  # offsets are learned in these units
+SHIFT, GROWTH = 10.0, 5.0  # offsets of centre and size are learned in these units
 LARGEST = math.log(1000 / 16)  # torchvision's bound of a logarithm
 # What counts as a detection.
 LEAST_SCORE, CANDIDATES, OVERLAP, KEPT = 0.01, 400, 0.45, 200
@@ -96,14 +96,14 @@ def encode(boxes: Tensor, defaults: Tensor) -> Tensor:
     centre, size = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
     shift = (centre - defaults[..., :2]) / defaults[..., 2:]
     growth = (size / defaults[..., 2:]).log()
-    return torch.cat([shift, growth], -1) * shift.new_tensor(CODING)
+    return torch.cat([SHIFT * shift, GROWTH * growth], -1)
 
 
 def decode(offsets: Tensor, defaults: Tensor) -> Tensor:
     """The inverse of `encode`."""
-    offsets = offsets / offsets.new_tensor(CODING)
-    centre = offsets[..., :2] * defaults[..., 2:] + defaults[..., :2]
-    size = offsets[..., 2:].clamp(max=LARGEST).exp() * defaults[..., 2:]
+    shift, growth = offsets[..., :2] / SHIFT, offsets[..., 2:] / GROWTH
+    centre = shift * defaults[..., 2:] + defaults[..., :2]
+    size = growth.clamp(max=LARGEST).exp() * defaults[..., 2:]
     return corners(torch.cat([centre, size], -1))
 
 

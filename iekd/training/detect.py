@@ -38,8 +38,8 @@ def measure(run: Run, images: Tensor, labels: Tensor) -> dict[str, float]:
     found, said, side = [], [], images.shape[-1]
     for pixels, answers in zip(images.split(BATCH), labels.split(BATCH), strict=True):
         output = run.learner["student"](augment.normalise(pixels, run.mean, run.std))
-        said += [{**each, "boxes": side * each["boxes"]} for each in detections(output)]
-        found += [{**each, "boxes": side * each["boxes"]} for each in listed(answers)]
+        said += [_in_pixels(each, side) for each in detections(output)]
+        found += [_in_pixels(each, side) for each in listed(answers)]
     return precision(said, found, run.dataset.boxes)
 
 
@@ -48,6 +48,12 @@ def listed(labels: Tensor) -> Iterator[dict[str, Tensor]]:
     for each in labels:
         real = each[each[:, 0] > 0]
         yield {"labels": real[:, 0].long(), "boxes": real[:, 1:]}
+
+
+def _in_pixels(image: dict[str, Tensor], side: int) -> dict[str, Tensor]:
+    """On the CPU, where boxes are counted."""
+    values = {name: value.cpu() for name, value in image.items()}
+    return {**values, "boxes": side * values["boxes"]}
 
 
 def precision(

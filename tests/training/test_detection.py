@@ -11,6 +11,7 @@ import torch
 from tiny import content
 
 from iekd import data, records
+from iekd.analysis import metrics
 from iekd.config import RunConfig
 from iekd.config.known import methods
 from iekd.errors import ConfigError, TrainingError
@@ -249,6 +250,10 @@ def test_missing_packages_are_named_before_anything_trains(monkeypatch):
     with pytest.raises(TrainingError, match=r"faster_coco_eval.*pip install 'iekd\[detection\]'"):
         train(little("ie-ft"))
     assert len(records.load()) == 0
+
+
+def test_an_analysis_is_refused_with_the_reason():
+    assert "one class each" in metrics.impossible(little())
 
 
 def test_shards_are_refused():
