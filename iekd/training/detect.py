@@ -35,11 +35,11 @@ def measure(run: Run, images: Tensor, labels: Tensor) -> dict[str, float]:
     AP50 over 11 points follows COCO's matching, not VOC's, and leaves difficult boxes out, so it is
     near the mAP of VOC 2007 and not the same.
     """
-    found, said, side = [], [], images.shape[-1]
+    said, found = list[dict[str, Tensor]](), list[dict[str, Tensor]]()
     for pixels, answers in zip(images.split(BATCH), labels.split(BATCH), strict=True):
         output = run.learner["student"](augment.normalise(pixels, run.mean, run.std))
-        said += [_in_pixels(each, side) for each in detections(output)]
-        found += [_in_pixels(each, side) for each in listed(answers)]
+        said += detections(output)
+        found += listed(answers)
     return precision(said, found, run.dataset.boxes)
 
 
@@ -48,12 +48,6 @@ def listed(labels: Tensor) -> Iterator[dict[str, Tensor]]:
     for each in labels:
         real = each[each[:, 0] > 0]
         yield {"labels": real[:, 0].long(), "boxes": real[:, 1:]}
-
-
-def _in_pixels(image: dict[str, Tensor], side: int) -> dict[str, Tensor]:
-    """On the CPU, where boxes are counted."""
-    values = {name: value.cpu() for name, value in image.items()}
-    return {**values, "boxes": side * values["boxes"]}
 
 
 def precision(
