@@ -58,7 +58,7 @@ def examine(
 ) -> Tested:
     """A claim's contrasts on confirmatory seeds, else on the pilot's (only class scale had one)."""
     if claim.a is None:
-        return Tested(note="nothing in this version of the book can test it")
+        return Tested(note=claim.caveat or "nothing in this version of the book can test it")
     contrast = functools.partial(_contrasts, claim=claim, preset=preset, metric=metric, **setting)
     if preset != "class":
         return contrast(_from(frame, claims.REHEARSED.get(preset, 0)))
@@ -80,7 +80,8 @@ def _contrasts(
     frame: pd.DataFrame, claim: Claim, preset: str, metric: str = "last", **setting: Any
 ) -> Tested:
     """The claim's arm against every rival that has at least two common seeds."""
-    common = {**setting, **_pair(preset, setting, claim.swapped), **claim.fields}
+    own_setting = {**setting, **claim.fields}
+    common = {**own_setting, **_pair(preset, own_setting, claim.swapped)}
     find = functools.partial(_arm, frame, preset, claim.metric or metric)
     own = {**common, **(claim.a or {})}
     ours, rivals = find(own), []
