@@ -171,8 +171,10 @@ def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
 
 
 def usual_configs(preset: str, ids: Container[str]) -> list[RunConfig]:
-    """The methods that the claims with these ids are about, at their usual weights."""
-    about = [claim for family in FAMILIES.values() for claim in family if claim.id in ids]
+    """The methods that the claims with these ids are about, at their usual weights; but for claims
+    about other data sets, whose feature maps have other shapes.
+    """
+    about = [claim for claim in CLAIMS if claim.id in ids]
     named = [arm for claim in about if claim.a for arm in (claim.a, *claim.b)]
     methods = dict.fromkeys(arm["method"] for arm in named if arm != TEACHER)
     return [RunConfig.create(preset, method=method) for method in methods]
