@@ -243,9 +243,7 @@ def maps_grid(
         for ax, one in zip(line, np.asarray(values), strict=True):
             reach = np.abs(one).max() or 1.0
             ax.imshow(one, cmap="RdBu_r", interpolation="nearest", vmin=-reach, vmax=reach)
-    fig.set_layout_engine("none")
-    left = 1.0 / (columns * size + 1.0)
-    fig.subplots_adjust(left=left, right=1, bottom=0, top=0.94, wspace=0.06, hspace=0.06)
+    fig.set_layout_engine("constrained", w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
     return fig
 
 

@@ -149,3 +149,16 @@ def test_no_label_is_smaller_than_a_phone_can_show():
     figures.style()
     sizes += [plt.rcParams[f"{tick}.labelsize"] for tick in ("xtick", "ytick", "axes")]
     assert min(sizes) >= figures.SMALL
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_rows_of_maps_have_their_names_in_the_picture():
+    images, maps = (
+        np.zeros((10, 3, 8, 8), np.uint8),
+        np.random.default_rng(0).normal(size=(10, 8, 8)),
+    )
+    fig = figures.maps_grid(images, {"a rather long name": maps, "b": maps}, [*"0123456789"])
+    fig.savefig(io.BytesIO())
+    for ax in fig.axes:
+        box = ax.yaxis.label.get_window_extent()
+        assert not ax.get_ylabel() or box.x0 >= 0

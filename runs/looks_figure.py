@@ -1,0 +1,102 @@
+"""Where teacher, KD student, IE-FT student and its halves look, on one test image of every class.
+
+    IEKD_DATA=... python runs/looks_figure.py [GRID] [--seed 100]
+
+Writes book/_static/looks.png, and beside it looks.json: command, images, weights and data by
+checksum. It needs the images; the weights of seed 100 are committed. Images and kinds of map are
+chosen by the rules of book/campaign.ipynb: the images by answers, and a kind of map is shown if
+deleting what it finds first takes more of the teacher's score than deleting at random.
+"""
+
+import argparse
+import json
+
+import torch
+
+from iekd import data, records
+from iekd.analysis import relevance
+from iekd.analysis.rescue import pick
+from iekd.analysis.similarity import halves_of
+from iekd.checkout import ROOT
+from iekd.config import grid
+from iekd.data import augment
+from iekd.errors import ConfigError
+from iekd.report.arms import finished
+from iekd.report.figures import maps_grid
+from iekd.report.statistics import paired
+from iekd.training import runner
+
+KINDS = {"relevance": "z+", "cam": "CAM"}
+
+
+def trusted(runs):
+    """The kinds of map that beat deletion at random; the teacher is the unit."""
+    left = runs.dropna(subset=["left_random"]).drop_duplicates("left_relevance").set_index("seed")
+    tests = {kind: paired(left[f"left_{kind}"], left["left_random"]) for kind in KINDS}
+    return [kind for kind, test in tests.items() if test.difference < 0 and test.p < 0.05]
+
+
+def maps_of(kind, network, images, labels, box, parts=relevance.WHOLE):
+    """Maps by part, (N, H, W), or for class activation (N, h, w)."""
+    if kind == "cam":
+        return relevance.cam(network, images, labels, parts)
+    return relevance.relevance(network, images, labels, box, parts)
+
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+parser.add_argument("grid", nargs="?", default="imagenette.yaml")
+parser.add_argument("--seed", type=int, default=100)
+given = parser.parse_args()
+
+# The runs of that seed, and their teacher.
+configs = [each for each in grid.read(grid.find(given.grid)) if each.seed == given.seed]
+plain = {c.method: c for c in configs if c.explore != "none" and c.explore_target == "teacher"}
+shown = {"student alone": plain["supervised"], "KD": plain["kd"], "IE-FT": plain["ie-ft"]}
+shown = {"teacher": plain["ie-ft"].teacher_run(), **shown}
+kinds = trusted(finished(records.load(), grid.read(grid.find(given.grid))))
+if not kinds:
+    raise SystemExit("No kind of map beats deletion at random: by the protocol none is shown.")
+
+# The images that the rule picks.
+networks = {name: runner.load_network(config) for name, config in shown.items()}
+dataset = data.load(plain["ie-ft"])
+mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (dataset.mean, dataset.std))
+pixels, truth = dataset.test.images, dataset.test.labels
+
+
+@torch.no_grad()
+def answers(network):
+    """The class that a network sees in every test image."""
+    batches = [augment.normalise(part, mean, std) for part in pixels.split(relevance.BATCH)]
+    return torch.cat([network(batch).logits.argmax(1) for batch in batches])
+
+
+said = {name: answers(networks[name]) for name in ("teacher", "student alone", "IE-FT")}
+picked = [one for one in pick(truth, *said.values()) if one.image is not None]
+if not picked:
+    raise ConfigError("no class has an image that fits the rule")
+index = [one.image for one in picked]
+images, labels = augment.normalise(pixels[index], mean, std), truth[index]
+
+# Their maps.
+box, rows = relevance.corners(mean, std), {}
+halves = halves_of(plain["ie-ft"], networks["IE-FT"].feature_channels)
+for kind in kinds:
+    for name in ("teacher", "KD", "IE-FT"):
+        whole = maps_of(kind, networks[name], images, labels, box)["all"]
+        rows[f"{name}, {KINDS[kind]}"] = whole
+    parts = maps_of(kind, networks["IE-FT"], images, labels, box, halves)
+    rows |= {f"{half}, {KINDS[kind]}": parts[half] for half in ("inherit", "explore")}
+
+path = ROOT / "book" / "_static" / "looks.png"
+titles = [f"{one.label}{' ✓' if one.rescued else ''}" for one in picked]
+maps_grid(pixels[index], rows, titles).savefig(path, dpi=200)
+recipe = {
+    "command": f"python runs/looks_figure.py {given.grid} --seed {given.seed}",
+    "images": {str(one.label): one.image for one in picked},
+    "maps": kinds,
+    "data": dataset.checksum,
+    "weights": {config.path: records.find(config).weights for config in shown.values()},
+}
+path.with_suffix(".json").write_text(json.dumps(recipe, indent=1) + "\n")
+print(path)
