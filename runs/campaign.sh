@@ -66,7 +66,7 @@ queue() {
 }
 
 # Records, with the weights that later runs, figures and analyses need: parents (seeds below 100 of one network), the desk
-# students of seeds 300 to 303, and Imagenette's of seed 100.
+# students of seeds 300 to 303, and Imagenette's of seed 100; none above 5 MB.
 is_wanted() { # runs/records/PRESET/DATASET/PAIR/VARIANT/seedN.json
   local dataset pair file seed
   IFS=/ read -r _ _ _ dataset pair _ file <<<"$1"
@@ -79,7 +79,8 @@ commit_records() {
   local record weights
   find runs/records -name 'seed*.json' ! -name '*.analysis.json' | while read -r record; do
     weights=${record/records/cache}; weights=${weights%.json}.safetensors
-    is_wanted "$record" && [ -e "$weights" ] && [ ! -e "${record%.json}.safetensors" ] || continue
+    is_wanted "$record" && [ ! -e "${record%.json}.safetensors" ] || continue
+    [ -n "$(find "$weights" -size -5000k 2>/dev/null)" ] || continue
     cp "$weights" "${record%.json}.safetensors"
   done
   git add runs/records runs/again/records
