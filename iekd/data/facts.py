@@ -52,7 +52,11 @@ CIFAR100 = _of_255(129.3, 124.1, 112.4), _of_255(68.2, 65.4, 70.4)
 FACTS["cifar100"] = Facts(100, 3, *CIFAR100, 32, 50_000, flip=True)
 IMAGENETTE = (0.4623, 0.4579, 0.4302), (0.2727, 0.2707, 0.2922)
 FACTS["imagenette"] = Facts(10, 3, *IMAGENETTE, 64, 9469, flip=True)
-NAMES = tuple(FACTS)
+# As torchvision's trained networks expect it. Its files are read while a run trains: STREAMED.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FACTS["imagenet64"] = Facts(1000, 3, *IMAGENET, 64, 1_281_167, flip=True)
+FACTS["imagenet"] = Facts(1000, 3, *IMAGENET, 224, 1_281_167, flip=True)
+NAMES, STREAMED = tuple(FACTS), ("imagenet",)
 
 
 class Selection(Protocol):

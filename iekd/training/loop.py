@@ -6,7 +6,7 @@ device: losses stay there and are read at its end. `iekd.training.pack` makes th
 several runs at once.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from iekd.networks import Output
 from iekd.training.run import Run
 
 VIEW_SEED = 3579
+STREAMED = 250  # images of a stream that are evaluated at a time: they are large
 SUFFIX = {"student": "", "peer": "_peer"}  # of what is measured on a network, in the history
 
 
@@ -32,6 +33,7 @@ def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
     begin(run, epoch)
     plan = draw_epoch(config, run.dataset, epoch).to(run.mean.device)
     parts = plan.split(config.batch_size, dim=1)
+    expect(run, parts)
     log = []
     for i, part in enumerate(parts):
         set_rate(run.optimiser, learning_rate(config, epoch + i / len(parts)))
@@ -59,7 +61,10 @@ def draw_epoch(config: RunConfig, dataset: data.DataSet, epoch: int) -> Tensor:
         draws = draw_views(config, dataset).at(rows)
     else:
         draws = augment.draw(count, dataset.pad, dataset.flip, generator).at(order)
-    return torch.stack([order, *draws])
+    plan = torch.stack([order, *draws])
+    if config.augment == "none":
+        plan[1:3], plan[3] = -1, 0  # for a stream: the centre crop
+    return plan
 
 
 def draw_order(config: RunConfig, count: int, epoch: int) -> tuple[Tensor, Tensor, torch.Generator]:
@@ -82,11 +87,19 @@ def draw_views(config: RunConfig, dataset: data.DataSet) -> augment.Draws:
     return augment.draw(count, dataset.pad, dataset.flip, generator)
 
 
+def expect(run: Run, parts: Iterable[Tensor]) -> None:
+    """Tell a stream the parts of a plan that `take` will ask for, so that it reads ahead."""
+    if not isinstance(run.dataset.train.images, Tensor):
+        run.dataset.train.images.expect(parts)
+
+
 def take(config: RunConfig, run: Run, part: Tensor, epoch: int) -> tuple[Tensor, Batch]:
     """The images (B, C, H, W), normalised, of a part (4, B) of an epoch's plan, as a batch."""
     index, dy, dx, flip = part
-    pixels = run.dataset.train.images[index]
-    if config.augment == "standard":
+    source = run.dataset.train.images
+    # a stream has cropped where it decodes
+    pixels = source[index] if isinstance(source, Tensor) else source.next()
+    if config.augment == "standard" and isinstance(source, Tensor):
         pixels = augment.crop_and_flip(pixels, augment.Draws(dy, dx, flip.bool()), run.dataset.pad)
     images = augment.normalise(pixels, run.mean, run.std)
     return images, Batch(run.dataset.train.labels[index], index, epoch)
@@ -143,6 +156,8 @@ def learning_rate(config: RunConfig, epoch: float) -> float:
     progress = epoch / config.epochs
     if config.schedule == "onecycle":
         return config.lr * min(progress / 0.2, (1 - progress) / 0.8)
+    if config.schedule == "30-60-90":
+        return config.lr * 0.1 ** sum(progress >= drop for drop in (0.3, 0.6, 0.9))
     if progress < 0.5:
         return config.lr
     return config.lr * (0.1 if progress < 0.75 else 0.01)
@@ -193,6 +208,8 @@ def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
     images, labels, exact = getattr(run.dataset, part)
     if len(labels) == 0:
         return {}
+    if not isinstance(images, Tensor):
+        batch_size = min(batch_size, STREAMED)
     run.learner.eval()
     found: dict[str, list[Tensor]] = {}
     for pixels, answers in zip(images.split(batch_size), labels.split(batch_size), strict=True):
