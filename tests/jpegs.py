@@ -39,6 +39,18 @@ def as_small() -> None:
     imagenet.TEST_IMAGES = TEST * len(CLASSES)
 
 
+def in_folder(root: Path, monkeypatch) -> Path:
+    """The files in $IEKD_DATA/imagenet, ImageNet as small as they are, and no worker processes."""
+    for name in sources.IMAGENET:
+        monkeypatch.setitem(facts.FACTS, name, facts.FACTS[name])
+    monkeypatch.setattr(imagenet, "TEST_IMAGES", imagenet.TEST_IMAGES)
+    monkeypatch.setenv("IEKD_DATA", str(root))
+    monkeypatch.setenv("IEKD_WORKERS", "0")
+    as_small()
+    sources._load.cache_clear()
+    return write(root / "imagenet")
+
+
 def run(method: str = "supervised", dataset: str = "imagenet", **fields) -> RunConfig:
     """A run on all of these images, at 32 pixels."""
     fields = {**PAIR, **SHORT, **ALL, **fields}

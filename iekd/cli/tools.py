@@ -47,7 +47,7 @@ def bench(options: Options) -> None:
 
     images = options.images and dict(zip(("class", "paper"), options.images, strict=True))
     measured = bench.bench(images, options.rounds)
-    for part in ("loops", "methods", "packing", "profile"):
+    for part in ("loops", "methods", "packing", "loader", "profile"):
         print(pd.DataFrame(measured[part]).to_string(index=False), end="\n\n")
     print(f"kept in {bench.save(measured)}")
 

@@ -7,7 +7,7 @@ IEKD_WORKERS, by default as many as there are cores.
 
 import os
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 # In evaluation the middle, 224 of 256 parts of the shorter side: in a plan the number -1.
 MIDDLE, CENTRE = 224 / 256, -1
 # Stands for the padding of images in a tensor: random numbers from 0 to twice this.
-PAD = 2**30
+PAD = 2**26
 # Images that are read at a time where no plan says how many.
 BATCH = 250
 
@@ -73,7 +73,7 @@ class Stream:
 
     def __init__(self, files: Files, device: torch.device | str = "cpu"):
         self.files, self.device, self.workers = files, torch.device(device), workers()
-        self.coming: Iterator[Tensor] = iter(())
+        self.coming, self.left = self._read([]), 0
 
     def __len__(self) -> int:
         return len(self.files.names)
@@ -83,7 +83,8 @@ class Stream:
         return len(self), 3, self.files.side, self.files.side
 
     def to(self, device: torch.device | str) -> "Stream":
-        return Stream(self.files, device)
+        # as of a tensor: runs that share a data set share what is read
+        return self if torch.device(device) == self.device else Stream(self.files, device)
 
     def only(self, index: Tensor, side: int = 0) -> "Stream":
         """Some of the images, at another size (0 = the same)."""
@@ -97,16 +98,20 @@ class Stream:
     def split(self, size: int) -> Iterator[Tensor]:
         return self._read(map(_centred, torch.arange(len(self)).split(size)))
 
-    def expect(self, parts: Iterable[Tensor]) -> None:
+    def expect(self, parts: Sequence[Tensor]) -> None:
         """The parts (4, B) of a plan that will be asked for, in this order."""
         # to the CPU at once: later that would wait for the device
-        self.coming = self._read([part.cpu() for part in parts])
+        self.coming, self.left = self._read([part.cpu() for part in parts]), len(parts)
 
     def next(self) -> Tensor:
         """The images of the next of these parts, uint8 (B, 3, side, side)."""
-        return next(self.coming)
+        pixels, self.left = next(self.coming), self.left - 1
+        if self.left == 0:
+            # the workers leave now, and not when somebody collects garbage
+            self.coming.close()
+        return pixels
 
-    def _read(self, parts: Iterable[Tensor]) -> Iterator[Tensor]:
+    def _read(self, parts: Iterable[Tensor]) -> Generator[Tensor, None, None]:
         rows = (part.T.tolist() for part in parts)
         for pixels in read_ahead(self.files, rows, self.workers, self.device.type == "cuda"):
             yield pixels.to(self.device, non_blocking=True)
@@ -120,7 +125,7 @@ def _centred(index: Tensor) -> Tensor:
 
 def read_ahead(
     files: Dataset, batches: Iterable[list], workers: int, pinned: bool = False
-) -> Iterator[Tensor]:
+) -> Generator[Tensor, None, None]:
     """The items of a data set in batches of its keys, from so many processes (0 = from this one).
 
     Raises `DataError` for a file that cannot be decoded.
@@ -154,6 +159,7 @@ def workers() -> int:
 
 
 def _leave_signals(_: int) -> None:
-    """A signal to the whole group is for the process that trains; it ends the workers."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
+    """Ctrl-C and a closed terminal are for the process that trains, which ends its workers."""
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

@@ -6,7 +6,7 @@ device: losses stay there and are read at its end. `iekd.training.pack` makes th
 several runs at once.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -87,7 +87,7 @@ def draw_views(config: RunConfig, dataset: data.DataSet) -> augment.Draws:
     return augment.draw(count, dataset.pad, dataset.flip, generator)
 
 
-def expect(run: Run, parts: Iterable[Tensor]) -> None:
+def expect(run: Run, parts: Sequence[Tensor]) -> None:
     """Tell a stream the parts of a plan that `take` will ask for, so that it reads ahead."""
     if not isinstance(run.dataset.train.images, Tensor):
         run.dataset.train.images.expect(parts)

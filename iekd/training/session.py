@@ -104,7 +104,12 @@ class Session:
             while active := [m for m in self.members if m.config.path not in self.outcomes]:
                 signals.check()
                 epoch = min(len(member.history) for member in active)
-                self._train_epoch([m for m in active if len(m.history) == epoch], epoch)
+                try:
+                    self._train_epoch([m for m in active if len(m.history) == epoch], epoch)
+                except RuntimeError:
+                    # a signal to all processes ends those that read images at once
+                    signals.check()
+                    raise
         return [self.outcomes[member.config.path] for member in self.members]
 
     def _take(self, member: Member) -> None:

@@ -12,21 +12,13 @@ from torchvision.transforms.v2 import CenterCrop, Compose, Resize
 
 from iekd import data
 from iekd.cli import main
-from iekd.data import facts, imagenet, readers, sources, stream
+from iekd.data import imagenet, readers, sources, stream
 from iekd.errors import ConfigError, DataError
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """The files, in $IEKD_DATA/imagenet; ImageNet is as large as they are."""
-    for name in sources.IMAGENET:
-        monkeypatch.setitem(facts.FACTS, name, facts.FACTS[name])
-    monkeypatch.setattr(imagenet, "TEST_IMAGES", imagenet.TEST_IMAGES)
-    monkeypatch.setenv("IEKD_DATA", str(tmp_path / "pictures"))
-    monkeypatch.setenv("IEKD_WORKERS", "0")
-    jpegs.as_small()
-    sources._load.cache_clear()
-    yield jpegs.write(tmp_path / "pictures" / "imagenet")
+    yield jpegs.in_folder(tmp_path / "pictures", monkeypatch)
     sources._load.cache_clear()
 
 
@@ -136,7 +128,10 @@ def test_half_of_it_is_refused(folder):
 
 def test_where_it_is_missing_the_way_out_is_said(folder, capsys):
     shutil.rmtree(folder / "val" / jpegs.CLASSES[2])
-    for name, hint in (("imagenet", "train/ and val/"), ("imagenet64", "data pack imagenet64 DEST")):
+    for name, hint in (
+        ("imagenet", "train/ and val/"),
+        ("imagenet64", "data pack imagenet64 DEST"),
+    ):
         with pytest.raises(DataError, match=f"^{name}: not in .*{hint}"):
             data.load(jpegs.run(dataset=name))
     assert main.main(["data", "list"]) == 0
