@@ -21,7 +21,7 @@ from iekd.benchmark.timing import in_turns, now, speeds
 from iekd.data import augment, stream
 
 # About ImageNet's mean: 110 kB a file of these pixels.
-WIDTH, HEIGHT, QUALITY, GRAIN = 500, 375, 90, 12
+WIDTH, HEIGHT, QUALITY, GRAIN = 500, 375, 92, 20
 BATCH = 64
 USUAL, OURS = "ImageFolder, PIL", "stream"
 

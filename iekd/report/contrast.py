@@ -58,7 +58,7 @@ def examine(
 ) -> Tested:
     """A claim's contrasts on confirmatory seeds, else on the pilot's (only class scale had one)."""
     if claim.a is None:
-        return Tested(note="nothing in this version of the book can test it")
+        return Tested(note=claim.caveat or "nothing in this version of the book can test it")
     contrast = functools.partial(_contrasts, claim=claim, preset=preset, metric=metric, **setting)
     if preset != "class":
         return contrast(_from(frame, claims.REHEARSED.get(preset, 0)))
