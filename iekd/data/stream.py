@@ -58,9 +58,9 @@ def box(image: Tensor, number: int) -> tuple[int, int, int, int]:
         height, width = image.shape[1:]
         side = max(1, round(MIDDLE * min(height, width)))
         return (height - side) // 2, (width - side) // 2, side, side
-    # torchvision's own draw has no generator of its own
+    # torchvision draws from torch's own generator; that of a GPU is left alone
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(number)
+        torch.default_generator.manual_seed(number)
         return RandomResizedCrop.get_params(image, list(SCALE), list(RATIO))
 
 
