@@ -6,8 +6,9 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 runs=$PWD/runs
 home=${CAMPAIGN_HOME:-$HOME/iekd-campaign}
 plan=$(head -n 1 runs/campaign.commit)
-# Imagenette: its pilot. When that is done, its rule sets epochs and rate in imagenette.yaml, and that grid gets a step of its own.
+# Imagenette: its pilot, which is done, and its grid, with the epochs and rate that the pilot's rule chose.
 pilot=567f7743907461e4ebb4bd04c9685f9ff2166e63
+imagenette=b0be8a53860afa19bc085665a77344833ba4494e
 python=$home/env/bin/python
 cores=$(nproc)
 export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}
@@ -28,6 +29,7 @@ prepare() {
   local tree
   tree=$(library "$plan")
   library "$pilot" >/dev/null
+  library "$imagenette" >/dev/null
   if [ ! -e "$home/env/ready" ]; then
     "${PYTHON:-python3}" -m venv --clear "$home/env"
     "$python" -m pip install -qq --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$tree"
@@ -57,20 +59,28 @@ queue() {
   fi
   step "$plan" "$runs" "$runs/controls.yaml" --pack 8
   step "$pilot" "$runs" "$runs/imagenette-pilot.yaml"
+  step "$imagenette" "$runs" "$runs/imagenette.yaml" --pack 8 --analyse
   step "$plan" "$runs/again" "$runs/again/grid.yaml" --pack 8
   step "$plan" "$runs" "$runs/joint.yaml" "$runs/profile.yaml" "$runs/ladder.yaml" --pack 8
   echo "The queue is done."
 }
 
-# Records, with the weights that later runs and analyses need: parents, and the desk students of seeds 300 to 303.
+# Records, with the weights that later runs, figures and analyses need: parents (seeds below 100 of one network), the desk
+# students of seeds 300 to 303, and Imagenette's of seed 100.
+is_wanted() { # runs/records/PRESET/DATASET/PAIR/VARIANT/seedN.json
+  local dataset pair file seed
+  IFS=/ read -r _ _ _ dataset pair _ file <<<"$1"
+  seed=${file//[!0-9]/}
+  [[ $1 =~ /desk/.*/seed30[0-3]\.json$ || $dataset/$seed == imagenette/100 ]] && return
+  [[ $pair != *-* && $seed -lt 100 && $dataset/$pair != imagenette/resnet10* ]]  # the pilot's are nobody's parents
+}
+
 commit_records() {
   local record weights
   find runs/records -name 'seed*.json' ! -name '*.analysis.json' | while read -r record; do
     weights=${record/records/cache}; weights=${weights%.json}.safetensors
-    case $record in
-      runs/records/*/*/*-*/*) [[ $record =~ /desk/.*/seed30[0-3]\.json$ ]] || continue ;;  # a student
-    esac
-    [ ! -e "$weights" ] || [ -e "${record%.json}.safetensors" ] || cp "$weights" "${record%.json}.safetensors"
+    is_wanted "$record" && [ -e "$weights" ] && [ ! -e "${record%.json}.safetensors" ] || continue
+    cp "$weights" "${record%.json}.safetensors"
   done
   git add runs/records runs/again/records
   git diff --cached --quiet -- runs/records runs/again/records ||

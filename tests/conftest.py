@@ -6,12 +6,17 @@ os.environ.setdefault(
     "CUDA_VISIBLE_DEVICES", ""
 )  # bit-for-bit comparisons are made on the CPU; set it to test on a GPU
 os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+from tiny import tiny
 
-from iekd.records import store
+from iekd.config import RunConfig
+from iekd.records import Record, store
+from iekd.training import runner
 
 torch.set_num_threads(1)
 # No test sees the records of the checkout beside its own.
@@ -48,6 +53,40 @@ def runs(tmp_path, monkeypatch):
     folder = tmp_path / "runs"
     monkeypatch.setenv("IEKD_RUNS", str(folder))
     return folder
+
+
+class Shelf:
+    """A store of its own for runs that several tests need: each is trained once."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def train(self, config: RunConfig) -> Record:
+        """The record of a run on the shelf."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("IEKD_RUNS", str(self.folder))
+            return runner.train(config, progress=False)
+
+    def lend(self, *configs: RunConfig, to: Path) -> None:
+        """Copy the parents of these runs into another store."""
+        for parent in {parent for config in configs for parent in config.parents().values()}:
+            self.train(parent)
+            for path in self.folder.glob(f"*/{parent.path}.*"):
+                copy = to / path.relative_to(self.folder)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, copy)
+
+
+@pytest.fixture(scope="session")
+def shelf(tmp_path_factory):
+    return Shelf(tmp_path_factory.mktemp("shelf"))
+
+
+@pytest.fixture
+def lent(shelf, runs):
+    """The runs folder of the test, with teacher and auto-encoder of `tiny` in it."""
+    shelf.lend(tiny("ie-ft"), to=runs)
+    return runs
 
 
 def pytest_configure():

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from iekd import records
+from iekd import data, records
 from iekd.analysis import looks
 from iekd.analysis.flatness import rises, weight_noise
 from iekd.analysis.similarity import halves_of, reference, similarity
@@ -77,6 +77,8 @@ def _another(config: RunConfig) -> nn.Module | None:
 
 def impossible(config: RunConfig) -> str:
     """Why a run cannot be analysed; '' if it can, or has been."""
+    if data.has_boxes(config.dataset):
+        return "what is measured needs images with one class each"
     record = records.find(config)
     if record is None:
         return "it is not finished; `iekd run` or `iekd sweep` finishes it"

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.method import features
 from iekd.method.features import Batch, Pair, connector, halved_backwards
@@ -32,6 +31,7 @@ def boundary_squares(student: Tensor, teacher: Tensor) -> Tensor:
     fields=("ab_weight", "init_epochs"),
     compares=features.stages,
     reads="stages_pre",
+    detects=True,
     build=lambda run, networks: AB(networks.pairs, run.ab_weight, run.init_epochs),
 )
 class AB(nn.Module):
@@ -59,7 +59,7 @@ class AB(nn.Module):
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         if self.phase(batch.epoch):
-            return {"task": F.cross_entropy(student.logits, batch.labels)}
+            return {"task": batch.goal(student)}
         distances = [
             boundary_squares(
                 connect(student.features[f"{pair.student}_pre"]),

@@ -98,7 +98,7 @@ class CRD(nn.Module):
         loss = contrast(ours, their_past, self.teacher.memory, negative) + contrast(
             theirs, our_past, self.student.memory, negative
         )
-        return {"task": F.cross_entropy(student.logits, batch.labels), "crd": self.weight * loss}
+        return {"task": batch.goal(student), "crd": self.weight * loss}
 
 
 def contrast(anchor: Tensor, positive: Tensor, memory: Tensor, negative: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ class FitNet(nn.Module):
             guided = self.regressor(student.features[self.pair.student])
             return {"hint": self.weight * F.mse_loss(guided, teacher.features[self.pair.teacher])}
         divergence = soft_divergence(student.logits, teacher.logits, TEMPERATURE) / TEMPERATURE**2
-        return {"task": F.cross_entropy(student.logits, batch.labels), "kd": self.soft * divergence}
+        return {"task": batch.goal(student), "kd": self.soft * divergence}
 
     def soft_weight(self, epoch: int) -> float:
         """lambda in an epoch of stage 2: 4 in its first, 1 in its last."""

@@ -3,7 +3,6 @@ eq. 1 and section 2).
 """
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.method.features import Batch
 from iekd.method.measures import soft_divergence
@@ -27,7 +26,7 @@ class KD(nn.Module):
         self.alpha, self.temperature = alpha, temperature
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
-        task = F.cross_entropy(student.logits, batch.labels)
+        task = batch.goal(student)
         return {
             "task": (1 - self.alpha) * task,
             "kd": self.alpha * soft_divergence(student.logits, teacher.logits, self.temperature),

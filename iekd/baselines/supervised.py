@@ -1,7 +1,6 @@
 """Plain training on the labels: the student alone, and every teacher."""
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.method.features import Batch
 from iekd.method.registry import method
@@ -12,10 +11,11 @@ from iekd.networks import Output
     "supervised",
     label="Student alone",
     fields=("weights_file",),
+    detects=True,
     build=lambda run, networks: Supervised(),
 )
 class Supervised(nn.Module):
     """task = CE(logits, batch.labels), batch mean."""
 
     def forward(self, batch: Batch, student: Output, teacher: Output | None) -> dict[str, Tensor]:
-        return {"task": F.cross_entropy(student.logits, batch.labels)}
+        return {"task": batch.goal(student)}

@@ -12,7 +12,6 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.method.features import Batch
 from iekd.method.measures import soft_divergence
@@ -53,7 +52,7 @@ class TfKD(nn.Module):
     def forward(self, batch: Batch, student: Output, teacher: None) -> dict[str, Tensor]:
         target = virtual_teacher(batch.labels, student.logits.shape[1])
         task, divergence = (
-            F.cross_entropy(student.logits, batch.labels),
+            batch.goal(student),
             soft_divergence(student.logits, target, self.temperature),
         )
         return {"task": (1 - self.weight) * task, "kd": self.weight * divergence}

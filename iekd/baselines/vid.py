@@ -48,6 +48,7 @@ class Gaussian(nn.Module):
     fields=("vid_weight",),
     compares=features.stages,
     reads="stages",
+    detects=True,
     build=lambda run, networks: VID(networks.pairs, run.vid_weight),
 )
 class VID(nn.Module):
@@ -76,7 +77,4 @@ class VID(nn.Module):
         surprise = sum(
             density(*both) for density, both in zip(self.densities, features, strict=True)
         )
-        return {
-            "task": F.cross_entropy(student.logits, batch.labels),
-            "vid": self.weight * surprise,
-        }
+        return {"task": batch.goal(student), "vid": self.weight * surprise}

@@ -34,14 +34,32 @@ PRESETS: dict[str, dict[str, Any]] = {
 # What a data set changes by default. KD: the settings of the authors' code for each data set;
 # CIFAR-100's are RunConfig's defaults, and Imagenette, which that code does not have, takes these
 # too.
-DATASET_DEFAULTS: dict[str, dict[str, Any]] = {"cifar10": dict(kd_alpha=0.95, kd_temperature=20.0)}
+# Boxes: a pair of detectors, the official validation split, small batches. The least images that
+# teach a detector are all, so nothing here is a matter of scale but the epochs.
+DETECTORS = dict(teacher="ssd_resnet10x0.25_3x3", student="ssd_resnet10x0.0625_3x3")
+FEW_IMAGES = dict(train_images=0, batch_size=8, lr=0.02, teacher_lr=0.02, augment="standard")
+DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
+    "cifar10": dict(kd_alpha=0.95, kd_temperature=20.0),
+    "discs": DETECTORS | FEW_IMAGES | dict(validation_images=60, image_size=0),
+    "bccd": DETECTORS | FEW_IMAGES | dict(validation_images=87, image_size=128),
+    # PASCAL VOC 2007 and 2012: the scale of Overhaul Distillation's table; the pair is ours.
+    "voc": dict(teacher="ssd_resnet34", student="ssd_resnet18", image_size=300, batch_size=32)
+    | dict(train_images=0, validation_images=0, lr=0.001, teacher_lr=0.001),
+}
 
 # What a data set changes at one scale only. Imagenette: all images and pixels, and a pair for one
 # core. ResNet-34 and 18 at these widths take twice the time of 18 and 10; with as few epochs, the
 # narrow ResNet-18 also learned less than the narrow ResNet-10.
 SCALE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("class", "imagenette"): dict(teacher="resnet18x0.25_3x3", student="resnet10x0.125_3x3")
-    | dict(train_images=0, validation_images=1000, image_size=0)
+    | dict(train_images=0, validation_images=1000, image_size=0),
+    # Discs: a live cell of a minute, with its teacher.
+    ("smoke", "discs"): dict(teacher="ssd_resnet10x0.125_3x3", epochs=10, teacher_epochs=12)
+    | dict(ae_epochs=4, evaluate_every=5),
+    # Blood cells: 24 epochs of 205 images, half a minute.
+    ("class", "bccd"): dict(epochs=24, teacher_epochs=24, ae_epochs=30, evaluate_every=8),
+    # VOC: the epochs of 120,000 steps, the last of which are evaluated.
+    ("paper", "voc"): dict(epochs=232, teacher_epochs=232, evaluate_every=29),
 }
 # ImageNet: the paper's pair, and the recipe that is usual for it; the paper's own is not known. The
 # auto-encoder's epochs are those of the code of Factor Transfer. At 64 pixels: the stem for these.

@@ -115,6 +115,29 @@ class RunConfig(Fields):
             own["options"] = known.methods()[self.method].complete(self.options)
         return self
 
+    @model_validator(mode="after")
+    def _boxes_are_found(self, info: ValidationInfo) -> Self:
+        """Detectors where a data set has boxes, and nowhere else; what cannot train them."""
+        from iekd import networks
+
+        boxes = data.has_boxes(self.dataset)
+        for role in ("teacher", "student"):
+            name = getattr(self, role)
+            if name != "none" and networks.finds_boxes(name) != boxes:
+                kind = "needs a detector, for example ssd_" if boxes else "has no boxes: choose "
+                raise ValueError(f"{role}: {name} is not usable; {self.dataset} {kind}resnet18")
+        if not boxes or _is_finished(info):
+            return self
+        able = [name for name, row in known.methods().items() if row.detects]
+        if self.method not in able:
+            raise ValueError(
+                f"method: {self.method} reads class scores or a pooled feature, which a detector "
+                f"does not have; on {self.dataset} choose one of {', '.join(able)}"
+            )
+        if self.views:
+            raise ValueError(f"views: {self.views} is not usable with boxes, choose 0")
+        return self
+
     def unread(self) -> set[str]:
         """The fields that this run does not read, for its method or a half without a measure.
 

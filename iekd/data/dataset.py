@@ -25,7 +25,7 @@ class Split(NamedTuple):
     """Part of a data set, on the CPU."""
 
     images: Any  # uint8 (N, C, H, W): a tensor, or a `Stream` (iekd.data.stream) in its place
-    labels: Tensor  # int64 (N,)
+    labels: Tensor  # int64 (N,); with boxes float32 (N, M, 5), see iekd.data.boxes
     # bool (N,), False where an image is a recompressed copy; None = all are exact.
     exact: Tensor | None = None
 
@@ -47,13 +47,17 @@ class DataSet(NamedTuple):
     flip: bool
     # Pixels of padding for the random crop; of a stream, see `iekd.data.stream`.
     pad: int
+    # See `Facts`.
+    boxes: tuple[str, ...] = ()
+    has_up: bool = True
 
 
 def load(run: Selection, root: Path | None = None) -> DataSet:
     """The data set of a run (a `RunConfig`, or anything with these four fields).
 
     Validation: the first `validation_images` of one fixed, class-balanced order of the training
-    set; training: the next `train_images` (0 = all the rest). No choice depends on the seed.
+    set (with boxes, of the official validation split, then of the official training split);
+    training: the next `train_images` (0 = all the rest). No choice depends on the seed.
     Images are then scaled down to `image_size`. `root` is looked into first (iekd.data.roots).
     Raises `DataError` for missing or damaged data, `ConfigError` for more images or pixels than
     there are.
@@ -62,7 +66,8 @@ def load(run: Selection, root: Path | None = None) -> DataSet:
     _check(run, len(raw.train_labels), raw.train_images.shape[-1])
 
     # Which images are for validation, which for training.
-    order, held = balanced_order(raw.train_labels), run.validation_images
+    held, boxes = run.validation_images, facts.has_boxes(run.dataset)
+    order = torch.arange(len(raw.train_labels)) if boxes else balanced_order(raw.train_labels)
     end = held + run.train_images if run.train_images else len(order)
 
     def part(index: Tensor) -> Split:
@@ -83,7 +88,8 @@ def load(run: Selection, root: Path | None = None) -> DataSet:
     if run.dataset in facts.STREAMED:
         from iekd.data.stream import PAD as pad
     split = (train, validation, test)
-    return DataSet(run.dataset, known.num_classes, *split, raw.checksum, mean, std, known.flip, pad)
+    seen = DataSet(run.dataset, known.num_classes, *split, raw.checksum, mean, std, known.flip, pad)
+    return seen._replace(boxes=known.boxes, has_up=known.has_up)
 
 
 def _check(run: Selection, available: int, side: int) -> None:

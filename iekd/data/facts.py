@@ -21,6 +21,10 @@ class Facts(NamedTuple):
     train_images: int
     # Whether a mirrored image keeps its meaning.
     flip: bool
+    # The classes whose boxes are to be found; empty where every image has one class.
+    boxes: tuple[str, ...] = ()
+    # Whether an image has an up and a down.
+    has_up: bool = True
 
 
 class _Facts(dict[str, Facts]):
@@ -56,7 +60,23 @@ FACTS["imagenette"] = Facts(10, 3, *IMAGENETTE, 64, 9469, flip=True)
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FACTS["imagenet64"] = Facts(1000, 3, *IMAGENET, 64, 1_281_167, flip=True)
 FACTS["imagenet"] = Facts(1000, 3, *IMAGENET, 224, 1_281_167, flip=True)
+# With boxes. Mean and deviation: of `discs` and `bccd` as above, of `voc` ImageNet's constants.
+DISCS = (0.4391, 0.4383, 0.4397), (0.1728, 0.1726, 0.1731)
+FACTS["discs"] = Facts(2, 3, *DISCS, 64, 300, True, ("disc", "ring"), has_up=False)
+BCCD = (0.7374, 0.6962, 0.7156), (0.0598, 0.1012, 0.0745)
+FACTS["bccd"] = Facts(3, 3, *BCCD, 0, 292, True, ("rbc", "wbc", "platelets"), has_up=False)
+VOC_CLASSES = (
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
+    *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
+    *("train", "tvmonitor"),
+)
+FACTS["voc"] = Facts(20, 3, *IMAGENET, 0, 16_551, True, VOC_CLASSES)
 NAMES, STREAMED = tuple(FACTS), ("imagenet",)
+
+
+def has_boxes(name: str) -> bool:
+    """Whether boxes are to be found in the images of a data set."""
+    return name in NAMES and FACTS[name].boxes != ()
 
 
 class Selection(Protocol):

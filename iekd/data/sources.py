@@ -2,7 +2,8 @@
 
 In a data root (iekd.data.roots), data set NAME may lie as a sprite pack or in torchvision's layout,
 in `<root>/NAME` or in `<root>` itself. If no root has it, torchvision downloads it into the default
-folder. `digits` always comes from scikit-learn's wheel; `my-...` are images of one's own.
+folder. `digits` always comes from scikit-learn's wheel, `discs` is drawn; `my-...` are images of
+one's own, and `bccd` and `voc` have boxes (iekd.data.boxes): none of these is downloaded.
 """
 
 import sys
@@ -15,8 +16,8 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from iekd.data import own, readers, roots
-from iekd.data.facts import FACTS, NAMES, STREAMED
+from iekd.data import boxes, own, readers, roots
+from iekd.data.facts import FACTS, NAMES, STREAMED, has_boxes
 from iekd.data.readers import Raw
 from iekd.data.sprites import TRACES, pack_name, write_pack
 from iekd.errors import ConfigError, DataError
@@ -27,12 +28,15 @@ OTHER_FOLDERS = {"imagenette": "imagenette64"}
 # takes seconds.
 IMAGENET = ("imagenet64", "imagenet")
 
+# What needs no files.
+MADE = {"digits": "in scikit-learn", "discs": "drawn by iekd"}
+
 
 class Found(NamedTuple):
     """A source that is there: the folder, and the function that reads a data set from it."""
 
     folder: Path
-    read: Callable[[str, Path], Raw]
+    read: Callable[..., Raw]
 
 
 class Row(NamedTuple):
@@ -46,14 +50,18 @@ class Row(NamedTuple):
 def load_raw(name: str, root: Path | None = None, size: int = 0) -> Raw:
     """The whole data set, from the first source that has it; cached in this process.
 
-    The tensors are shared between callers: do not write to them. `size` is for images of one's
-    own, which are scaled when they are read. Raises `DataError` if no source has it, or if the
+    The tensors are shared between callers: do not write to them. `size` is for images of many
+    sizes, which are scaled when they are read. Raises `DataError` if no source has it, or if the
     first that has it is damaged.
     """
     if name == "digits":
         return readers.digits()
     if own.is_own(name):
         return _load_own(own.find(name, root), size)
+    if name == "discs":
+        return _load_discs()
+    if has_boxes(name):
+        return _load_boxes(name, roots.named_root(root), size)
     return _load(name, roots.named_root(root))
 
 
@@ -65,6 +73,8 @@ def pack(name: str, dest: Path, root: Path | None = None) -> Path:
     """
     if name not in NAMES:
         raise ConfigError(f"data set {name!r} is not known; choose one of {', '.join(NAMES)}")
+    if has_boxes(name):
+        raise ConfigError(f"{name}: a pack has no boxes; carry the folder of its files instead")
     if name in STREAMED:
         raise ConfigError(f"{name} is used as its own files are; what can be packed is imagenet64")
     raw, folder = load_raw("imagenet" if name in IMAGENET else name, root), Path(dest) / name
@@ -96,14 +106,15 @@ def _write(name: str, raw: Raw, folder: Path) -> None:
 
 def describe(root: Path | None = None) -> list[Row]:
     """One row a data set: where it is, or what to do. Decodes and downloads nothing."""
-    rows = [Row("digits", "in scikit-learn", "")]
     try:
         named, mine = roots.named_root(root), own.folders(root)
     except DataError as error:
-        return rows + [Row(name, "", str(error)) for name in NAMES[1:]]
-    for name in NAMES[1:]:
-        found = find(name, named)
-        rows.append(Row(name, str(found.folder), "") if found else Row(name, "", _ways_out(name)))
+        return [Row(name, MADE.get(name, ""), "" if name in MADE else str(error)) for name in NAMES]
+    rows = []
+    for name in NAMES:
+        found = None if name in MADE else find(name, named)
+        where = str(found.folder) if found else MADE.get(name, "")
+        rows.append(Row(name, where, "" if where else _ways_out(name)))
     return rows + [Row(folder.name, str(folder), "") for folder in mine]
 
 
@@ -123,6 +134,9 @@ def _look_into(folder: Path, name: str, names: list[str]) -> Found | None:
     is_pack = any((folder / file).exists() for file in TRACES)
     if is_pack and (folder.name in names or pack_name(folder) == name):
         return Found(folder, readers.pack)
+
+    if has_boxes(name):
+        return Found(folder, boxes.read) if boxes.has_files(name, folder) else None
 
     # ImageNet, squashed or as it is.
     if name in IMAGENET:
@@ -149,6 +163,21 @@ def _look_into(folder: Path, name: str, names: list[str]) -> Found | None:
 def _load(name: str, root: Path | None) -> Raw:
     found = find(name, root) or _download(name, root)
     return found.read(name, found.folder)
+
+
+@lru_cache(maxsize=1)
+def _load_discs() -> Raw:
+    return boxes.discs()
+
+
+@lru_cache(maxsize=2)
+def _load_boxes(name: str, root: Path | None, side: int) -> Raw:
+    if not (found := find(name, root)):
+        searched = ", ".join(map(str, roots.roots(root)))
+        raise DataError(f"{name}: not in {searched}. {boxes.ways_out(name)}")
+    if side == 0:
+        raise ConfigError(own.no_size(name))
+    return found.read(name, found.folder, side)
 
 
 @lru_cache(maxsize=4)
@@ -182,6 +211,8 @@ def _download(name: str, root: Path | None) -> Found:
 
 
 def _ways_out(name: str) -> str:
+    if has_boxes(name):
+        return boxes.ways_out(name)
     if name == "imagenet":
         return (
             "Name the folder that holds train/ and val/ of ImageNet (--root or IEKD_DATA), each "

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.method import features, measures
 from iekd.method.features import Batch, Pair, Part
@@ -46,6 +45,7 @@ def map_distance(student: Tensor, teacher: Tensor) -> Tensor:
     reads="stages",
     source="the student looks where the teacher looks (Zagoruyko and Komodakis, "
     '"Paying more attention to attention", ICLR 2017, eq. 2).',
+    detects=True,
     build=lambda run, networks: AT(networks.pairs, run.at_weight),
 )
 class AT(nn.Module):
@@ -67,7 +67,7 @@ class AT(nn.Module):
             attention_distance(student.features[p.student], teacher.features[p.teacher])
             for p in self.pairs
         )
-        return {"task": F.cross_entropy(student.logits, batch.labels), "at": self.weight * distance}
+        return {"task": batch.goal(student), "at": self.weight * distance}
 
 
 class Half(nn.Module):
@@ -101,6 +101,7 @@ def attention_contrast(student: Tensor, teacher: Tensor) -> Tensor:
     reads="stages",
     source="part of each stage's channels inherits the teacher's attention map, the rest looks "
     "elsewhere to explore.",
+    detects=True,
     build=lambda run, networks: IEAT(
         networks.pairs,
         run.at_weight,
@@ -142,7 +143,7 @@ class IEAT(nn.Module):
         )
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
-        terms = {"task": F.cross_entropy(student.logits, batch.labels)}
+        terms = {"task": batch.goal(student)}
         if self.inherit:
             terms["inherit"] = self.weight * sum(half(student, teacher) for half in self.inherit)
         if self.explore:

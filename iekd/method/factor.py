@@ -82,6 +82,7 @@ class FactorAutoEncoder(nn.Module):
     taught="teacher",
     fields=("factor_ratio", "reconstruction", "decoder"),
     reads="last",
+    detects=True,
     build=lambda run, networks: FactorAE(
         networks.teacher.feature_channels, run.factor_ratio, run.decoder, run.reconstruction
     ),

@@ -9,7 +9,6 @@ through its own encoder.
 from typing import Literal
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.errors import ConfigError
 from iekd.method import features, measures
@@ -28,6 +27,7 @@ from iekd.networks import Output
     reads="factor",
     source="the student's whole feature, translated by an encoder of its own, matches the "
     "teacher's factor (Kim, Park, Kwak 2018).",
+    detects=True,
     build=lambda run, networks: FT(
         networks.student.feature_channels,
         networks.autoencoder.encoder.factor_channels,
@@ -54,7 +54,7 @@ class FT(nn.Module):
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         terms = {name: part.value for name, part in self.parts(student, teacher).items()}
-        return {"task": F.cross_entropy(student.logits, batch.labels), **terms}
+        return {"task": batch.goal(student), **terms}
 
     def _distance(self, factor: Tensor, target: Tensor) -> Tensor:
         return self.weight * measures.l1(factor, target)
@@ -97,6 +97,7 @@ class Half(nn.Module):
     fields=("inherit", "explore", "inherit_weight", *SPLIT, "explore_target", "explore_encoder"),
     source="one half of the student's channels inherits the teacher's factor, the other half is "
     "pushed away from it to explore.",
+    detects=True,
     build=lambda run, networks: IEFT(
         networks.student.feature_channels,
         networks.autoencoder.encoder,
@@ -172,4 +173,4 @@ class IEFT(nn.Module):
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         terms = {name: part.value for name, part in self.parts(student, teacher).items()}
-        return {"task": F.cross_entropy(student.logits, batch.labels), **terms}
+        return {"task": batch.goal(student), **terms}

@@ -8,14 +8,15 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from iekd.networks import Output
 from iekd.networks.common import he_init
 
 
 class Batch(NamedTuple):
-    """`labels` (B,); `index` (B,): the place of each image in the training split (contrastive
-    methods keep a memory by it).
+    """`labels` (B,), for a detector (B, M, 5), see `detection.ssd_loss`; `index` (B,): the place of
+    each image in the training split (contrastive methods keep a memory by it).
 
     `epoch` counts from 0: a method with stages asks it which stage this is. All are the same for
     every method with one seed.
@@ -24,6 +25,14 @@ class Batch(NamedTuple):
     labels: Tensor
     index: Tensor
     epoch: int = 0
+
+    def goal(self, student: Output) -> Tensor:
+        """The loss of the task itself: cross-entropy, batch mean; of a detector `ssd_loss`."""
+        if self.labels.dim() == 1:
+            return F.cross_entropy(student.logits, self.labels)
+        from iekd.method.detection import ssd_loss
+
+        return ssd_loss(student, self.labels)
 
 
 Shapes = dict[str, tuple[int, ...]]  # of the features of a network, see networks.feature_shapes

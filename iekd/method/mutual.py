@@ -10,7 +10,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.method import features
 from iekd.method.factor import FactorAE
@@ -56,7 +55,7 @@ class DML(nn.Module):
 
     def terms(self, batch: Batch, own: Output, other: Output) -> dict[str, Tensor]:
         divergence = soft_divergence(own.logits, other.logits.detach(), temperature=1)
-        return {"task": F.cross_entropy(own.logits, batch.labels), "dml": self.weight * divergence}
+        return {"task": batch.goal(own), "dml": self.weight * divergence}
 
 
 Update = tuple[str, Output | None, dict[str, Tensor]]

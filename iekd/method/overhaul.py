@@ -11,7 +11,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from iekd.method import features, measures
 from iekd.method.features import Batch, Pair, Part, connector, halved_backwards
@@ -63,6 +62,7 @@ class Stage(nn.Module):
     reads="stages_pre",
     source="the student's features before ReLU match the teacher's, as far as they count (Heo et "
     'al., "A comprehensive overhaul of feature distillation", ICCV 2019).',
+    detects=True,
     build=lambda run, networks: OD(networks.pairs, networks.teacher.norms, run.od_weight),
 )
 class OD(nn.Module):
@@ -81,10 +81,7 @@ class OD(nn.Module):
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
         distances = [partial_squares(*stage(student, teacher)) for stage in self.stages]
-        return {
-            "task": F.cross_entropy(student.logits, batch.labels),
-            "od": self.weight * halved_backwards(distances),
-        }
+        return {"task": batch.goal(student), "od": self.weight * halved_backwards(distances)}
 
 
 @method(
@@ -96,6 +93,7 @@ class OD(nn.Module):
     reads="stages_pre",
     source="part of each stage's channels inherits the teacher's features before ReLU, the rest "
     "is pushed away from them to explore.",
+    detects=True,
     build=lambda run, networks: IEOD(
         networks.pairs,
         networks.teacher.norms,
@@ -139,7 +137,7 @@ class IEOD(nn.Module):
         )
 
     def forward(self, batch: Batch, student: Output, teacher: Output) -> dict[str, Tensor]:
-        terms = {"task": F.cross_entropy(student.logits, batch.labels)}
+        terms = {"task": batch.goal(student)}
         if self.inherit:
             terms["inherit"] = self.weight * halved_backwards(
                 [partial_squares(*half(student, teacher)) for half in self.inherit]

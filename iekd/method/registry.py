@@ -67,6 +67,7 @@ class Method:
     build: Callable[[Any, Networks], nn.Module]
     options: Mapping[str, inspect.Parameter] = field(default_factory=dict)
     whole_batch: bool = False
+    detects: bool = False
 
     def needs(self, pairs: list[Pair], teacher: Shapes) -> list[str]:
         """The teacher's features that the method reads, beside the logits."""
@@ -120,6 +121,7 @@ def method(
     compares: Callable[[Shapes, Shapes], list[Pair]] | None = None,
     reads: str = "",
     whole_batch: bool = False,
+    detects: bool = False,
     build: Callable[[Any, Networks], nn.Module] | None = None,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
     """Register a class as the method of this name. It has `forward(batch, student, teacher) ->
@@ -137,6 +139,8 @@ def method(
             'stages_pre', or ''.
         whole_batch: whether its loss is no mean over the images of a batch (it relates them to
             one another, or keeps a memory): processes with a shard each cannot train it.
+        detects: whether it trains detectors as well: it takes the loss of the task from
+            `batch.goal(student)`, and reads neither class scores nor 'pooled'.
         build: makes it for a run's configuration and `Networks`. Default:
             `cls(networks, **options)`, where the options are the keyword parameters of its
             constructor, each with a type (int, float, str) and a default.
@@ -160,6 +164,7 @@ def method(
             build or (lambda run, networks: kind(networks, **run.options)),
             options,
             whole_batch or taught == "peer",
+            detects,
         )
         METHODS[name] = row
         return kind

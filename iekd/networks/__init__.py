@@ -11,14 +11,16 @@ from iekd.networks.common import Output
 from iekd.networks.imagenet import BLOCKS, ImageNetResNet
 from iekd.networks.mobilenet import MobileNetV2
 from iekd.networks.resnet import ResNet
+from iekd.networks.ssd import SSD
 from iekd.networks.vgg import VGG13
 from iekd.networks.wrn import WideResNet
 
 ALLOWED = (
     "resnet<d> with depth d = 6n + 2 from 8 to 110 (resnet20, resnet56); resnet<d>x<m> with its "
     "channels times m (resnet8x0.5, resnet32x4); resnet10, resnet18, resnet34 of ImageNet, with "
-    "x<m> as well, and with _3x3 for small images (resnet34x0.25_3x3); wrn<d>_<k> with depth "
-    "d = 6n + 4 from 10 and widening k from 1 (wrn16_2, wrn40_1); vgg13; mobilenetv2x0.5"
+    "x<m> as well, and with _3x3 for small images (resnet34x0.25_3x3); detectors on these three, "
+    "ssd_<name> (ssd_resnet18); wrn<d>_<k> with depth d = 6n + 4 from 10 and widening k from 1 "
+    "(wrn16_2, wrn40_1); vgg13; mobilenetv2x0.5"
 )
 
 
@@ -47,6 +49,11 @@ def feature_shapes(name: str, image: tuple[int, int, int]) -> dict[str, tuple[in
     return {feature: tuple(value.shape[1:]) for feature, value in output.features.items()}
 
 
+def finds_boxes(name: str) -> bool:
+    """Whether the network of this name is a detector."""
+    return name.startswith("ssd_")
+
+
 def last_size(name: str, image: tuple[int, int, int]) -> tuple[int, ...]:
     """(H, W) of the last feature for images of shape (C, H, W): the smallest in the network."""
     shapes = feature_shapes(name, image)
@@ -70,14 +77,14 @@ def _known(name: str) -> Callable[..., nn.Module] | None:
         return VGG13
     if name == "mobilenetv2x0.5":
         return partial(MobileNetV2, 0.5)
-    if match := re.fullmatch(r"resnet([1-9]\d*)(?:x([\d.]+))?(_3x3)?", name):
-        depth, small = int(match[1]), match[3] is not None
-        if match[2] is not None and not _is_multiplier(match[2]):
+    if match := re.fullmatch(r"(ssd_)?resnet([1-9]\d*)(?:x([\d.]+))?(_3x3)?", name):
+        kind, depth, small = SSD if match[1] else ImageNetResNet, int(match[2]), bool(match[4])
+        if match[3] is not None and not _is_multiplier(match[3]):
             return None
-        width = float(match[2] or 1)
+        width = float(match[3] or 1)
         if depth in BLOCKS:
-            return partial(ImageNetResNet, depth, width, small=small)
-        if 8 <= depth <= 110 and depth % 6 == 2 and not small:
+            return partial(kind, depth, width, small=small)
+        if 8 <= depth <= 110 and depth % 6 == 2 and not small and not match[1]:
             return partial(ResNet, depth, width)
     if match := re.fullmatch(r"wrn([1-9]\d*)_([1-9]\d*)", name):
         depth, factor = int(match[1]), int(match[2])

@@ -10,7 +10,8 @@ class Output(NamedTuple):
 
     `logits` is (B, classes). `features` maps names to tensors, in the order of the network: for
     every stage k 'stage<k>_pre' and 'stage<k>' (B, C, H, W), before and after its last ReLU; then
-    'pooled' (B, C), the classifier's input. A teacher adds its 'factor' (B, K, H, W).
+    'pooled' (B, C), the classifier's input. A teacher adds its 'factor' (B, K, H, W). A detector's
+    output differs: see `networks.ssd`.
     """
 
     logits: Tensor

@@ -78,14 +78,23 @@ class StagedResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Output:
         """Images (B, in_channels, H, W), normalised; H and W from 8."""
+        return finish(self.head, self.look(images, len(self.stages)))
+
+    def look(self, images: Tensor, stages: int) -> dict[str, Tensor]:
+        """The features of the first stages."""
         x = self.pool(relu(self.norm(self.conv(images))))
         features = dict[str, Tensor]()
-        for number, blocks in enumerate(self.stages, 1):
-            for block in blocks:
-                before = block(x)
-                x = relu(before)
-            features |= {f"stage{number}_pre": before, f"stage{number}": x}
-        return finish(self.head, features)
+        for number in range(1, stages + 1):
+            features |= self.run_stage(number, x)
+            x = features[f"stage{number}"]
+        return features
+
+    def run_stage(self, number: int, x: Tensor) -> dict[str, Tensor]:
+        """The features of a stage, from 1, of what the one before it returns."""
+        for block in self.stages[number - 1]:
+            before = block(x)
+            x = relu(before)
+        return {f"stage{number}_pre": before, f"stage{number}": x}
 
 
 class ResNet(StagedResNet):

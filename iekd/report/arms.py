@@ -39,7 +39,7 @@ def scope(frame: pd.DataFrame, preset: str = "class", **setting: Any) -> pd.Data
     `setting` names dataset, teacher and student where they differ from the preset's; other fields
     select further. In this order, KD first and IE last.
     """
-    config = RunConfig.create(preset, **{**setting, "method": "kd"})
+    config = RunConfig.create(preset, **{**setting, "method": "ft"})
 
     # what was distilled; of Tf-KD, whose teacher is virtual, the pair is the student
     alone = (frame["pair"] == config.student) & (frame["method"] == "tf-kd")

@@ -36,6 +36,9 @@ class Claim:
     hold for all arms; `swapped` exchanges teacher and student of the preset. A claim about another
     quantity than the error names its column in `metric` (see `iekd.analysis.metrics`). Without `a`
     nothing can test the claim yet. `caveat` is what a reader of the verdict has to know.
+
+    Claims of one `family` make a board of their own, and are corrected together; '' is the board of
+    the first page. `planned` is the number of seeds of every arm, 0 = `PLANNED` of the preset.
     """
 
     id: str
@@ -47,14 +50,21 @@ class Claim:
     swapped: bool = False
     metric: str = ""
     caveat: str = ""
+    family: str = ""
+    planned: int = 0
 
 
-def _read() -> tuple[Claim, ...]:
+def _read() -> dict[str, tuple[Claim, ...]]:
     ft, ie = (RunConfig.model_fields[f"{name}_weight"].default for name in ("ft", "inherit"))
     heavier = f"FT's weight is {ft / ie:g} times IE-FT's"
     text = files("iekd.report").joinpath("claims.yaml").read_text(encoding="utf-8")
     claims = yaml.safe_load(text.replace("{heavier}", heavier))
-    return tuple(Claim(**{**claim, "b": tuple(claim.get("b", ()))}) for claim in claims)
+    families: dict[str, tuple[Claim, ...]] = {}
+    for found in claims:
+        claim = Claim(**{**found, "b": tuple(found.get("b", ()))})
+        families[claim.family] = (*families.get(claim.family, ()), claim)
+    return families
 
 
-CLAIMS = _read()
+FAMILIES = _read()
+CLAIMS = FAMILIES[""]

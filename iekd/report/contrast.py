@@ -80,7 +80,8 @@ def _contrasts(
     frame: pd.DataFrame, claim: Claim, preset: str, metric: str = "last", **setting: Any
 ) -> Tested:
     """The claim's arm against every rival that has at least two common seeds."""
-    common = {**setting, **_pair(preset, setting, claim.swapped), **claim.fields}
+    own_setting = {**setting, **claim.fields}
+    common = {**own_setting, **_pair(preset, own_setting, claim.swapped)}
     find = functools.partial(_arm, frame, preset, claim.metric or metric)
     own = {**common, **(claim.a or {})}
     ours, rivals = find(own), []

@@ -247,3 +247,31 @@ def maps_grid(
     left = 1.0 / (columns * size + 1.0)
     fig.subplots_adjust(left=left, right=1, bottom=0, top=0.94, wspace=0.06, hspace=0.06)
     return fig
+
+
+def boxes_grid(
+    images: Any, found: Mapping[str, Sequence[Mapping[str, Any]]], size: float = 1.1
+) -> Figure:
+    """Images (N, C, S, S), uint8: by name a row of them with their `boxes` (n, 4), parts of the
+    image, in the colours of their `labels` (n,), from 1.
+    """
+    rows, columns = len(found), len(images)
+    size = min(size, (WIDTH - 0.8) / columns)
+    shape = {"figsize": (columns * size + 0.8, rows * size), "squeeze": False}
+    fig, axes = _figure(rows, columns, **shape)
+    paint = [*sns.color_palette("bright")]
+    for line, (name, answers) in zip(axes, found.items(), strict=True):
+        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=SMALL)
+        for ax, picture, answer in zip(line, np.asarray(images), answers, strict=True):
+            ax.set(xticks=[], yticks=[])
+            sns.despine(ax=ax, left=True, bottom=True)
+            side = picture.shape[-1]
+            ax.imshow(picture.transpose(1, 2, 0), extent=(0, side, side, 0))
+            for label, box in zip(
+                answer["labels"], side * np.asarray(answer["boxes"]), strict=True
+            ):
+                (left, top, right, bottom), colour = box, paint[(int(label) - 1) % len(paint)]
+                edges = [left, right, right, left, left], [top, top, bottom, bottom, top]
+                ax.plot(*edges, color=colour, linewidth=1.5)
+    fig.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
+    return fig

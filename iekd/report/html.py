@@ -105,6 +105,11 @@ def folded(title: str, *parts: Any) -> Markup:
     return tag("details", tag("summary", title), "\n", *parts, class_="ie-fold") + "\n"
 
 
+def frame(table: pd.DataFrame) -> Markup:
+    """A table that is only looked at."""
+    return Markup(table.to_html(classes="ie-table", border=0))
+
+
 def bullets(texts: Iterable[Any]) -> Markup:
     """A list of texts."""
     return tag("ul", *(tag("li", text) + "\n" for text in texts))

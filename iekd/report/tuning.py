@@ -39,6 +39,8 @@ def map_side(config: RunConfig, pixels: int = 0) -> int:
 
 def size_note(configs: Sequence[RunConfig]) -> str:
     """How much more or less than in the paper the weights of these runs count; '' if none does."""
+    if not configs or data.has_boxes(configs[0].dataset):  # the paper's detector is not known
+        return ""
     ours, theirs = map_side(configs[0]), map_side(configs[0], PAPER_SIDE)
     counts: dict[float, list[str]] = {}
     for name in dict.fromkeys(name for config in configs for name in weights(config)):

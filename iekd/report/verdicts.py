@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from iekd.config import RunConfig
 from iekd.report import html, tuning
-from iekd.report.claims import CLAIMS, PLANNED, SMALLEST, TEACHER, TRUST, Claim
+from iekd.report.claims import CLAIMS, FAMILIES, PLANNED, SMALLEST, TEACHER, TRUST, Claim
 from iekd.report.comparison import METRICS, smallest
 from iekd.report.contrast import Contrast, Tested, examine
 from iekd.report.html import Cell
@@ -55,7 +55,8 @@ def board(
     rows = []
     for claim, test, (index, p), p_holm in zip(claims, tested, shown, corrected, strict=True):
         bound = smallest(preset, claim.metric or "last")
-        verdict, missing = decide(test, index, p_holm, PLANNED[preset], bound)
+        planned = claim.planned or PLANNED[preset]
+        verdict, missing = decide(test, index, p_holm, planned, bound)
         if preset == "paper" and claim.source != "X" and not setting:
             verdict = PAPERS_OWN.get(verdict, verdict)
         row = {"id": claim.id, "preset": preset, "sentence": claim.sentence, "source": claim.source}
@@ -138,10 +139,10 @@ def _size(verdict: str, result: Paired, bound: float) -> str:
     return f"may be smaller than what is of interest (±{bound:g})"
 
 
-def board_html(table: pd.DataFrame, caption: str) -> Markup:
+def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
     """The board as a table: claim, verdict (sign and word), evidence with links, source.
 
-    Some of the claims, which repeat the first page's board, are folded.
+    Some of the claims of a family, which repeat its board, are folded. `command` makes the runs.
     """
     preset = table["preset"].iloc[0]
     rows = []
@@ -161,15 +162,20 @@ def board_html(table: pd.DataFrame, caption: str) -> Markup:
         "planned seeds are missing."
     )
     size = tuning.size_note(usual_configs(preset, set(table["id"])))
-    below = foot(table.drop(columns="links"), caption, SWEEPS.get(preset, ""), size)
+    command = command or SWEEPS.get(preset, "")
+    below = foot(table.drop(columns="links"), caption, command, size)
     heads = ["claim", "verdict", "evidence", "source of the claim"]
     found = html.table(caption, note, heads, rows, "ie-board", below)
-    return found if len(table) == len(CLAIMS) else html.folded(f"{caption}: verdicts", found)
+    whole = [{claim.id for claim in family} for family in FAMILIES.values()]
+    return found if set(table["id"]) in whole else html.folded(f"{caption}: verdicts", found)
 
 
 def usual_configs(preset: str, ids: Container[str]) -> list[RunConfig]:
-    """The methods that the claims with these ids are about, at their usual weights."""
-    named = [arm for claim in CLAIMS if claim.id in ids and claim.a for arm in (claim.a, *claim.b)]
+    """The methods that the claims with these ids are about, at their usual weights; but for claims
+    about other data sets, whose feature maps have other shapes.
+    """
+    about = [claim for claim in CLAIMS if claim.id in ids]
+    named = [arm for claim in about if claim.a for arm in (claim.a, *claim.b)]
     methods = dict.fromkeys(arm["method"] for arm in named if arm != TEACHER)
     return [RunConfig.create(preset, method=method) for method in methods]
 

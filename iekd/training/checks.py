@@ -5,7 +5,7 @@ from iekd.config import RunConfig, methods
 from iekd.errors import ConfigError, TrainingError
 from iekd.method import registry
 from iekd.method.features import PairError
-from iekd.training import views
+from iekd.training import detect, views
 
 
 def check_pair(config: RunConfig) -> None:
@@ -14,6 +14,8 @@ def check_pair(config: RunConfig) -> None:
     Raises `TrainingError`, and `ConfigError` for a last batch that cannot be normalised, or finite
     views whose teacher outputs would take too much space.
     """
+    if data.has_boxes(config.dataset):
+        detect.check_installed()
     _check_last_batch(config)
     if config.views and config.dataset in data.STREAMED:
         raise ConfigError(
@@ -39,7 +41,8 @@ def check_shards(config: RunConfig, processes: int) -> None:
     row, named = methods.registered(config), (config.inherit, config.explore)
     measures = [registry.MEASURES[name] for name in named if name != "none"]
     shuffled = config.explore_target == "shuffled"
-    if row.whole_batch or shuffled or any(measure.whole_batch for measure in measures):
+    whole = row.whole_batch or any(measure.whole_batch for measure in measures)
+    if whole or shuffled or data.has_boxes(config.dataset):
         raise ConfigError(
             f"{config.path}: several processes cannot train this, because its loss needs all "
             "images of a batch at once, or several updates of it; start it without torchrun"

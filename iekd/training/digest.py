@@ -15,8 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from types import FunctionType, ModuleType
 from typing import Any
 
+from iekd import data
 from iekd.config import RunConfig, known
-from iekd.method import registry
+from iekd.method import detection, registry
 from iekd.records import Record
 
 PLAIN = (bool, int, float, str)  # constants whose value is code
@@ -31,6 +32,8 @@ def of(config: RunConfig) -> str | None:
             name = getattr(config, side)
             if name != "none":
                 losses += [table[name], registry.MEASURES[name].function]
+    if data.has_boxes(config.dataset):
+        losses.append(detection.ssd_loss)
     return digest(*losses)
 
 
@@ -61,7 +64,7 @@ def _read(thing: Callable, ours: set[str], seen: dict[int, str]) -> None:
     if id(thing) in seen or thing.__module__.partition(".")[0] not in ours:
         return
     seen[id(thing)] = ""  # it may use itself
-    tree = ast.parse(textwrap.dedent(_source(thing)))
+    tree = _WithoutGoal().visit(ast.parse(textwrap.dedent(_source(thing))))
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             node.decorator_list = [each for each in node.decorator_list if not _registers(each)]
@@ -73,6 +76,26 @@ def _read(thing: Callable, ours: set[str], seen: dict[int, str]) -> None:
         elif isinstance(value, PLAIN):
             constants[name] = value
     seen[id(thing)] = f"{_text(tree, names)} {sorted(constants.items())}"
+
+
+class _WithoutGoal(ast.NodeTransformer):
+    """Reads `batch.goal(x)` as the cross-entropy that it is where images have one class each.
+
+    The losses of older records have it written out. What `goal` is elsewhere, `of` adds.
+    """
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        match node:
+            case ast.Call(ast.Attribute(ast.Name("batch"), "goal"), [output]):
+                ce, logits = ast.Name("cross_entropy"), ast.Attribute(output, "logits")
+                return ast.Call(ce, [logits, ast.Attribute(ast.Name("batch"), "labels")], [])
+        return node
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
+        if node.name == "Batch":
+            node.body = [each for each in node.body if getattr(each, "name", "") != "goal"]
+        return self.generic_visit(node)
 
 
 def _source(thing: Callable) -> str:

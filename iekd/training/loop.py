@@ -13,10 +13,11 @@ from torch import Tensor
 
 from iekd import data
 from iekd.config import RunConfig
-from iekd.data import augment
+from iekd.data import augment, boxes
 from iekd.errors import TrainingError
 from iekd.method.features import Batch
 from iekd.networks import Output
+from iekd.training import detect
 from iekd.training.run import Run
 
 VIEW_SEED = 3579
@@ -59,6 +60,8 @@ def draw_epoch(config: RunConfig, dataset: data.DataSet, epoch: int) -> Tensor:
     order, rows, generator = draw_order(config, count, epoch)
     if config.views:
         draws = draw_views(config, dataset).at(rows)
+    elif dataset.boxes:
+        draws = boxes.draw(count, dataset.has_up, generator).at(order)
     else:
         draws = augment.draw(count, dataset.pad, dataset.flip, generator).at(order)
     plan = torch.stack([order, *draws])
@@ -96,13 +99,16 @@ def expect(run: Run, parts: Sequence[Tensor]) -> None:
 def take(config: RunConfig, run: Run, part: Tensor, epoch: int) -> tuple[Tensor, Batch]:
     """The images (B, C, H, W), normalised, of a part (4, B) of an epoch's plan, as a batch."""
     index, dy, dx, flip = part
-    source = run.dataset.train.images
+    source, labels = run.dataset.train.images, run.dataset.train.labels[index]
     # a stream has cropped where it decodes
     pixels = source[index] if isinstance(source, Tensor) else source.next()
-    if config.augment == "standard" and isinstance(source, Tensor):
-        pixels = augment.crop_and_flip(pixels, augment.Draws(dy, dx, flip.bool()), run.dataset.pad)
+    draws = augment.Draws(dy, dx, flip.bool())
+    if config.augment == "standard" and run.dataset.boxes:
+        pixels, labels = boxes.turn(pixels, labels, draws)
+    elif config.augment == "standard" and isinstance(source, Tensor):
+        pixels = augment.crop_and_flip(pixels, draws, run.dataset.pad)
     images = augment.normalise(pixels, run.mean, run.std)
-    return images, Batch(run.dataset.train.labels[index], index, epoch)
+    return images, Batch(labels, index, epoch)
 
 
 def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
@@ -125,7 +131,9 @@ def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def mistakes(output: Output, batch: Batch) -> dict[str, Tensor]:
-    """`train_error`: the share of wrong answers."""
+    """`train_error`: the share of wrong answers; nothing where boxes are to be found."""
+    if batch.labels.dim() > 1:
+        return {}
     return {"train_error": (output.logits.detach().argmax(1) != batch.labels).float().mean()}
 
 
@@ -195,6 +203,9 @@ def means_of(
 
     errors = {name: 100 * means.pop(name) for name in names if name.startswith("train_error")}
     terms = {f"loss_{name}": mean for name, mean in means.items()}
+    if run.dataset.boxes and epoch == 0:
+        # a factor's size, and with it the weight of a mean over it, is not that of the paper
+        terms |= {f"start_{name}": values[0, i].item() for i, name in enumerate(names)}
     return {"lr": learning_rate(config, epoch), "loss": sum(means.values()), **terms, **errors}
 
 
@@ -211,6 +222,8 @@ def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
     if not isinstance(images, Tensor):
         batch_size = min(batch_size, STREAMED)
     run.learner.eval()
+    if run.dataset.boxes and "student" in run.learner:
+        return detect.measure(run, images, labels)
     found: dict[str, list[Tensor]] = {}
     for pixels, answers in zip(images.split(batch_size), labels.split(batch_size), strict=True):
         for name, values in _scores(run, pixels, answers).items():

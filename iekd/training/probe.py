@@ -14,11 +14,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.autograd import grad
-from torch.nn.functional import cross_entropy, relu
+from torch.nn.functional import relu
 
 from iekd.data import augment
 from iekd.method import measures
-from iekd.method.features import Part, rolled
+from iekd.method.features import Batch, Part, rolled
 from iekd.networks import Output
 from iekd.networks.common import finish
 from iekd.training.loop import SUFFIX
@@ -87,10 +87,11 @@ def _tail(network: nn.Module, images: Tensor) -> Output:
     """The network's output, with a gradient that reaches back to its last stage and no further."""
     with torch.no_grad():
         features = dict(network(images).features)
-    del features["pooled"]
+    features.pop("pooled", None)
     last = [*features][-1]
     before = features[f"{last}_pre"].requires_grad_()
-    return finish(network.head, {**features, f"{last}_pre": before, last: relu(before)})
+    features |= {f"{last}_pre": before, last: relu(before)}
+    return network.tail(features) if hasattr(network, "tail") else finish(network.head, features)
 
 
 def _columns(
@@ -128,7 +129,7 @@ def _gradient_lengths(parts: dict[str, Part], student: Output, labels: Tensor) -
     On the feature before its ReLU if a term reads that (IE-OD). NaN for a term that reads an
     earlier stage.
     """
-    terms = {"task": cross_entropy(student.logits, labels)}
+    terms = {"task": Batch(labels, labels).goal(student)}
     terms |= {name: part.value for name, part in parts.items()}
     last = [name for name in student.features if name.startswith("stage")][-1]
     for feature in (student.features[last], student.features[f"{last}_pre"]):

@@ -422,6 +422,7 @@ WRONG = [
     ("teacher-and-student", dict(epochs=0), "epochs: 0 is not usable"),
     ("inherit-and-explore", dict(seeds=0), "seeds: 0 is not usable"),
     ("halves", dict(seeds=0), "seeds: 0 is not usable"),
+    ("measures", dict(seed=-1), "seed: -1 is not usable"),
     ("ablations", dict(seeds=-1), "seeds: -1 is not usable"),
     (
         "ablations",

@@ -42,14 +42,14 @@ def test_no_answer_is_left_and_every_exercise_has_a_place_to_write(given, name):
 
 def test_links_lead_to_what_comes_along(tmp_path):
     other = "inherit-and-explore"
-    alone = handout.write(tmp_path / "one", ["ablations"])
-    together = handout.write(tmp_path / "two", ["ablations", other])
+    alone = handout.write(tmp_path / "one", ["measures"])
+    together = handout.write(tmp_path / "two", ["measures", other])
     text, both = (
         "\n".join(cell.source for path in paths for cell in read(path).cells)
         for paths in (alone, together)
     )
     assert not handout.LINK.search(text) and f"({other}.ipynb)" in both
-    assert {page for _, page in handout.LINK.findall(both)} <= {"ablations", other}
+    assert {page for _, page in handout.LINK.findall(both)} <= {"measures", other}
 
 
 def test_pictures_come_along(tmp_path, monkeypatch):

@@ -109,6 +109,14 @@ def attention_error(ours: np.ndarray, theirs: np.ndarray) -> float:
     )  # beta is 10^3 / (elements of the map * batch size)
 
 
+def test_the_goal_is_the_cross_entropy_bit_for_bit(student):
+    logits = [student.logits.detach().clone().requires_grad_() for _ in range(2)]
+    goal = BATCH.goal(Output(logits[0], {}))
+    written = nn.functional.cross_entropy(logits[1], LABELS)
+    goal.backward(), written.backward()
+    assert torch.equal(goal, written) and torch.equal(logits[0].grad, logits[1].grad)
+
+
 def test_at(student, teacher):
     terms = attention_transfer.AT(PAIRS, 1000)(BATCH, student, teacher)
     assert list(terms) == ["task", "at"]

@@ -29,6 +29,8 @@ from iekd.training import checkpoint, runner
 from iekd.training.loop import train_epoch
 from iekd.training.runner import make_run
 
+pytestmark = pytest.mark.usefixtures("lent")
+
 B, H, CLASSES, IMAGES = 5, 3, 3, 12
 OURS, THEIRS = (
     {"stage1": 3, "stage2": 4, "stage3": 6},

@@ -1,19 +1,33 @@
 """The claims are complete: each says where it is from, and names arms that can be run."""
 
-from iekd.config import RunConfig
-from iekd.report.claims import CLAIMS, TEACHER, TRUST
+from pathlib import Path
+
+from iekd.config import RunConfig, grid
+from iekd.report.claims import FAMILIES, TEACHER, TRUST
+from iekd.report.comparison import METRICS
+
+RUNS = Path(__file__).parents[2] / "runs"
+EVERY = [claim for family in FAMILIES.values() for claim in family]
 
 
 def test_every_claim_has_a_source_and_arms_that_exist():
-    assert len({claim.id for claim in CLAIMS}) == len(CLAIMS)
-    for claim in CLAIMS:
+    assert len({claim.id for claim in EVERY}) == len(EVERY)
+    for claim in EVERY:
         assert claim.source in TRUST and claim.sentence.endswith(".")
-        assert (claim.a is None) == (not claim.b)
+        assert (claim.a is None) == (not claim.b) and claim.metric in ("", *METRICS)
         for arm in (claim.a, *claim.b):
             if arm is not None and arm != TEACHER:
                 RunConfig.create("paper", **{**claim.fields, **arm})
 
 
 def test_caveats_state_the_weights_of_the_code():
-    text = " ".join(claim.caveat for claim in CLAIMS)
+    text = " ".join(claim.caveat for claim in EVERY)
     assert "FT's weight is 10 times IE-FT's" in text and "{" not in text
+
+
+def test_the_arms_of_imagenettes_claims_are_those_of_its_grid():
+    """With its epochs and rate: else the runs would be there, and the claims find none."""
+    known = {config.variant for config in grid.read(RUNS / "imagenette.yaml")}
+    for claim in (c for c in EVERY if c.family and c.family != "detection"):
+        for arm in (claim.a, *claim.b):
+            assert RunConfig.create("class", **{**claim.fields, **arm}).variant in known, claim.id

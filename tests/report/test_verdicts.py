@@ -3,12 +3,13 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+import pandas as pd
 import pytest
 from frames import frame
 from scipy import stats
 
 from iekd import records
-from iekd.report.claims import CLAIMS, PLANNED
+from iekd.report.claims import CLAIMS, FAMILIES, PLANNED
 from iekd.report.contrast import examine, sensitivity
 from iekd.report.verdicts import board, board_html
 
@@ -55,7 +56,8 @@ def test_every_verdict():
 def test_without_runs_nothing_is_tested():
     table = board(frame("class", arm(40.0)).iloc[:0], "class")
     assert set(table["verdict"]) == {"not tested"}
-    assert set(table["note"]) == {
+    commands = {note for note in table["note"] if note.startswith("iekd run ")}
+    assert len(commands) == 1 and set(table["note"]) - commands == {
         "no runs yet",
         "no analysed runs yet",
         "nothing in this version of the book can test it",
@@ -331,3 +333,31 @@ def test_no_verdict_contradicts_its_corrected_p(committed_store):
             row.verdict == "equivalent" if inside and not decided else row.verdict != "equivalent"
         )
     assert set(tested["verdict"]) == {"supported", "contradicted", "equivalent", "inconclusive"}
+
+
+def test_a_family_of_claims_has_its_own_data_set_seeds_and_correction():
+    wobble = np.random.default_rng(0).normal(0, 0.1, 10)
+    fields = dict(dataset="imagenette", epochs=30, lr=0.2)
+    arms = {"ie-ft": IE, "none": {**IE, "explore": "none"}}
+    arms["shuffled"] = {**IE, "explore_target": "shuffled"}
+    levels = {"ie-ft": -0.5, "none": 0.0, "shuffled": -0.5}
+
+    def of(count):
+        parts = []
+        for sign, (name, arm) in zip((1, -1, 0), arms.items(), strict=True):
+            errors = {100 + k: 30 + sign * wobble[k] for k in range(count)}
+            part = frame("class", (arm, errors), **fields)
+            lost = levels[name] + sign * wobble[:count]
+            parts.append(part.assign(explore_lost=lost, explore_agrees=0 * lost + sign * wobble[0]))
+        found = board(pd.concat(parts), "class", FAMILIES["looks"])
+        assert 'class="ie-fold' not in str(board_html(found, "Looks", "iekd sweep x"))[:200]
+        return found.set_index("id")
+
+    table = of(10)
+    verdict = table["verdict"]
+    assert verdict["looks-deletion"] == "supported" and table.loc["looks-deletion", "n"] == 10
+    assert verdict["looks-deletion-shuffled"] == "inconclusive"
+    assert table.loc["looks-deletion", "p_holm"] == pytest.approx(
+        table["p"].notna().sum() * table.loc["looks-deletion", "p"]
+    )
+    assert set(of(9)["verdict"]) == {"open"}

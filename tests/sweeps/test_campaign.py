@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "runs" / "records"
 PINNED = (ROOT / "runs" / "campaign.commit").read_text().strip()
 QUEUE = (ROOT / "runs" / "campaign.sh").read_text()
-PILOT = re.search(r"^pilot=([0-9a-f]{40})$", QUEUE, re.MULTILINE)[1]  # of Imagenette
+PILOT, IMAGENETTE = (
+    re.search(rf"^{name}=([0-9a-f]{{40}})$", QUEUE, re.MULTILINE)[1]
+    for name in ("pilot", "imagenette")
+)
 
 
 def git(*words: str) -> subprocess.CompletedProcess:
@@ -77,9 +80,24 @@ def test_imagenette_is_trained_by_a_commit_that_holds_its_protocol_and_the_rule_
     assert "## Imagenette, in the same campaign" in plan and "The behaviour decides" in plan
     rule = git("show", f"{PILOT}:runs/imagenette-pilot.yaml").stdout
     assert rule == (ROOT / "runs" / "imagenette-pilot.yaml").read_text()
+    chosen = git("show", f"{IMAGENETTE}:runs/imagenette.yaml").stdout
+    assert chosen == (ROOT / "runs" / "imagenette.yaml").read_text()
+    pilot = {config.path for config in read("imagenette-pilot.yaml")}
     for path in records.files(RECORDS / "class" / "imagenette"):
-        commit = records.read(path).git["commit"]
-        assert git("merge-base", "--is-ancestor", PILOT, commit).returncode == 0, path
+        record = records.read(path)
+        pin = PILOT if record.config.path in pilot else IMAGENETTE
+        assert git("merge-base", "--is-ancestor", pin, record.git["commit"]).returncode == 0, path
+
+
+def test_the_grid_on_imagenette_has_what_the_rule_of_its_pilot_chooses():
+    errors: dict[tuple[int, float], list[float]] = {}
+    for config in read("imagenette-pilot.yaml"):
+        record = records.read(RECORDS / f"{config.path}.json")
+        errors.setdefault((config.epochs, config.lr), []).append(record.last.validation_error)
+    means = {setting: sum(of) / len(of) for setting, of in errors.items()}
+    near = [setting for setting in means if means[setting] <= min(means.values()) + 0.5]
+    chosen = min(near, key=lambda setting: (setting[0], abs(setting[1] - 0.1)))
+    assert {(c.epochs, c.lr) for c in read("imagenette.yaml")} == {chosen}
 
 
 def test_the_arms_on_imagenette_share_everything_but_the_method():

@@ -13,7 +13,7 @@ from tiny import tiny
 from iekd import records
 from iekd.config import RunConfig
 from iekd.config.known import methods
-from iekd.method import measures
+from iekd.method import measures, registry
 from iekd.method.factor import FactorAE
 from iekd.training import digest, runner
 
@@ -127,6 +127,67 @@ def test_a_class_of_a_notebook_is_read_from_its_functions(monkeypatch):
 
 
 # ---------------------------------------------------------------------- of the methods
+
+
+# What committed records name. One that changes here says of them: this loss was edited since.
+COMMITTED = {
+    "supervised": "7a577896a002",
+    "factor-ae": "d811d3ffd8e9",
+    "kd": "fac5b23d3e89",
+    "ft": "d17ed487dc6f",
+    "ie-ft": "3b186527b6a3",
+    "at": "765d95141d2c",
+    "ie-at": "eae504edca90",
+    "od": "48707c409141",
+    "ie-od": "d225a3cce7a5",
+    "tf-kd": "ad235a895a04",
+    "fitnet": "ec0ebbefc70d",
+    "ab": "8da9e2a03854",
+    "sp": "3d4eae7bfd6f",
+    "cc": "258ae8cbc20c",
+    "vid": "92f94a694119",
+    "rkd": "64b6daf10be1",
+    "pkt": "7e7f1d1cdd81",
+    "nst": "b431673c84f0",
+    "crd": "4c13e3b9a46e",
+    "dml": "6b1127681b25",
+    "ie-dml": "4dba291d9c18",
+    "l1": "f62de55e4390",
+    "l2": "4f9a9bfa185d",
+    "cosine": "9234a1ce7cac",
+    "partial-l2": "58feb0b93a9c",
+    "orthogonal": "972ce517b890",
+    "cka": "14868bd80a91",
+    "centred-l1": "1d9e93da74a0",
+}
+
+
+def test_the_digests_of_committed_records_stand():
+    losses = {name: row.kind for name, row in methods().items()}
+    losses |= {name: row.function for name, row in registry.MEASURES.items()}
+    assert {name: digest.digest(loss) for name, loss in losses.items()} == COMMITTED
+
+
+GOAL = """
+from helpers import scale
+import torch.nn.functional as F
+
+class Batch:
+    labels: int
+    {goal}
+
+class Loss:
+    def forward(self, batch: Batch, student):
+        return 2 * {task}
+"""
+
+
+def test_the_goal_of_a_batch_is_read_as_its_cross_entropy(written):
+    plain = written(GOAL.format(goal="", task="F.cross_entropy(student.logits, batch.labels)"))
+    goal = "def goal(self, x):\n        return 3 * x"
+    assert written(GOAL.format(goal=goal, task="batch.goal(student)")) == plain
+    assert written(GOAL.format(goal=goal, task="batch.goal(other)")) != plain
+    assert written(GOAL.format(goal="", task="batch.other(student)")) != plain
 
 
 def test_every_method_has_a_digest_of_its_own():

@@ -15,6 +15,8 @@ from iekd.training import graphs, loop, runner
 from iekd.training.graphs import WARM_UP, GraphedPack
 from iekd.training.pack import Pack
 
+pytestmark = pytest.mark.usefixtures("lent")
+
 EPOCHS = 5
 CASES = {
     "ie-ft": {},

@@ -56,7 +56,8 @@ ARMS = [(method, {}) for method in FIELDS] + [
     ARMS,
     ids=lambda value: value if isinstance(value, str) else "".join(value),
 )
-def test_a_run_of_few_epochs_ends_with_its_record(method, fields):
+def test_a_run_of_few_epochs_ends_with_its_record(method, fields, shelf, runs):
+    shelf.lend(tiny("ie-ft", **FEW), to=runs)
     stages = [
         {"init_epochs": epochs} if "init_epochs" in FIELDS[method] else {} for epochs in range(5)
     ]

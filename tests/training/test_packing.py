@@ -31,16 +31,23 @@ def unpacked(record) -> dict:
     return {**found, "device": {k: v for k, v in found["device"].items() if k != "packed"}}
 
 
+pytestmark = pytest.mark.usefixtures("lent")
+
+
 @pytest.fixture
-def elsewhere(tmp_path, monkeypatch):
-    """elsewhere('name') -> from now on the store is another one."""
-    return lambda name: monkeypatch.setenv("IEKD_RUNS", str(tmp_path / name))
+def elsewhere(tmp_path, monkeypatch, shelf):
+    """elsewhere('name') -> from now on the store is another one, with parents in it."""
+
+    def switch(name):
+        monkeypatch.setenv("IEKD_RUNS", str(tmp_path / name))
+        shelf.lend(tiny("ie-ft"), to=tmp_path / name)
+
+    return switch
 
 
-def test_every_method_ends_in_a_pack_as_it_does_alone(elsewhere):
+def test_every_method_ends_in_a_pack_as_it_does_alone(elsewhere, shelf):
     configs = configs_of()
-    elsewhere("alone")
-    alone = [unpacked(runner.train(config, progress=False)) for config in configs]
+    alone = [unpacked(shelf.train(config)) for config in configs]
     elsewhere("packed")
     packed = runner.train_pack(configs, progress=False)
     assert [unpacked(record) for record in packed] == alone

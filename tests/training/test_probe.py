@@ -9,6 +9,8 @@ from iekd.data.augment import normalise
 from iekd.method import measures
 from iekd.training import loop, probe, runner, session
 
+pytestmark = pytest.mark.usefixtures("lent")
+
 HALVES = {"inherit", "explore"}
 PARTS = {"ft": {"ft"}, "ie-ft": HALVES, "ie-at": HALVES, "ie-od": HALVES, "ie-dml": HALVES}
 KINDS = ("share", "negative", "loss", "rolled", "mean", "gradient", "cka")

@@ -46,11 +46,14 @@ def train(config: RunConfig, **how):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """folder('b') switches to another runs folder, where nothing has been trained."""
+def folder(tmp_path, monkeypatch, shelf):
+    """folder('b') switches to another runs folder, where nothing has been trained; the parents of
+    `lent` runs are there.
+    """
 
-    def switch(name):
+    def switch(name, *lent):
         monkeypatch.setenv("IEKD_RUNS", str(tmp_path / name))
+        shelf.lend(*lent, to=tmp_path / name)
         return tmp_path / name
 
     return switch
@@ -67,10 +70,18 @@ def checkpoint_of(config: RunConfig):
     return store.cache_folder() / f"{config.path}.checkpoint.safetensors"
 
 
-def student(config: RunConfig) -> torch.Tensor:
-    """All weights and statistics of the trained student in one vector."""
-    train(config)
-    return torch.cat([t.flatten().double() for t in load_network(config).state_dict().values()])
+@pytest.fixture
+def student(shelf):
+    """All weights and statistics of a trained student in one vector."""
+
+    def weights(config: RunConfig) -> torch.Tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("IEKD_RUNS", str(shelf.folder))
+            shelf.train(config)
+            network = load_network(config)
+        return torch.cat([t.flatten().double() for t in network.state_dict().values()])
+
+    return weights
 
 
 # ---------------------------------------------------------------------- the record
@@ -81,19 +92,19 @@ def student(config: RunConfig) -> torch.Tensor:
     [dict(method=m) for m in (*METHODS, *STAGED, "factor-ae")]
     + [dict(method="kd", augment="standard", schedule="steps")],
 )
-def test_the_same_run_twice_is_the_same_record(folder, fields):
+def test_the_same_run_twice_is_the_same_record(folder, shelf, fields):
     config = tiny(**fields)
-    one = train(config)
+    one = shelf.train(config)
     assert (
         config.method in STAGED or one.history["loss"][-1] < one.history["loss"][0]
     )  # the loss of another stage is another loss
-    folder("again")
+    folder("again", config)
     assert records.find(config) is None
     assert content(train(config)) == content(one)
 
 
-def test_another_seed_is_another_record():
-    assert train(tiny()).weights != train(tiny(seed=1)).weights
+def test_another_seed_is_another_record(shelf):
+    assert shelf.train(tiny()).weights != shelf.train(tiny(seed=1)).weights
 
 
 def test_a_finished_run_is_loaded(monkeypatch):
@@ -260,13 +271,11 @@ def stopping(monkeypatch, epoch: int):
 )
 @pytest.mark.parametrize("epoch", [0, 1, 3])
 def test_a_run_stopped_in_an_epoch_resumes_to_the_same_record(
-    folder, monkeypatch, every_epoch, fields, epoch
+    folder, shelf, monkeypatch, every_epoch, fields, epoch
 ):
     config = tiny(**fields, epochs=4)
-    expected = content(train(config))
-    folder("stopped")
-    for parent in config.parents().values():
-        train(parent)
+    expected = content(shelf.train(config))
+    folder("stopped", config)
     with stopping(monkeypatch, epoch):
         train(config)
     assert records.find(config) is None and checkpoint_of(config).exists() == (epoch > 0)
@@ -335,11 +344,11 @@ SPOILT = {
 
 @pytest.mark.parametrize("kind", SPOILT)
 def test_an_unusable_checkpoint_is_set_aside_and_the_run_starts_afresh(
-    folder, monkeypatch, every_epoch, capsys, kind
+    folder, shelf, monkeypatch, every_epoch, capsys, kind
 ):
     config = tiny("kd")
-    expected = content(train(config))
-    folder("spoilt")
+    expected = content(shelf.train(config))
+    folder("spoilt", config)
     with stopping(monkeypatch, 2):
         train(config)
     SPOILT[kind](checkpoint_of(config))
@@ -360,10 +369,6 @@ def test_an_unusable_checkpoint_is_set_aside_and_the_run_starts_afresh(
 # ---------------------------------------------------------------------- the methods are active
 
 
-def plain(**fields) -> torch.Tensor:
-    return student(tiny("supervised", **fields))
-
-
 @pytest.mark.parametrize(
     "off",
     [
@@ -378,15 +383,16 @@ def plain(**fields) -> torch.Tensor:
         dict(method="ab", init_epochs=0),
     ],
 )
-def test_a_method_with_its_losses_off_is_the_student_alone_bit_for_bit(off):
+def test_a_method_with_its_losses_off_is_the_student_alone_bit_for_bit(student, off):
     """So student, order and augmentation do not depend on the method."""
-    assert torch.equal(student(tiny(**off, augment="standard")), plain(augment="standard"))
+    alone = student(tiny(augment="standard"))
+    assert torch.equal(student(tiny(**off, augment="standard")), alone)
 
 
-def test_ie_od_with_its_losses_off_is_the_student_alone_but_for_rounding():
+def test_ie_od_with_its_losses_off_is_the_student_alone_but_for_rounding(student):
     """Its gradient, though 0, has another memory layout, and what follows sums in another order."""
     off = student(tiny("ie-od", od_weight=0, explore_weight=0))
-    torch.testing.assert_close(off, plain(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(off, student(tiny()), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -412,11 +418,11 @@ def test_ie_od_with_its_losses_off_is_the_student_alone_but_for_rounding():
         ),
     ],
 )
-def test_each_loss_alone_changes_the_student(on):
-    assert not torch.equal(student(tiny(**on)), plain())
+def test_each_loss_alone_changes_the_student(student, on):
+    assert not torch.equal(student(tiny(**on)), student(tiny()))
 
 
-def test_fields_of_a_method_change_the_run():
+def test_fields_of_a_method_change_the_run(shelf):
     base = dict(method="ie-ft")
     variants = [
         {},
@@ -431,7 +437,8 @@ def test_fields_of_a_method_change_the_run():
         dict(inherit_weight=5),
         dict(explore_weight=5),
     ]
-    assert len({train(tiny(**base, **fields)).weights for fields in variants}) == len(variants)
+    found = {shelf.train(tiny(**base, **fields)).weights for fields in variants}
+    assert len(found) == len(variants)
 
 
 @pytest.mark.parametrize(
@@ -448,8 +455,8 @@ def test_fields_of_a_method_change_the_run():
         dict(epochs=2),
     ],
 )
-def test_fields_of_the_loop_change_the_run(field):
-    assert train(tiny(**field)).weights != train(tiny()).weights
+def test_fields_of_the_loop_change_the_run(shelf, field):
+    assert shelf.train(tiny(**field)).weights != shelf.train(tiny()).weights
 
 
 def test_inheritance_pulls_the_factors_together_and_exploration_apart():
@@ -463,9 +470,7 @@ def test_inheritance_pulls_the_factors_together_and_exploration_apart():
 # ---------------------------------------------------------------------- what every method shares
 
 
-def test_every_method_starts_from_the_same_student_and_leaves_the_global_generator_alone():
-    for method in (*METHODS, *STAGED):
-        train(tiny(method))
+def test_every_method_starts_from_the_same_student_and_leaves_the_global_generator_alone(lent):
     state = torch.get_rng_state()
     starts = [
         make_run(tiny(m, seed=0), CPU).learner["student"].state_dict() for m in (*METHODS, *STAGED)

@@ -16,6 +16,8 @@ from iekd.records import store
 from iekd.training import loop, runner, views
 from iekd.training.run import build_run
 
+pytestmark = pytest.mark.usefixtures("lent")
+
 FIELDS = {name: row.fields for name, row in methods().items()}
 
 V = 3
