@@ -23,7 +23,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from iekd import records
-from iekd.benchmark import sides
+from iekd.benchmark import loader, sides
 from iekd.benchmark.roofline import rates, roof
 from iekd.benchmark.sides import epoch, random_images, untrained_parents
 from iekd.benchmark.timing import in_turns, ratios, speeds
@@ -39,6 +39,7 @@ SCHEMA = 1
 IMAGES = {"cpu": {"class": 2560, "paper": 640}, "cuda": {"class": 12800, "paper": 12800}}
 COMPARED = ("supervised", "kd", "ft", "ie-ft")
 METHODS = tuple(name for name in known.methods() if name != "factor-ae")
+FILES = {"cpu": 512, "cuda": 8192}  # for the loader of ImageNet
 SEEDS = (0, 1)  # of the runs that are packed, each with the methods of `COMPARED`
 
 Rows = list[dict[str, Any]]
@@ -49,7 +50,7 @@ def bench(images: Mapping[str, int] | None, rounds: int) -> dict[str, Any]:
 
     `images`: training images of an epoch by preset ('class', 'paper'), by default `IMAGES`. Times
     are medians over `rounds`. 'loops' names precisions; all else is computed in that of the preset.
-    'packing' and 'roof' came later: old measurements are without.
+    'packing', 'roof' and 'loader' came later: old measurements are without.
     """
     device = this_device()
     images = images or IMAGES[device.type]
@@ -60,6 +61,7 @@ def bench(images: Mapping[str, int] | None, rounds: int) -> dict[str, Any]:
             rows["loops"] += compare(preset, method, count, rounds, device)
     provenance, able = records.provenance(), rates(device)
     rows["methods"] = methods_cost(images["class"], rounds, device)
+    rows["loader"] = loader.compare(FILES[device.type], rounds, device)
     rows |= {"packing": [], "roof": [], "profile": []}
     for preset, count in images.items():
         rows["packing"] += packing(preset, count, rounds, device)

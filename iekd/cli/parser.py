@@ -17,7 +17,7 @@ COMMANDS: list[tuple[str, list[tuple], Callable[[Options], int | None]]] = []
 # Where commands are declared, in the order of the help; and those that take the fields of a run.
 FILES = ("runs", "results", "tools")
 OF_RUNS = ("run", "sweep")
-GROUPS = {"data": "list data sets, or pack one into the compact form that travels on a stick"}
+GROUPS = {"data": "list data sets, pack one into a compact form, or download a teacher"}
 GRID = "a YAML file, for example runs/class.yaml"
 IMPORT = "a Python file with methods or measures of your own, with any command; may be repeated"
 # Of a run: all fields but the options of a reader's method, which have options of their own.

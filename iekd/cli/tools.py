@@ -47,7 +47,7 @@ def bench(options: Options) -> None:
 
     images = options.images and dict(zip(("class", "paper"), options.images, strict=True))
     measured = bench.bench(images, options.rounds)
-    for part in ("loops", "methods", "packing", "profile"):
+    for part in ("loops", "methods", "packing", "loader", "profile"):
         print(pd.DataFrame(measured[part]).to_string(index=False), end="\n\n")
     print(f"kept in {bench.save(measured)}")
 
@@ -66,9 +66,18 @@ def data_list(options: Options) -> None:
     option("--root", "where the data set is now", type=Path),
 )
 def data_pack(options: Options) -> None:
-    """write a data set as lossless sprites"""
+    """write a data set as lossless sprites; imagenet64: ImageNet at 64 pixels, from its files"""
     folder = data.pack(options.name, options.destination, options.root)
     print(f"{options.name} packed in {folder}: name its parent with IEKD_DATA to use it")
+
+
+@command("data teacher", option("network", "resnet18 or resnet34"))
+def data_teacher(options: Options) -> None:
+    """download torchvision's weights for ImageNet as a teacher of your own"""
+    from iekd.training import given
+
+    path = given.fetch(options.network)
+    print(f"{path}: name it with --teacher {options.network} --teacher-file {path.stem}")
 
 
 @command("doctor")

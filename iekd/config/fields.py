@@ -69,9 +69,9 @@ class Fields(BaseModel):
     """images a step; the last, smaller batch is kept"""
     lr: Positive = 0.1
     """peak learning rate"""
-    schedule: Literal["steps", "onecycle"] = "steps"
+    schedule: Literal["steps", "onecycle", "30-60-90"] = "steps"
     """steps = x0.1 at 50 % and 75 % of the epochs; onecycle = linear up over a fifth, linear
-    down to 0"""
+    down to 0; 30-60-90 = x0.1 at each of these per cents"""
     momentum: Momentum = 0.9
     """Nesterov momentum"""
     weight_decay: Weight = 5e-4

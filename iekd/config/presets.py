@@ -61,6 +61,13 @@ SCALE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     # VOC: the epochs of 120,000 steps, the last of which are evaluated.
     ("paper", "voc"): dict(epochs=232, teacher_epochs=232, evaluate_every=29),
 }
+# ImageNet: the paper's pair, and the recipe that is usual for it; the paper's own is not known. The
+# auto-encoder's epochs are those of the code of Factor Transfer. At 64 pixels: the stem for these.
+IMAGENET: dict[str, Any] = dict(epochs=100, teacher_epochs=100, ae_epochs=5, teachers=1)
+IMAGENET |= dict(batch_size=256, weight_decay=1e-4, schedule="30-60-90")
+LARGE, SMALL = (dict(teacher=f"resnet34{stem}", student=f"resnet18{stem}") for stem in ("", "_3x3"))
+SCALE_DEFAULTS["paper", "imagenet"] = IMAGENET | LARGE
+SCALE_DEFAULTS["paper", "imagenet64"] = IMAGENET | SMALL
 
 
 def usual(preset: str, dataset: str) -> dict[str, Any]:

@@ -3,7 +3,16 @@
 import importlib
 from typing import Any
 
-from iekd.data.facts import FACTS, NAMES, Facts, has_boxes, image_count, image_shape, is_own
+from iekd.data.facts import (
+    FACTS,
+    NAMES,
+    STREAMED,
+    Facts,
+    has_boxes,
+    image_count,
+    image_shape,
+    is_own,
+)
 from iekd.errors import DataError
 
 # Imported on first use: they bring torch, which takes seconds.

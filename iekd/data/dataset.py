@@ -6,7 +6,7 @@ torch.Size([400, 1, 8, 8])
 """
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ CHUNK = 5000
 class Split(NamedTuple):
     """Part of a data set, on the CPU."""
 
-    images: Tensor  # uint8 (N, C, H, W)
+    images: Any  # uint8 (N, C, H, W): a tensor, or a `Stream` (iekd.data.stream) in its place
     labels: Tensor  # int64 (N,); with boxes float32 (N, M, 5), see iekd.data.boxes
     # bool (N,), False where an image is a recompressed copy; None = all are exact.
     exact: Tensor | None = None
@@ -45,7 +45,7 @@ class DataSet(NamedTuple):
     std: tuple[float, ...]
     # Whether a mirrored image keeps its meaning.
     flip: bool
-    # Pixels of padding for the random crop.
+    # Pixels of padding for the random crop; of a stream, see `iekd.data.stream`.
     pad: int
     # See `Facts`.
     boxes: tuple[str, ...] = ()
@@ -72,10 +72,12 @@ def load(run: Selection, root: Path | None = None) -> DataSet:
 
     def part(index: Tensor) -> Split:
         index = index.sort().values
-        return Split(_scale(raw.train_images[index], run.image_size), raw.train_labels[index])
+        return Split(_select(raw.train_images, index, run.image_size), raw.train_labels[index])
 
     train, validation = part(order[held:end]), part(order[:held])
-    test = Split(_scale(raw.test_images, run.image_size), raw.test_labels, raw.exact)
+    everything = torch.arange(len(raw.test_labels))
+    tested = _select(raw.test_images, everything, run.image_size)
+    test = Split(tested, raw.test_labels, raw.exact)
 
     # What is known of the pixels.
     own_one = own.is_own(run.dataset)
@@ -83,6 +85,8 @@ def load(run: Selection, root: Path | None = None) -> DataSet:
     mean, std = _statistics(raw.train_images) if own_one else (known.mean, known.std)
     # The 4 of 32 pixels that the paper's recipe pads.
     pad = max(1, test.images.shape[-1] // 8)
+    if run.dataset in facts.STREAMED:
+        from iekd.data.stream import PAD as pad
     split = (train, validation, test)
     seen = DataSet(run.dataset, known.num_classes, *split, raw.checksum, mean, std, known.flip, pad)
     return seen._replace(boxes=known.boxes, has_up=known.has_up)
@@ -103,6 +107,13 @@ def _check(run: Selection, available: int, side: int) -> None:
         raise ConfigError(
             f"image_size: {size} is not usable; {name} has {side} pixels, choose 0 to {side}"
         )
+
+
+def _select(images: Any, index: Tensor, size: int) -> Any:
+    """Some of the images of a data set, scaled; all of them are not copied."""
+    if not isinstance(images, Tensor):
+        return images.only(index, size)
+    return _scale(images if len(index) == len(images) else images[index], size)
 
 
 def _scale(images: Tensor, size: int) -> Tensor:

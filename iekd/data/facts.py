@@ -56,19 +56,22 @@ CIFAR100 = _of_255(129.3, 124.1, 112.4), _of_255(68.2, 65.4, 70.4)
 FACTS["cifar100"] = Facts(100, 3, *CIFAR100, 32, 50_000, flip=True)
 IMAGENETTE = (0.4623, 0.4579, 0.4302), (0.2727, 0.2707, 0.2922)
 FACTS["imagenette"] = Facts(10, 3, *IMAGENETTE, 64, 9469, flip=True)
+# As torchvision's trained networks expect it. Its files are read while a run trains: STREAMED.
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+FACTS["imagenet64"] = Facts(1000, 3, *IMAGENET, 64, 1_281_167, flip=True)
+FACTS["imagenet"] = Facts(1000, 3, *IMAGENET, 224, 1_281_167, flip=True)
 # With boxes. Mean and deviation: of `discs` and `bccd` as above, of `voc` ImageNet's constants.
 DISCS = (0.4391, 0.4383, 0.4397), (0.1728, 0.1726, 0.1731)
 FACTS["discs"] = Facts(2, 3, *DISCS, 64, 300, True, ("disc", "ring"), has_up=False)
 BCCD = (0.7374, 0.6962, 0.7156), (0.0598, 0.1012, 0.0745)
 FACTS["bccd"] = Facts(3, 3, *BCCD, 0, 292, True, ("rbc", "wbc", "platelets"), has_up=False)
-VOC = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 VOC_CLASSES = (
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow"),
     *("diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa"),
     *("train", "tvmonitor"),
 )
-FACTS["voc"] = Facts(20, 3, *VOC, 0, 16_551, True, VOC_CLASSES)
-NAMES = tuple(FACTS)
+FACTS["voc"] = Facts(20, 3, *IMAGENET, 0, 16_551, True, VOC_CLASSES)
+NAMES, STREAMED = tuple(FACTS), ("imagenet",)
 
 
 def has_boxes(name: str) -> bool:

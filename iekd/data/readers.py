@@ -124,7 +124,7 @@ def imagenette(name: str, folder: Path) -> Raw:
     kind, parts = torchvision_class(name), []
     with _deletable(folder / IMAGENETTE):
         for split, count in IMAGENETTE_COUNTS.items():
-            files = kind(folder, split=split, transform=_squash)
+            files = kind(folder, split=split, transform=squash)
             if len(files) != count:
                 raise OSError(f"{len(files)} instead of {count} images in {split}")
             images, labels = zip(*files, strict=True)
@@ -179,7 +179,7 @@ def _read_idx(path: Path) -> np.ndarray:
         raise DataError(f"{path}: cannot be decoded ({error}). Delete or replace it.") from None
 
 
-def _squash(image: Image.Image) -> np.ndarray:
+def squash(image: Image.Image) -> np.ndarray:
     """uint8 (64, 64, 3), each pixel the mean of its area, whatever the shape of the image."""
     return np.asarray(image.resize((IMAGENETTE_SIDE, IMAGENETTE_SIDE), Image.Resampling.BOX))
 

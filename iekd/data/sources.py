@@ -17,13 +17,16 @@ import torch
 from filelock import FileLock
 
 from iekd.data import boxes, own, readers, roots
-from iekd.data.facts import NAMES, has_boxes
+from iekd.data.facts import FACTS, NAMES, STREAMED, has_boxes
 from iekd.data.readers import Raw
 from iekd.data.sprites import TRACES, pack_name, write_pack
 from iekd.errors import ConfigError, DataError
 
 # What the folder of a data set may be called, beside its name.
 OTHER_FOLDERS = {"imagenette": "imagenette64"}
+# From ImageNet's own files, which nobody downloads for us; torchvision decodes them, and its import
+# takes seconds.
+IMAGENET = ("imagenet64", "imagenet")
 
 # What needs no files.
 MADE = {"digits": "in scikit-learn", "discs": "drawn by iekd"}
@@ -72,7 +75,24 @@ def pack(name: str, dest: Path, root: Path | None = None) -> Path:
         raise ConfigError(f"data set {name!r} is not known; choose one of {', '.join(NAMES)}")
     if has_boxes(name):
         raise ConfigError(f"{name}: a pack has no boxes; carry the folder of its files instead")
-    raw, key, folder = load_raw(name, root), readers.LABELS.get(name, "labels"), Path(dest) / name
+    if name in STREAMED:
+        raise ConfigError(f"{name} is used as its own files are; what can be packed is imagenet64")
+    raw, folder = load_raw("imagenet" if name in IMAGENET else name, root), Path(dest) / name
+    try:
+        _write(name, raw, folder)
+    except OSError as error:
+        reason = error.strerror
+        raise DataError(f"{folder}: cannot be written ({reason}). Name another folder.") from None
+    return folder
+
+
+def _write(name: str, raw: Raw, folder: Path) -> None:
+    """Write a pack, of sprites but for ImageNet."""
+    if name in IMAGENET:
+        from iekd.data import imagenet
+
+        return imagenet.pack(raw, folder)
+    key = readers.LABELS.get(name, "labels")
     arrays: dict[str, Any] = {
         "train_images": raw.train_images.numpy(),
         "test_images": raw.test_images.numpy(),
@@ -81,12 +101,7 @@ def pack(name: str, dest: Path, root: Path | None = None) -> Path:
     }
     if raw.exact is not None:
         arrays["test_lossless"] = raw.exact.numpy()
-    try:
-        write_pack(folder, name, **arrays)
-    except OSError as error:
-        reason = error.strerror
-        raise DataError(f"{folder}: cannot be written ({reason}). Name another folder.") from None
-    return folder
+    write_pack(folder, name, **arrays)
 
 
 def describe(root: Path | None = None) -> list[Row]:
@@ -122,6 +137,15 @@ def _look_into(folder: Path, name: str, names: list[str]) -> Found | None:
 
     if has_boxes(name):
         return Found(folder, boxes.read) if boxes.has_files(name, folder) else None
+
+    # ImageNet, squashed or as it is.
+    if name in IMAGENET:
+        from iekd.data import imagenet
+
+        if name == "imagenet64" and (folder / imagenet.CHECKSUM).is_file():
+            return Found(folder, imagenet.read_squashed)
+        if name == "imagenet" and imagenet.is_layout(folder):
+            return Found(folder, imagenet.read)
 
     # torchvision's layouts.
     if name in readers.CIFAR and (folder / readers.CIFAR[name]).is_dir():
@@ -166,6 +190,9 @@ def _load_own(folder: Path, size: int) -> Raw:
 
 
 def _download(name: str, root: Path | None) -> Found:
+    searched = ", ".join(map(str, roots.roots(root)))
+    if name in IMAGENET:
+        raise DataError(f"{name}: not in {searched}. {_ways_out(name)}")
     folder = roots.default_folder()
     print(f"iekd: downloading {name} with torchvision into {folder}", file=sys.stderr, flush=True)
     try:
@@ -175,7 +202,6 @@ def _download(name: str, root: Path | None) -> Found:
             readers.torchvision_class(name)(folder, download=True)
     except Exception as error:
         # Whatever fails in a download, the ways out are the same.
-        searched = ", ".join(map(str, roots.roots(root)))
         raise DataError(
             f"{name}: not in {searched}; the download failed ({error}). {_ways_out(name)}"
         ) from error
@@ -187,6 +213,17 @@ def _download(name: str, root: Path | None) -> Found:
 def _ways_out(name: str) -> str:
     if has_boxes(name):
         return boxes.ways_out(name)
+    if name == "imagenet":
+        return (
+            "Name the folder that holds train/ and val/ of ImageNet (--root or IEKD_DATA), each "
+            f"with {FACTS[name].num_classes:,} folders n01440764, ..., as "
+            "torchvision.datasets.ImageNet unpacks them."
+        )
+    if name == "imagenet64":
+        return (
+            "Where ImageNet is (--root or IEKD_DATA), `iekd data pack imagenet64 DEST`; then name "
+            "DEST (IEKD_DATA)."
+        )
     debian = "`apt install dataset-fashion-mnist` on Debian; or " if name == "fashion-mnist" else ""
     return (
         f"Name a folder that holds {name} (--root or IEKD_DATA); or, on a machine that has it, "

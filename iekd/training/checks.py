@@ -17,6 +17,11 @@ def check_pair(config: RunConfig) -> None:
     if data.has_boxes(config.dataset):
         detect.check_installed()
     _check_last_batch(config)
+    if config.views and config.dataset in data.STREAMED:
+        raise ConfigError(
+            f"views: {config.views} is not usable; {config.dataset} is read from its files, with "
+            "new crops in every epoch; choose 0"
+        )
     try:
         methods.compared(config)
     except PairError as error:

@@ -96,6 +96,7 @@ class Trainer:
         loop.begin(self.run, epoch)
         plan = loop.draw_epoch(self.config, self.run.dataset, epoch).to(self.run.mean.device)
         parts = plan.split(self.config.batch_size, dim=1)
+        loop.expect(self.run, [shard_of(part) for part in parts])
         log = []
         for i, part in enumerate(parts):
             rate = loop.learning_rate(self.config, epoch + i / len(parts))
@@ -105,8 +106,7 @@ class Trainer:
 
     def step(self, part: Tensor, epoch: int) -> dict[str, Tensor]:
         """`loop.step` on the shard of a batch; the values returned are those of the whole batch."""
-        processes, rank = distributed.get_world_size(), distributed.get_rank()
-        shard = part.tensor_split(processes, dim=1)[rank]
+        processes, shard = distributed.get_world_size(), shard_of(part)
         images, batch = loop.take(self.config, self.run, shard, epoch)
         # gradients are averaged over processes, and images count alike, though shards may differ
         weight = processes * shard.shape[1] / part.shape[1]
@@ -117,6 +117,11 @@ class Trainer:
         values = weight / processes * torch.stack([value.detach() for value in terms.values()])
         distributed.all_reduce(values)
         return dict(zip(terms, values, strict=True))
+
+
+def shard_of(part: Tensor) -> Tensor:
+    """What this process takes of a part (4, B) of the plan."""
+    return part.tensor_split(distributed.get_world_size(), dim=1)[distributed.get_rank()]
 
 
 class Losses(nn.Module):

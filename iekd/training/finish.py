@@ -66,7 +66,7 @@ def _data(config: RunConfig, dataset: DataSet) -> dict[str, str]:
     """What the run was made of, by checksum."""
     found = {"name": dataset.name, "checksum": dataset.checksum}
     if config.is_given:
-        found["weights_file"] = given.checksum(config.weights_file)
+        found |= given.facts(config.weights_file)
     return found
 
 

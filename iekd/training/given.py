@@ -6,6 +6,9 @@ The file holds a state dict, as safetensors or by `torch.save`; nothing in it is
 ours, or those of torchvision's ResNets, with any prefix (`module.`). Only the file's name stands in
 paths; its checksum stands in the teacher's record.
 
+`iekd data teacher resnet34` puts torchvision's weights for ImageNet there. The file names their
+source, and so does the record.
+
 Images are normalised by mean and standard deviation of the data set, as in every run. The teacher's
 record says which error it has on them.
 """
@@ -16,16 +19,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from iekd.data import roots
-from iekd.errors import DataError
-from iekd.records import Record
+from iekd.errors import ConfigError, DataError
+from iekd.records import Record, store
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".tar")
 # Where a checkpoint keeps the state dict.
 KEYS = ("state_dict", "model_state_dict", "model", "net")
+FETCHED = ("resnet18", "resnet34")  # torchvision's networks that are ours, too
 SAVE = "Save the state dict alone: torch.save(model.state_dict(), ...)."
 TORCHVISION = {"conv1": "conv", "bn1": "norm", "fc": "head", "linear": "head"}
 
@@ -47,6 +52,44 @@ def find(name: str) -> Path:
 def checksum(name: str) -> str:
     """Sixteen hexadecimal digits of the file's SHA-256."""
     return hashlib.sha256(find(name).read_bytes()).hexdigest()[:16]
+
+
+def facts(name: str) -> dict[str, str]:
+    """What a record says of a file: its checksum, and its source if the file names one."""
+    found, path = {"weights_file": checksum(name)}, find(name)
+    if path.suffix == ".safetensors":
+        with safe_open(path, "pt") as file:
+            if source := (file.metadata() or {}).get("source"):
+                found["weights_source"] = source
+    return found
+
+
+def fetch(network: str) -> Path:
+    """Save torchvision's weights of a network, without unpickling; returns the file.
+
+    Raises `ConfigError` for a network that it has no such weights of, `DataError` if they cannot be
+    had or hold more than weights.
+    """
+    if network not in FETCHED:
+        raise ConfigError(f"{network}: no such weights; choose one of {', '.join(FETCHED)}")
+    from torchvision.models import get_model_weights
+
+    weights = get_model_weights(network)["IMAGENET1K_V1"]  # type: ignore[index]
+    try:
+        # torchvision's own default unpickles whatever it has downloaded
+        state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except Exception as error:
+        # in a download and in a damaged file anything can be wrong
+        reason, kept = str(error).partition("\n")[0], Path(torch.hub.get_dir()) / "checkpoints"
+        raise DataError(
+            f"{weights}: cannot be had ({reason}). Connect to the network, and delete "
+            f"{kept / Path(weights.url).name} if it is there; or bring {weights.url} here as a "
+            "file teachers/NAME.pth (IEKD_DATA)."
+        ) from error
+    root = roots.roots(roots.named_root(None))[0]
+    path = root / "teachers" / f"torchvision-{network}.safetensors"
+    store.save_tensors(path, state, {"source": f"torchvision {weights}, {weights.url}"})
+    return path
 
 
 def refuse_other(record: Record) -> None:

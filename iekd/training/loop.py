@@ -21,6 +21,7 @@ from iekd.training import detect
 from iekd.training.run import Run
 
 VIEW_SEED = 3579
+STREAMED = 250  # images of a stream that are evaluated at a time: they are large
 SUFFIX = {"student": "", "peer": "_peer"}  # of what is measured on a network, in the history
 
 
@@ -33,6 +34,7 @@ def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
     begin(run, epoch)
     plan = draw_epoch(config, run.dataset, epoch).to(run.mean.device)
     parts = plan.split(config.batch_size, dim=1)
+    expect(run, parts)
     log = []
     for i, part in enumerate(parts):
         set_rate(run.optimiser, learning_rate(config, epoch + i / len(parts)))
@@ -62,7 +64,10 @@ def draw_epoch(config: RunConfig, dataset: data.DataSet, epoch: int) -> Tensor:
         draws = boxes.draw(count, dataset.has_up, generator).at(order)
     else:
         draws = augment.draw(count, dataset.pad, dataset.flip, generator).at(order)
-    return torch.stack([order, *draws])
+    plan = torch.stack([order, *draws])
+    if config.augment == "none":
+        plan[1:3], plan[3] = -1, 0  # for a stream: the centre crop
+    return plan
 
 
 def draw_order(config: RunConfig, count: int, epoch: int) -> tuple[Tensor, Tensor, torch.Generator]:
@@ -85,14 +90,22 @@ def draw_views(config: RunConfig, dataset: data.DataSet) -> augment.Draws:
     return augment.draw(count, dataset.pad, dataset.flip, generator)
 
 
+def expect(run: Run, parts: Sequence[Tensor]) -> None:
+    """Tell a stream the parts of a plan that `take` will ask for, so that it reads ahead."""
+    if not isinstance(run.dataset.train.images, Tensor):
+        run.dataset.train.images.expect(parts)
+
+
 def take(config: RunConfig, run: Run, part: Tensor, epoch: int) -> tuple[Tensor, Batch]:
     """The images (B, C, H, W), normalised, of a part (4, B) of an epoch's plan, as a batch."""
     index, dy, dx, flip = part
-    pixels, labels = run.dataset.train.images[index], run.dataset.train.labels[index]
+    source, labels = run.dataset.train.images, run.dataset.train.labels[index]
+    # a stream has cropped where it decodes
+    pixels = source[index] if isinstance(source, Tensor) else source.next()
     draws = augment.Draws(dy, dx, flip.bool())
     if config.augment == "standard" and run.dataset.boxes:
         pixels, labels = boxes.turn(pixels, labels, draws)
-    elif config.augment == "standard":
+    elif config.augment == "standard" and isinstance(source, Tensor):
         pixels = augment.crop_and_flip(pixels, draws, run.dataset.pad)
     images = augment.normalise(pixels, run.mean, run.std)
     return images, Batch(labels, index, epoch)
@@ -151,6 +164,8 @@ def learning_rate(config: RunConfig, epoch: float) -> float:
     progress = epoch / config.epochs
     if config.schedule == "onecycle":
         return config.lr * min(progress / 0.2, (1 - progress) / 0.8)
+    if config.schedule == "30-60-90":
+        return config.lr * 0.1 ** sum(progress >= drop for drop in (0.3, 0.6, 0.9))
     if progress < 0.5:
         return config.lr
     return config.lr * (0.1 if progress < 0.75 else 0.01)
@@ -204,6 +219,8 @@ def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
     images, labels, exact = getattr(run.dataset, part)
     if len(labels) == 0:
         return {}
+    if not isinstance(images, Tensor):
+        batch_size = min(batch_size, STREAMED)
     run.learner.eval()
     if run.dataset.boxes and "student" in run.learner:
         return detect.measure(run, images, labels)

@@ -65,6 +65,7 @@ class Pack:
         config, run = self.runs[0]
         plans = [loop.draw_epoch(each, its.dataset, epoch) for each, its in self.first]
         parts = torch.stack(plans).to(run.mean.device).split(config.batch_size, dim=-1)
+        loop.expect(run, [plan for part in parts for plan in part])
 
         names: list[list[str]] = []
         log = []

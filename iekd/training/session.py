@@ -104,7 +104,12 @@ class Session:
             while active := [m for m in self.members if m.config.path not in self.outcomes]:
                 signals.check()
                 epoch = min(len(member.history) for member in active)
-                self._train_epoch([m for m in active if len(m.history) == epoch], epoch)
+                try:
+                    self._train_epoch([m for m in active if len(m.history) == epoch], epoch)
+                except RuntimeError:
+                    # a signal to all processes ends those that read images at once
+                    signals.check()
+                    raise
         return [self.outcomes[member.config.path] for member in self.members]
 
     def _take(self, member: Member) -> None:
@@ -179,9 +184,14 @@ def this_device() -> torch.device:
 
 
 def train_epochs_of(runs: Sequence[tuple[RunConfig, Run]]) -> Trainer:
-    """What trains an epoch of these runs: on a GPU CUDA graphs, elsewhere pack or plain loop."""
-    if runs[0][1].mean.device.type == "cuda":
-        return (GraphedPack if graphs_wanted() else Pack)(runs).train_epoch
+    """What trains an epoch of these runs: on a GPU CUDA graphs, elsewhere pack or plain loop.
+
+    A graph would read images by their number from the device, where those of a stream are not.
+    """
+    run = runs[0][1]
+    if run.mean.device.type == "cuda":
+        graphed = graphs_wanted() and isinstance(run.dataset.train.images, torch.Tensor)
+        return (GraphedPack if graphed else Pack)(runs).train_epoch
     if len(runs) > 1:
         return Pack(runs).train_epoch
     config, run = runs[0]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
-from iekd.benchmark import bench, sides
+from iekd.benchmark import bench, loader, sides
 from iekd.benchmark.usual_loop import PlainRun
 from iekd.config import RunConfig
 from iekd.data import augment
@@ -43,6 +43,14 @@ def test_packed_runs_are_compared_with_the_same_runs_one_after_the_other():
         row["runs"] for row in rows
     } == {8}
     assert rows[0]["ratio"] == 1 and all(row["images_per_second"] > 0 for row in rows)
+
+
+def test_our_loader_is_measured_beside_the_usual_one(monkeypatch):
+    monkeypatch.setenv("IEKD_WORKERS", "1")
+    rows = loader.compare(20, 1, CPU)
+    assert [row["side"] for row in rows] == [loader.USUAL, loader.OURS]
+    assert rows[0]["ratio"] == 1 and rows[1]["images_per_second"] > 0
+    assert 50_000 < rows[0]["bytes"] < 200_000
 
 
 def test_the_first_round_does_not_count_and_directions_alternate():

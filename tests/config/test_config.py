@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from iekd import data
 from iekd.cli import parser
 from iekd.config import RunConfig, grid, refuse_unread
 from iekd.config.known import methods
@@ -304,6 +305,16 @@ def test_the_printed_command_names_a_pair_that_is_usual_elsewhere():
         0,
         RunConfig.create("class", dataset="cifar100").kd_alpha,
     )
+
+
+def test_imagenet_has_its_pair_and_the_usual_recipe_at_paper_scale():
+    config = RunConfig.create("paper", dataset="imagenet", method="ie-ft")
+    assert config.path == "paper/imagenet/resnet34-resnet18/ie-ft/seed0"
+    assert (config.epochs, config.batch_size, config.lr) == (100, 256, 0.1)
+    assert (config.momentum, config.weight_decay, config.schedule) == (0.9, 1e-4, "30-60-90")
+    assert data.image_shape(config) == (3, 224, 224) and parsed(config) == config
+    small = RunConfig.create("paper", dataset="imagenet64", method="ie-ft")
+    assert small.pair == "resnet34_3x3-resnet18_3x3" and data.image_shape(small) == (3, 64, 64)
 
 
 # ---------------------------------------------------------------------- parents

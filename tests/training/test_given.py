@@ -10,8 +10,10 @@ from tiny import tiny
 from torchvision.models import resnet18, resnet34
 
 from iekd import networks, records
+from iekd.cli import main
 from iekd.config.run import RunConfig, refuse_unread
 from iekd.errors import ConfigError, DataError
+from iekd.records import store
 from iekd.training import given, runner
 
 
@@ -96,6 +98,46 @@ def test_torchvision_s_weights_give_torchvision_s_logits(folder, theirs) -> None
     x = torch.randn(2, 3, 64, 64)
     expected = reference(x)
     assert (ours(x).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
+
+
+@pytest.fixture
+def hub(folder, tmp_path, monkeypatch):
+    """Where torchvision's download of ResNet-34 would lie: nothing is downloaded here."""
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    return tmp_path / "hub" / "checkpoints" / "resnet34-b627a593.pth"
+
+
+def test_torchvision_s_weights_are_saved_with_their_source(hub, capsys):
+    reference = lived(resnet34())
+    torch.save(reference.state_dict(), hub)
+    assert main.main(["data", "teacher", "resnet34"]) == 0
+    assert "--teacher resnet34 --teacher-file torchvision-resnet34" in capsys.readouterr().out
+    ours = networks.build("resnet34", 1000)
+    given.load(ours, "torchvision-resnet34")
+    assert torch.equal(ours.head.weight, reference.fc.weight)
+    facts = given.facts("torchvision-resnet34")
+    assert facts["weights_file"] == given.checksum("torchvision-resnet34")
+    assert "torchvision ResNet34_Weights.IMAGENET1K_V1, https://" in facts["weights_source"]
+
+
+def test_the_record_names_the_source(folder):
+    store.save_tensors(folder / "mine.safetensors", weights(), {"source": "a friend"})
+    runner.train(taught().teacher_run(), progress=False)
+    assert records.find(taught().teacher_run()).data["weights_source"] == "a friend"
+
+
+def test_a_download_that_would_execute_something_is_refused(hub, folder, capsys):
+    torch.save(Harmful(), hub)
+    assert main.main(["data", "teacher", "resnet34"]) == 1
+    said = capsys.readouterr()
+    assert "executed" not in said.out and f"delete {hub} if it is there" in said.err
+    assert not list(folder.iterdir())
+
+
+def test_only_networks_that_are_ours_too_can_be_had(folder):
+    with pytest.raises(ConfigError, match="resnet50: no such weights; choose one of resnet18, r"):
+        given.fetch("resnet50")
 
 
 def without(name: str) -> dict:

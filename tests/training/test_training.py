@@ -569,6 +569,15 @@ def test_the_steps_of_the_paper(epoch, rate):
     assert learning_rate(RunConfig.create("paper"), epoch) == pytest.approx(rate)
 
 
+@pytest.mark.parametrize("epochs", [10, 30, 50, 90, 100])
+def test_30_60_90(epochs):
+    config = tiny(epochs=epochs, schedule="30-60-90", lr=0.1)
+    rates = [learning_rate(config, epoch) for epoch in range(epochs)]
+    expected = [3 * [0.1], 3 * [0.01], 3 * [0.001], [0.0001]]
+    assert rates == pytest.approx([rate for part in expected for rate in part * (epochs // 10)])
+    assert learning_rate(config, 0.3 * epochs - 0.01) == 0.1
+
+
 @pytest.mark.parametrize(
     ("epoch", "rate"), [(0, 0), (1, 0.05), (2, 0.1), (6, 0.05), (9.99, 0.000125), (10, 0)]
 )
