@@ -243,6 +243,7 @@ def test_doctor(iekd):
 def test_data_list(iekd, tmp_path):
     status, out, _ = iekd("data", "list", "--root", tmp_path)
     names = ["digits", "fashion-mnist", "cifar10", "cifar100", "imagenette"]
+    names += ["discs", "bccd", "voc"]
     assert status == 0 and [line.split()[0] for line in out.splitlines()] == names
 
 
