@@ -270,6 +270,6 @@ def boxes_grid(
             ):
                 (left, top, right, bottom), colour = box, paint[(int(label) - 1) % len(paint)]
                 edges = [left, right, right, left, left], [top, top, bottom, bottom, top]
-                ax.plot(*edges, color=colour, linewidth=1.5)
+                ax.plot(*edges, color=colour, linewidth=1)
     fig.set_layout_engine("constrained", w_pad=0.02, h_pad=0.02, wspace=0, hspace=0)
     return fig

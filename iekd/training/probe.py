@@ -1,10 +1,10 @@
 """What a method's loss asks of the student, seen at the end of every epoch: columns `probe_*` of a
 run's history.
 
-On the first `IMAGES` training images, not augmented, as one batch in training mode: with the
-statistics of the batch, as the loss sees them. The running statistics are put back afterwards, so a
-run is the same with and without its probe. Only methods that lay open their `parts` are probed:
-those with halves and, as a control, FT.
+On the first `IMAGES` training images (of a detector `OF_BOXES`), not augmented, as one batch in
+training mode: with the statistics of the batch, as the loss sees them. The running statistics are
+put back afterwards, so a run is the same with and without its probe. Only methods that lay open
+their `parts` are probed: those with halves and, as a control, FT.
 """
 
 import math
@@ -25,6 +25,7 @@ from iekd.training.loop import SUFFIX
 from iekd.training.run import Run
 
 IMAGES = 512
+OF_BOXES = 64  # images with boxes: larger ones, each compared with thousands of default boxes
 
 
 def probe(run: Run) -> dict[str, float | None]:
@@ -43,7 +44,8 @@ def probe(run: Run) -> dict[str, float | None]:
     method = run.learner["method"]
     if not hasattr(method, "parts"):
         return {}
-    pixels, labels = run.dataset.train.images[:IMAGES], run.dataset.train.labels[:IMAGES]
+    count = OF_BOXES if run.dataset.boxes else IMAGES
+    pixels, labels = run.dataset.train.images[:count], run.dataset.train.labels[:count]
     images = augment.normalise(pixels, run.mean, run.std)
     found: dict[str, float | None] = {}
     with _as_in_training(run.learner):

@@ -448,6 +448,8 @@ WRONG = [
     ("speed", dict(folder="~/no such folder"), "there is no such folder"),
     ("speed", dict(folder=__file__), "there is no such folder"),
     ("reliability", dict(folder=str(ROOT)), r"there is no report \(\*.json\) in this folder"),
+    ("detection", dict(dataset="digits"), "this page needs boxes; choose discs, bccd or voc"),
+    ("detection", dict(dataset=""), "this page needs boxes"),
     ("tables", dict(grid="none.yaml"), "none.yaml: No such file"),
 ]
 

@@ -23,23 +23,27 @@ def things(*lines: tuple) -> str:
     return f"<annotation><size><width>40</width><height>20</height></size>{found}</annotation>"
 
 
+def write(folder: Path, texts: dict[str, str]) -> None:
+    """VOC's layout with one image a split, each brighter than the one before."""
+    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
+        (folder / name).mkdir(parents=True)
+    for number, (split, text) in enumerate(texts.items()):
+        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{split}\n")
+        Image.new("RGB", (40, 20), (50 * number,) * 3).save(folder / f"JPEGImages/{split}.jpg")
+        (folder / "Annotations" / f"{split}.xml").write_text(text)
+
+
 @pytest.fixture
 def bccd(tmp_path, monkeypatch) -> Path:
     """A data set of three images: one to train on, one of validation, one of the test."""
-    folder = tmp_path / "root" / "bccd"
-    for name in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (folder / name).mkdir(parents=True)
-    for number, split in enumerate(("train", "val", "test")):
-        (folder / "ImageSets" / "Main" / f"{split}.txt").write_text(f"{split}\n")
-        Image.new("RGB", (40, 20), (50 * number,) * 3).save(folder / f"JPEGImages/{split}.jpg")
     easy, hard = "<difficult>0</difficult>", "<difficult>1</difficult>"
     texts = {
         "train": things(("RBC", easy, 4, 5, 20, 10), ("WBC", hard, 0, 0, 9, 9)),
         "val": things(("Platelets", "", 10, 0, 40, 20), ("RBC", easy, 7, 7, 7, 7)),
         "test": things(),
     }
-    for split, text in texts.items():
-        (folder / "Annotations" / f"{split}.xml").write_text(text)
+    folder = tmp_path / "root" / "bccd"
+    write(folder, texts)
     monkeypatch.setenv("IEKD_DATA", str(folder.parent))
     sources._load_boxes.cache_clear()
     return folder
@@ -60,6 +64,21 @@ def test_annotations_are_read(bccd):
     assert found.test.labels.tolist() == [[[0, 0, 0, 0, 0]]]
     levels = [int(part.images.float().mean()) for part in (found.train, found.validation)]
     assert levels == [0, 50]
+
+
+def test_two_years_of_voc_are_one_data_set(tmp_path, monkeypatch):
+    """The test images are those of 2007: those of 2012 have no public boxes."""
+    for year, name in ((2007, "dog"), (2012, "cat")):
+        texts = dict.fromkeys(("train", "val", "test"), things((name, "", 0, 0, 20, 20)))
+        write(tmp_path / "VOCdevkit" / f"VOC{year}", texts)
+    monkeypatch.setenv("IEKD_DATA", str(tmp_path))
+    found = data.load(selection("voc", held=2, size=20))
+    names = [
+        [found.boxes[int(label) - 1] for label in part.labels[:, 0, 0]]
+        for part in (found.train, found.validation, found.test)
+    ]
+    assert names == [["dog", "cat"], ["dog", "cat"], ["dog"]] and found.has_up
+    assert [int(each.float().mean()) for each in found.validation.images] == [50, 50]
 
 
 def test_the_checksum_is_of_the_files(bccd):
