@@ -36,8 +36,8 @@ parser.add_argument("--seed", type=int, default=100)
 given = parser.parse_args()
 
 # The runs of that seed, and their teacher.
-configs = [each.replace(seed=given.seed) for each in grid.read(grid.find(given.grid))]
-arms = {config.variant: config for config in configs}
+configs = [each for each in grid.read(grid.find(given.grid)) if each.seed == given.seed]
+arms = {c.method: c for c in configs if c.explore != "none" and c.explore_target == "teacher"}
 shown = {"student alone": arms["supervised"], "IE-FT": arms["ie-ft"]}
 shown = {"teacher": shown["IE-FT"].teacher_run(), **shown}
 

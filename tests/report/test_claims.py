@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import pytest
+
 from iekd.config import RunConfig, grid
 from iekd.report.claims import FAMILIES, TEACHER, TRUST
 from iekd.report.comparison import METRICS
@@ -25,9 +27,13 @@ def test_caveats_state_the_weights_of_the_code():
     assert "FT's weight is 10 times IE-FT's" in text and "{" not in text
 
 
-def test_the_arms_of_imagenettes_claims_are_those_of_its_grid():
+@pytest.mark.parametrize(
+    ("file", "families"),
+    [("imagenette.yaml", ("imagenette", "looks", "neurons")), ("detection.yaml", ("detection",))],
+)
+def test_the_arms_of_a_family_are_those_of_its_grid(file, families):
     """With its epochs and rate: else the runs would be there, and the claims find none."""
-    known = {config.variant for config in grid.read(RUNS / "imagenette.yaml")}
-    for claim in (c for c in EVERY if c.family and c.family != "detection"):
+    known = {config.variant for config in grid.read(RUNS / file)}
+    for claim in (claim for family in families for claim in FAMILIES[family]):
         for arm in (claim.a, *claim.b):
             assert RunConfig.create("class", **{**claim.fields, **arm}).variant in known, claim.id
