@@ -9,6 +9,8 @@ plan=$(head -n 1 runs/campaign.commit)
 # Imagenette: its pilot, which is done, and its grid, with the epochs and rate that the pilot's rule chose.
 pilot=567f7743907461e4ebb4bd04c9685f9ff2166e63
 imagenette=b0be8a53860afa19bc085665a77344833ba4494e
+# Detection's pilot, and the paper's own networks on Imagenette.
+later=8ff4bdf1afff3ed1c0544baa2daa4555668d5e25
 python=$home/env/bin/python
 cores=$(nproc)
 export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}
@@ -30,11 +32,14 @@ prepare() {
   tree=$(library "$plan")
   library "$pilot" >/dev/null
   library "$imagenette" >/dev/null
+  library "$later" >/dev/null
   if [ ! -e "$home/env/ready" ]; then
     "${PYTHON:-python3}" -m venv --clear "$home/env"
     "$python" -m pip install -qq --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$tree"
     touch "$home/env/ready"
   fi
+  "$python" -c 'import torchmetrics, faster_coco_eval' 2>/dev/null ||
+    "$python" -m pip install -qq --disable-pip-version-check "torchmetrics>=1.9" "faster-coco-eval>=1.8"
   # Checkpoints and weights lie outside the checkout, which may be laid anew.
   [ -e runs/cache ] || ln -s "$home/cache" runs/cache
   mkdir -p runs/again/records/class/cifar10
@@ -59,9 +64,11 @@ queue() {
   fi
   step "$plan" "$runs" "$runs/controls.yaml" --pack 8
   step "$pilot" "$runs" "$runs/imagenette-pilot.yaml"
+  step "$later" "$runs" "$runs/detection-pilot.yaml"
   step "$imagenette" "$runs" "$runs/imagenette.yaml" --pack 8 --analyse
   step "$plan" "$runs/again" "$runs/again/grid.yaml" --pack 8
   step "$plan" "$runs" "$runs/joint.yaml" "$runs/profile.yaml" "$runs/ladder.yaml" --pack 8
+  step "$later" "$runs" "$runs/imagenette-pair.yaml" --analyse
   echo "The queue is done."
 }
 

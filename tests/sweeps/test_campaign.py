@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "runs" / "records"
 PINNED = (ROOT / "runs" / "campaign.commit").read_text().strip()
 QUEUE = (ROOT / "runs" / "campaign.sh").read_text()
-PILOT, IMAGENETTE = (
+PILOT, IMAGENETTE, LATER = (
     re.search(rf"^{name}=([0-9a-f]{{40}})$", QUEUE, re.MULTILINE)[1]
-    for name in ("pilot", "imagenette")
+    for name in ("pilot", "imagenette", "later")
 )
 
 
@@ -82,10 +82,11 @@ def test_imagenette_is_trained_by_a_commit_that_holds_its_protocol_and_the_rule_
     assert rule == (ROOT / "runs" / "imagenette-pilot.yaml").read_text()
     chosen = git("show", f"{IMAGENETTE}:runs/imagenette.yaml").stdout
     assert chosen == (ROOT / "runs" / "imagenette.yaml").read_text()
-    pilot = {config.path for config in read("imagenette-pilot.yaml")}
+    pins = {config.path: PILOT for config in read("imagenette-pilot.yaml")}
+    pins |= {path: LATER for path in grid.with_parents(read("imagenette-pair.yaml"))}
     for path in records.files(RECORDS / "class" / "imagenette"):
         record = records.read(path)
-        pin = PILOT if record.config.path in pilot else IMAGENETTE
+        pin = pins.get(record.config.path, IMAGENETTE)
         assert git("merge-base", "--is-ancestor", pin, record.git["commit"]).returncode == 0, path
 
 
@@ -98,6 +99,17 @@ def test_the_grid_on_imagenette_has_what_the_rule_of_its_pilot_chooses():
     near = [setting for setting in means if means[setting] <= min(means.values()) + 0.5]
     chosen = min(near, key=lambda setting: (setting[0], abs(setting[1] - 0.1)))
     assert {(c.epochs, c.lr) for c in read("imagenette.yaml")} == {chosen}
+
+
+def test_what_came_later_is_trained_by_a_commit_that_holds_its_plan():
+    if git("rev-parse", "--verify", f"{LATER}^{{commit}}").returncode:
+        pytest.skip("a checkout without its history")
+    for name in ("detection-pilot", "imagenette-pair"):
+        planned = git("show", f"{LATER}:runs/{name}.yaml").stdout
+        assert planned == (ROOT / "runs" / f"{name}.yaml").read_text()
+    for path in records.files(RECORDS / "class" / "bccd"):
+        commit = records.read(path).git["commit"]
+        assert git("merge-base", "--is-ancestor", LATER, commit).returncode == 0, path
 
 
 def test_the_arms_on_imagenette_share_everything_but_the_method():
