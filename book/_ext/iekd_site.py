@@ -41,6 +41,7 @@ from jupyter_cache import get_cache
 from jupyter_cache.base import CacheBundleIn
 from jupyter_cache.executors.utils import single_nb_execution
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 from sphinx.errors import ExtensionError
 from sphinx.util import logging
 
@@ -127,6 +128,15 @@ def not_cached(cache: str, source: Path, docs: Iterable[str]) -> list[Path]:
         except KeyError:
             found.append(page)
     return sorted(found, key=lambda page: -page.stat().st_size)
+
+
+def forget(app: Sphinx, env: BuildEnvironment, docs: list[str]) -> None:
+    """Before any page is read anew, what all of them said: Sphinx forgets one page at a time, and
+    takes a figure that has moved to an earlier page for a second one.
+    """
+    for name in docs:
+        app.events.emit("env-purge-doc", env, name)
+        env.clear_doc(name)
 
 
 def execute(app: Sphinx, env: object, docs: list[str]) -> None:
@@ -385,6 +395,7 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.config.mathjax_path = "mathjax/tex-chtml.js"
     app.connect("config-inited", choose_cache, priority=100)
     app.connect("env-before-read-docs", execute)
+    app.connect("env-before-read-docs", forget)
     app.connect("source-read", for_the_site)
     app.connect("html-page-context", without_thebe, priority=900)
     app.connect("html-page-context", say_time)

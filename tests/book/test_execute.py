@@ -1,5 +1,6 @@
 """Pages are executed side by side before the site is made, and kept as MyST-NB keeps them."""
 
+import io
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -70,3 +71,30 @@ def test_every_page_that_fails_is_named_and_the_others_are_kept(site, app):
 def test_a_single_page_is_left_to_myst_nb_with_all_cores(site, app, monkeypatch):
     monkeypatch.delattr(site, "executed")
     site.execute(app, None, ["one", "text"])
+
+
+def test_a_figure_may_move_to_an_earlier_page(site, tmp_path):
+    """`git pull`, then `make book`: the site of before is there."""
+    from sphinx.application import Sphinx
+
+    book, built = tmp_path / "book", tmp_path / "built"
+    book.mkdir()
+    (book / "conf.py").write_text("")
+    (book / "index.rst").write_text("Book\n====\n\n.. toctree::\n\n   a\n   b\n")
+    with_label = ".. _figure-1:\n\nTitle\n=====\n\nText.\n"
+    without = "Other\n=====\n\nText.\n"
+
+    def told(a: str, b: str, forgets: bool = True) -> str:
+        (book / "a.rst").write_text(a)
+        (book / "b.rst").write_text(b)
+        warnings = io.StringIO()
+        app = Sphinx(book, book, built, built, "html", status=None, warning=warnings)
+        if forgets:
+            app.connect("env-before-read-docs", site.forget)
+        app.build()
+        return warnings.getvalue()
+
+    assert "duplicate label" not in told(without, with_label)
+    assert "duplicate label" not in told(with_label, without)
+    told(without, with_label)
+    assert "duplicate label" in told(with_label, without, forgets=False)  # Sphinx alone
