@@ -24,7 +24,7 @@ from iekd.errors import ConfigError, DataError
 
 # What the folder of a data set may be called, beside its name.
 OTHER_FOLDERS = {"imagenette": "imagenette64"}
-# From ImageNet's own files, which nobody downloads for us; torchvision decodes them, and its import
+# From ImageNet's own files, which nobody downloads for us; torchvision crops them, and its import
 # takes seconds.
 IMAGENET = ("imagenet64", "imagenet")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import decode_image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as F
 
@@ -44,8 +44,9 @@ class Files(Dataset):
         index, number, _, flip = row
         path = self.path(index)
         try:
-            image = decode_image(str(path), mode="RGB")
-        except RuntimeError as error:
+            with Image.open(path) as opened:  # torchvision's own decoder is deprecated
+                image = F.pil_to_tensor(opened.convert("RGB"))
+        except (OSError, ValueError, SyntaxError) as error:
             raise unreadable(path, error) from None
         size = [self.side, self.side]
         cropped = F.resized_crop(image, *box(image, number), size, antialias=True)
