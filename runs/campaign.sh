@@ -9,8 +9,9 @@ plan=$(head -n 1 runs/campaign.commit)
 # Imagenette: its pilot, which is done, and its grid, with the epochs and rate that the pilot's rule chose.
 pilot=567f7743907461e4ebb4bd04c9685f9ff2166e63
 imagenette=b0be8a53860afa19bc085665a77344833ba4494e
-# Detection's pilot, and the paper's own networks on Imagenette.
+# Detection's pilot, which is done, and the paper's own networks on Imagenette; detection with what its pilot's rule chose.
 later=8ff4bdf1afff3ed1c0544baa2daa4555668d5e25
+detection=c2d3ce935defe90a553c4288d33c5235490bc2e4
 python=$home/env/bin/python
 cores=$(nproc)
 export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}
@@ -33,6 +34,7 @@ prepare() {
   library "$pilot" >/dev/null
   library "$imagenette" >/dev/null
   library "$later" >/dev/null
+  library "$detection" >/dev/null
   if [ ! -e "$home/env/ready" ]; then
     "${PYTHON:-python3}" -m venv --clear "$home/env"
     "$python" -m pip install -qq --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$tree"
@@ -65,6 +67,7 @@ queue() {
   step "$plan" "$runs" "$runs/controls.yaml" --pack 8
   step "$pilot" "$runs" "$runs/imagenette-pilot.yaml"
   step "$later" "$runs" "$runs/detection-pilot.yaml"
+  step "$detection" "$runs" "$runs/detection.yaml" --pack 7
   step "$imagenette" "$runs" "$runs/imagenette.yaml" --pack 8 --analyse
   step "$plan" "$runs/again" "$runs/again/grid.yaml" --pack 8
   step "$plan" "$runs" "$runs/joint.yaml" "$runs/profile.yaml" "$runs/ladder.yaml" --pack 8
@@ -73,14 +76,15 @@ queue() {
 }
 
 # Records, with the weights that later runs, figures and analyses need: parents (seeds below 100 of one network), the desk
-# students of seeds 300 to 303, and Imagenette's of seed 100; none above 5 MB.
+# students of seeds 300 to 303, and those of seed 100 on photographs and blood cells; none above 5 MB.
 is_wanted() { # runs/records/PRESET/DATASET/PAIR/VARIANT/seedN.json
-  local dataset pair file seed
-  IFS=/ read -r _ _ _ dataset pair _ file <<<"$1"
+  local dataset pair variant file seed
+  IFS=/ read -r _ _ _ dataset pair variant file <<<"$1"
   seed=${file//[!0-9]/}
-  [[ $1 =~ /desk/.*/seed30[0-3]\.json$ || $dataset/$seed == imagenette/100 ]] && return
-  # the pilots' are nobody's parents; which of detection's teachers are is known when its rule has been applied
-  [[ $pair != *-* && $seed -lt 100 && $dataset/$pair != imagenette/resnet10* && $dataset != bccd ]]
+  [[ $1 =~ /desk/.*/seed30[0-3]\.json$ || $dataset/$seed =~ ^(imagenette|bccd)/100$ ]] && return
+  # the pilots' are nobody's parents, but for detection's teachers with the setting that was chosen
+  [[ $pair != *-* && $seed -lt 100 && $dataset/$pair != imagenette/resnet10* ]] || return
+  [[ $dataset != bccd || $pair == *x0.25_3x3 && $variant =~ epochs=48-(teacher_)?lr=0.04$ ]]
 }
 
 commit_records() {

@@ -14,9 +14,9 @@ ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "runs" / "records"
 PINNED = (ROOT / "runs" / "campaign.commit").read_text().strip()
 QUEUE = (ROOT / "runs" / "campaign.sh").read_text()
-PILOT, IMAGENETTE, LATER = (
+PILOT, IMAGENETTE, LATER, DETECTION = (
     re.search(rf"^{name}=([0-9a-f]{{40}})$", QUEUE, re.MULTILINE)[1]
-    for name in ("pilot", "imagenette", "later")
+    for name in ("pilot", "imagenette", "later", "detection")
 )
 
 
@@ -107,9 +107,33 @@ def test_what_came_later_is_trained_by_a_commit_that_holds_its_plan():
     for name in ("detection-pilot", "imagenette-pair"):
         planned = git("show", f"{LATER}:runs/{name}.yaml").stdout
         assert planned == (ROOT / "runs" / f"{name}.yaml").read_text()
+    chosen = git("show", f"{DETECTION}:runs/detection.yaml").stdout
+    assert chosen == (ROOT / "runs" / "detection.yaml").read_text()
+    pilot = {config.path for config in read("detection-pilot.yaml")}
     for path in records.files(RECORDS / "class" / "bccd"):
-        commit = records.read(path).git["commit"]
-        assert git("merge-base", "--is-ancestor", LATER, commit).returncode == 0, path
+        record = records.read(path)
+        pin = LATER if record.config.path in pilot else DETECTION
+        assert git("merge-base", "--is-ancestor", pin, record.git["commit"]).returncode == 0, path
+
+
+def test_the_grid_of_detection_has_what_the_rule_of_its_pilot_chooses():
+    errors: dict[tuple[str, int, float], list[float]] = {}
+    for config in read("detection-pilot.yaml"):
+        record = records.read(RECORDS / f"{config.path}.json")
+        setting = (config.student, config.epochs, config.lr)
+        errors.setdefault(setting, []).append(record.last.validation_error)
+    assert {len(of) for of in errors.values()} == {3}
+    means = {setting: sum(of) / len(of) for setting, of in errors.items()}
+    (arm,) = {(c.student, c.epochs, c.lr) for c in read("detection.yaml")}
+    assert {
+        (c.teacher, c.teacher_epochs, c.teacher_lr)
+        for c in read("detection.yaml")
+        if c.teacher != "none"
+    } == {("ssd_resnet10x0.25_3x3", *arm[1:])}
+    own = {setting: mean for setting, mean in means.items() if setting[0] == arm[0]}
+    near = [setting for setting in own if own[setting] <= min(own.values()) + 1]
+    assert arm == min(near, key=lambda setting: (setting[1], abs(setting[2] - 0.02)))
+    assert means["ssd_resnet10x0.25_3x3", *arm[1:]] <= means[arm] - 3
 
 
 def test_the_arms_on_imagenette_share_everything_but_the_method():
