@@ -1,6 +1,7 @@
 """Pages are executed side by side before the site is made, and kept as MyST-NB keeps them."""
 
 import io
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -98,3 +99,17 @@ def test_a_figure_may_move_to_an_earlier_page(site, tmp_path):
     assert "duplicate label" not in told(with_label, without)
     told(without, with_label)
     assert "duplicate label" in told(with_label, without, forgets=False)  # Sphinx alone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="kernels are forked on Linux only")
+def test_a_forked_kernel_shows_figures_and_knows_nothing_of_ours(site, tmp_path):
+    """It has matplotlib before a kernel can ask for pictures; a page has to import what it uses."""
+    draw = (
+        "import sys\n"
+        "assert 'torch' in sys.modules and not {'iekd', 'matplotlib.pyplot'} & set(sys.modules)\n"
+        "import matplotlib.pyplot as plt\n"
+        "plt.subplots()[0]"
+    )
+    write(tmp_path / "page.ipynb", draw)
+    notebook, _ = site.executed(tmp_path / "page.ipynb", 60)
+    assert "image/png" in notebook.cells[0].outputs[0].data
