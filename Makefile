@@ -61,9 +61,9 @@ site: book ## the book as a folder for any static host: _build/site
 browse: $(READY) ## look at the built book with Chromium: accessibility, errors of scripts, phones
 	$(BIN)/python -m pytest -ra tests/browser
 
-# A process a core; the tests of one file share what they train.
+# A process a core; the tests of one file share what they train. Files in the order of tests/conftest.py.
 test: $(READY) ## run the tests
-	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile
+	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 torture: $(READY) ## kill sweeps at random and see that nothing is lost (MINUTES=5)
 	$(BIN)/python tests/torture.py --minutes $(MINUTES)
