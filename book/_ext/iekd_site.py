@@ -121,8 +121,8 @@ def choose_cache(app: Sphinx, config) -> None:
 
 
 def not_cached(cache: str, source: Path, docs: Iterable[str]) -> list[Path]:
-    """The notebooks of these pages that the cache does not hold; the largest, which take longest,
-    first.
+    """The notebooks of these pages that the cache does not hold; what takes longest first: those
+    that say so, then the largest.
     """
     found = []
     for page in (source / f"{doc}.ipynb" for doc in docs):
@@ -130,7 +130,8 @@ def not_cached(cache: str, source: Path, docs: Iterable[str]) -> list[Path]:
             page.is_file() and get_cache(cache).match_cache_notebook(on_site(page))
         except KeyError:
             found.append(page)
-    return sorted(found, key=lambda page: -page.stat().st_size)
+    takes_a_while = {page for page in found if A_WHILE.search(page.read_text(encoding="utf-8"))}
+    return sorted(found, key=lambda page: (page not in takes_a_while, -page.stat().st_size))
 
 
 def forget(app: Sphinx, env: BuildEnvironment, docs: list[str]) -> None:
