@@ -3,8 +3,8 @@
     IEKD_DATA=... python runs/detection_figure.py [GRID] [--seed 100]
 
 Writes book/_static/detection.png, and beside it detection.json: command, images, weights and data
-by checksum. It needs the images and the weights of these runs, which are not committed; `iekd
-sweep` makes them. The images are the first six of the test set, whatever is on them.
+by checksum. It needs the images; the weights of seed 100 are committed. The images are the first
+six of the test set, whatever is on them.
 """
 
 import argparse

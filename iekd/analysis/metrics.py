@@ -41,7 +41,8 @@ def analyse(config: RunConfig) -> Analysis:
     if reason := impossible(config):
         raise store.StoreError(f"{config.path} cannot be analysed: {reason}")
     record = records.find(config)
-    if before := records.analysis_of(record):
+    before = records.analysis_of(record)
+    if before and (before[0].answers or _missing(config)):
         return before[0]
 
     # measure
@@ -82,11 +83,14 @@ def impossible(config: RunConfig) -> str:
     record = records.find(config)
     if record is None:
         return "it is not finished; `iekd run` or `iekd sweep` finishes it"
-    if records.analysis_of(record):
-        return ""
-    needed = [config, *config.parents().values(), reference(config).teacher_run()]
-    missing = dict.fromkeys(run.path for run in needed if not records.weights_at_hand(run))
-    if not missing:
+    missing = _missing(config)
+    if not missing or records.analysis_of(record):
         return ""
     paths = ", ".join(missing)
     return f"no weights at hand of {paths}; runs/again/grid.yaml says how to train them again"
+
+
+def _missing(config: RunConfig) -> list[str]:
+    """The runs, of those whose weights it takes to analyse one, whose weights are not at hand."""
+    needed = [config, *config.parents().values(), reference(config).teacher_run()]
+    return list(dict.fromkeys(run.path for run in needed if not records.weights_at_hand(run)))

@@ -345,6 +345,22 @@ def test_an_analysis_is_made_once_per_weights_and_is_no_record(runs, monkeypatch
     assert analyse(config).metrics == first.metrics
 
 
+def test_an_analysis_of_an_earlier_version_is_measured_again_where_the_weights_are(runs):
+    """It had no answers and no maps: pages that need them said that nothing was analysed."""
+    config = finished("kd", seed=3)
+    whole = analyse(config)
+    few = {name: whole.metrics[name] for name in metrics.METRICS}
+    whole.model_copy(update={"metrics": few, "answers": {}}).save(config)
+    assert analyse(config) == whole
+
+    # What cannot be measured again stays.
+    old = whole.model_copy(update={"metrics": few, "answers": {}})
+    old.save(config)
+    for path in records.weights_paths(config):
+        path.unlink(missing_ok=True)
+    assert metrics.impossible(config) == "" and analyse(config).metrics == few
+
+
 def test_a_damaged_analysis_is_named(runs):
     config = finished("kd")
     analyse(config)
