@@ -2,10 +2,11 @@
 
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from iekd.config import RunConfig, known
+from iekd.config.run import TRAINED_TEACHER
 from iekd.method import registry
 
 # After Okabe and Ito, distinguishable with colour-vision deficiency; by variant, the same on every
@@ -65,20 +66,55 @@ def label(row: Mapping[str, Any]) -> str:
     return label_of(config_of(row))
 
 
-def label_of(config: RunConfig) -> str:
-    """Of a student's arm: 'KD', 'IE-FT (inherit L1, explore CKA), split halves'."""
+def label_of(config: RunConfig, told: Collection[str] = ()) -> str:
+    """Of a student's arm: 'KD', 'IE-FT (inherit L1, explore CKA), split halves'.
+
+    Fields that are `told` elsewhere are left out.
+    """
     name = method_name(config.method)
     if not config.method.startswith("ie-"):
-        return _with_changes(name, config)
+        return _with_changes(name, config, told)
     halves = _halves(name, config.inherit, config.explore)
-    return _with_changes(halves, config, told=("inherit", "explore"))
+    return _with_changes(halves, config, {"inherit", "explore", *told})
 
 
-def _with_changes(name: str, config: RunConfig, told: tuple[str, ...] = ()) -> str:
+def names_of(configs: Iterable[RunConfig]) -> dict[str, str]:
+    """The labels of the arms of one table, by variant: without what all of them share."""
+    arms = {config.variant: config for config in configs}
+    said = shared(arms.values())
+    return {variant: label_of(config, said) for variant, config in arms.items()}
+
+
+def shared(configs: Iterable[RunConfig]) -> dict[str, str]:
+    """What all arms of a table set alike and otherwise than their preset; it is said once there.
+
+    What is said of teachers counts if all arms agree that have one.
+    """
+    arms = {config.variant: config for config in configs}
+    taught = {variant for variant, config in arms.items() if config.has_teacher}
+    found: dict[str, dict[str, str]] = {}
+    for variant, config in arms.items():
+        for field in config.changed():
+            found.setdefault(field, {})[variant] = config.named()[field]
+    return {
+        field: next(iter(values.values()))
+        for field, values in found.items()
+        if len(arms) > 1
+        and len(set(values.values())) == 1
+        and values.keys() >= (taught if field in TRAINED_TEACHER else arms.keys())
+    }
+
+
+def _with_changes(name: str, config: RunConfig, told: Collection[str] = ()) -> str:
     """The name, and what else differs from the preset."""
     values = config.named()
-    changed = [field for field in config.changed() if field not in told]
-    return ", ".join([name, *(f"{field.replace('_', ' ')} {values[field]}" for field in changed)])
+    changed = {field: values[field] for field in config.changed() if field not in told}
+    return ", ".join([name, *settings(changed)])
+
+
+def settings(values: Mapping[str, str]) -> list[str]:
+    """Fields and their values as in a label: 'teacher epochs 15'."""
+    return [f"{field.replace('_', ' ')} {value}" for field, value in values.items()]
 
 
 def _halves(name: str, inherit: str, explore: str) -> str:

@@ -92,10 +92,14 @@ def grid_html(
     click away; below stand the runs as CSV and the command that makes them: a sweep, else
     `command`.
     """
-    runs = grid_runs(frame, configs)
+    runs, names = grid_runs(frame, configs), labels.names_of(configs)
+    students = runs["role"] == "student"
+    runs["label"] = runs["label"].mask(students, runs["variant"].map(names))
     shown = rules(runs, metric)
     panels = {RULES[rule]: _grid_table(runs, configs, caption, rule, baselines) for rule in shown}
-    notes = [tuning.size_note(configs), phrases.version_note(runs, baselines)]
+    shared = ", ".join(labels.settings(labels.shared(configs)))
+    notes = [f"All arms: {shared}." if shared else "", tuning.size_note(configs)]
+    notes += [phrases.version_note(runs, baselines)]
     return block(panels, runs, caption, configs, command, *notes)
 
 
@@ -110,7 +114,7 @@ def _grid_table(
 
     Differences come first: a phone shows no more than two columns at once.
     """
-    names = {("student", c.variant): labels.label_of(c) for c in configs}
+    names = {("student", variant): name for variant, name in labels.names_of(configs).items()}
     minus = [f"minus {names.get(('student', b), b)}, points" for b in baselines]
     if any(c.has_teacher for c in configs):
         taught = runs.loc[runs["role"] == "teacher", "variant"].unique()
