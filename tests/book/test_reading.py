@@ -65,6 +65,19 @@ def test_nothing_is_left_that_only_the_site_understands(path):
 
 
 @each_notebook
+def test_a_heading_has_something_below_it(path):
+    """Cells are added in front of the one that a heading was written for."""
+    lines: list[str] = []
+    for cell in cells(path):
+        fences = re.sub(r"^```.*?^```", "code", cell.source, flags=re.MULTILINE | re.DOTALL)
+        told = fences.splitlines() if cell.cell_type == "markdown" else ["code"]
+        lines += [line for line in told if line.strip()]
+    for line, following in zip(lines, [*lines[1:], "# end"], strict=True):
+        level, below = (len(each) - len(each.lstrip("#")) for each in (line, following))
+        assert not level or not below or below > level, f"nothing below {line!r}"
+
+
+@each_notebook
 def test_equations_are_numbered_by_hand_within_the_page(path):
     source = text(path)
     numbers = re.findall(r"\\tag\{(\d+)\}", source)
