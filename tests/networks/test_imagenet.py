@@ -2,10 +2,6 @@
 ours.
 """
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from made import lived, norms, size
@@ -157,37 +153,3 @@ def test_no_pointwise_convolution_has_a_stride(name: str) -> None:
             if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)
         ]
     assert found and all(convolution.stride == (1, 1) for convolution in found)
-
-
-STEPS = """
-import sys, torch
-from iekd import networks
-name, batch, *sides = sys.argv[1:]
-network = networks.build(name, 10).to(memory_format=torch.channels_last)
-for side in map(int, sides):
-    for _ in range(3):
-        images = torch.randn(int(batch), 3, side, side)
-        images = images.contiguous(memory_format=torch.channels_last)
-        network(images).logits.sum().backward()
-"""
-
-# Sizes: Imagenette 64, detection 96 and 128, ImageNet 224. Networks: those of the presets, the
-# narrowest planned, the paper's.
-NARROW = sorted({*PAIR, *SMALL, "resnet10x0.0625_3x3", "resnet34x0.25_3x3"})
-TRIED = [
-    *((name, 8, (64, 96, 128)) for name in NARROW),
-    *((name, 2, (64, 224)) for name in ("resnet18", "resnet34")),
-]
-
-
-@pytest.mark.parametrize("name, batch, sides", TRIED)
-def test_the_networks_stay_within_their_memory(
-    name: str, batch: int, sides: tuple[int, ...]
-) -> None:
-    """In a process of its own, which a fault would end; glibc, where it can, looks for what was
-    overwritten.
-    """
-    environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
-    command = [sys.executable, "-c", STEPS, name, str(batch), *map(str, sides)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-500:]

@@ -1,9 +1,5 @@
 """SSD: torchvision's default boxes, loss, and selection of detections, on the same numbers."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from made import lived, size
@@ -13,7 +9,6 @@ from torchvision.models.detection.anchor_utils import DefaultBoxGenerator
 from torchvision.ops import box_iou
 
 from iekd import networks
-from iekd.config.presets import usual
 from iekd.method.detection import ssd_loss
 from iekd.method.features import Batch
 from iekd.networks.ssd import corners, decode, default_boxes, detections, encode
@@ -157,27 +152,3 @@ def test_the_frozen_forms_say_the_same() -> None:
 def test_bad_names(name: str) -> None:
     with pytest.raises(ValueError, match="ssd_resnet18"):
         networks.check_name(name)
-
-
-STEPS = """
-import sys, torch
-from iekd import networks
-name, batch, side = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-network = networks.build(name, 3).to(memory_format=torch.channels_last)
-for _ in range(5):
-    images = torch.randn(batch, 3, side, side).contiguous(memory_format=torch.channels_last)
-    network(images).logits.sum().backward()
-"""
-
-
-@pytest.mark.parametrize("preset, dataset, side", [("class", "bccd", 128), ("smoke", "discs", 64)])
-@pytest.mark.parametrize("role", ["teacher", "student"])
-def test_the_networks_of_the_presets_stay_within_their_memory(preset, dataset, side, role) -> None:
-    """In a process of its own, which a fault would end; glibc, where it can, looks for what was
-    overwritten.
-    """
-    environment = {**os.environ, "LD_PRELOAD": "libc_malloc_debug.so.0", "MALLOC_CHECK_": "3"}
-    name = usual(preset, dataset)[role]
-    command = [sys.executable, "-c", STEPS, name, "8", str(side)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-500:]
