@@ -173,8 +173,7 @@ def _load_discs() -> Raw:
 @lru_cache(maxsize=2)
 def _load_boxes(name: str, root: Path | None, side: int) -> Raw:
     if not (found := find(name, root)):
-        searched = ", ".join(map(str, roots.roots(root)))
-        raise DataError(f"{name}: not in {searched}. {boxes.ways_out(name)}")
+        raise _missing(name, root)
     if side == 0:
         raise ConfigError(own.no_size(name))
     return found.read(name, found.folder, side)
@@ -190,9 +189,8 @@ def _load_own(folder: Path, size: int) -> Raw:
 
 
 def _download(name: str, root: Path | None) -> Found:
-    searched = ", ".join(map(str, roots.roots(root)))
     if name in IMAGENET:
-        raise DataError(f"{name}: not in {searched}. {_ways_out(name)}")
+        raise _missing(name, root)
     folder = roots.default_folder()
     print(f"iekd: downloading {name} with torchvision into {folder}", file=sys.stderr, flush=True)
     try:
@@ -202,12 +200,15 @@ def _download(name: str, root: Path | None) -> Found:
             readers.torchvision_class(name)(folder, download=True)
     except Exception as error:
         # Whatever fails in a download, the ways out are the same.
-        raise DataError(
-            f"{name}: not in {searched}; the download failed ({error}). {_ways_out(name)}"
-        ) from error
+        raise _missing(name, root, f"; the download failed ({error})") from error
     found = find(name, None)
     assert found, f"torchvision left nothing in {folder}"
     return found
+
+
+def _missing(name: str, root: Path | None, tried: str = "") -> DataError:
+    searched = ", ".join(map(str, roots.roots(root)))
+    return DataError(f"{name}: not in {searched}{tried}. {_ways_out(name)}")
 
 
 def _ways_out(name: str) -> str:
