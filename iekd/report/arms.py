@@ -76,6 +76,12 @@ def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame
     pair = {name: value for name, value in named.items() if value != "none"}  # else the preset's
     students = students_of(scope(frame, config.preset, **pair))
     students = students[students["variant"].isin({c.variant for c in configs})]
+    # of the students alone the scope has those that are trained as the preset says
+    alone = {c.variant: c for c in configs if c.method == "supervised"}
+    otherwise = [runs_of(frame, c) for name, c in alone.items() if name != "supervised"]
+    if otherwise:
+        found = pd.concat(otherwise).assign(role="student", scope=config.pair)
+        students = pd.concat([labelled(found), students])
     if not taught:
         return students.reset_index(drop=True)
 

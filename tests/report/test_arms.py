@@ -5,7 +5,7 @@ import pytest
 from frames import ALONE, KD, TEACHER, frame, paper_runs
 
 from iekd.config import RunConfig
-from iekd.report.arms import decisive, scope
+from iekd.report.arms import decisive, grid_runs, scope
 from iekd.report.phrases import phase
 
 
@@ -54,3 +54,24 @@ def test_scope_finds_teacher_and_student_alone(runs):
         "class", (TEACHER, {0: 20.0}), (ALONE, {0: 40.0}), (KD, {0: 39.0})
     )  # the teacher has its own epochs
     assert list(scope(small, "class")["label"]) == ["Teacher", "Student alone", "KD"]
+
+
+def test_a_grid_s_students_alone_are_found_however_they_are_trained():
+    """They were looked for as the preset trains them: "no runs yet" stood in the table."""
+    longer = {"epochs": 20, "lr": 0.05}
+    runs = frame(
+        "class",
+        (ALONE, {0: 1.0}),
+        ({**ALONE, **longer}, {0: 40.0, 1: 41.0}),
+        ({**KD, **longer}, {0: 39.0, 1: 38.0}),
+    )
+    configs = [RunConfig.create("class", **arm, **longer) for arm in (ALONE, KD)]
+    found = grid_runs(runs, configs)
+    assert list(found["last"]) == [40.0, 41.0, 39.0, 38.0] and set(found["role"]) == {"student"}
+    assert list(found["label"])[::2] == [
+        "Student alone, epochs 20, lr 0.05",
+        "KD, epochs 20, lr 0.05",
+    ]
+    assert list(grid_runs(runs, [configs[1]])["last"]) == [39.0, 38.0]
+    only = grid_runs(runs, [configs[0], configs[0].replace(epochs=15, lr=0.1)])
+    assert sorted(only["last"]) == [1.0, 40.0, 41.0]
