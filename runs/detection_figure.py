@@ -49,7 +49,7 @@ found = {"the truth": list(detect.listed(labels))}
 found |= {name: boxes_of(config, images) for name, config in shown.items()}
 
 path = ROOT / "book" / "_static" / "detection.png"
-boxes_grid(pixels, found).savefig(path, dpi=300)
+boxes_grid(pixels, found).savefig(path, dpi=220)
 recipe = {
     "command": f"python runs/detection_figure.py {given.grid} --seed {given.seed}",
     "images": f"test images 0 to {COUNT - 1} of {dataset.name}",

@@ -5,6 +5,7 @@ and what is refused. All on discs, which are drawn.
 import contextlib
 import importlib.util
 import io
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +13,12 @@ from tiny import content
 
 from iekd import data, records
 from iekd.analysis import metrics
-from iekd.config import RunConfig
+from iekd.config import RunConfig, grid
 from iekd.config.known import methods
 from iekd.errors import ConfigError, TrainingError
 from iekd.networks.ssd import default_boxes
 from iekd.training import checks, detect, digest, loop, pack, runner, session
+from iekd.training.run import Run
 
 ABLE = [name for name, row in methods().items() if row.detects]
 SMALL = dict(train_images=24, validation_images=8, epochs=2, teacher_epochs=1, ae_epochs=1)
@@ -57,6 +59,8 @@ def test_a_detector_learns_from_boxes_and_not_from_those_of_other_images():
 
 
 CLASSES = ("disc", "ring")
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
 
 
 def made_up(seed: int) -> tuple[list[dict], list[dict]]:
@@ -93,27 +97,30 @@ def test_perfect_answers_have_all_of_the_precision_and_shifted_ones_none():
     assert detect.precision(silent, found, CLASSES)["error"] == 100
 
 
-def test_precision_is_that_of_pycocotools():
-    """On 50 random cases; another library, which matches and counts by itself."""
+def judged(said: list[dict], found: list[dict]) -> tuple[float, float]:
+    """100 - AP and AP50 by pycocotools, which matches and counts by itself."""
     coco = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    with contextlib.redirect_stdout(io.StringIO()):
+        there, kinds = coco.COCO(), sorted({int(k) for each in found for k in each["labels"]})
+        there.dataset = {"images": [{"id": i} for i in range(len(found))], "info": {}}
+        there.dataset |= {"categories": [{"id": kind} for kind in kinds]}
+        there.dataset["annotations"] = [
+            {**row, "id": n, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3]}
+            for n, row in enumerate(rows(found), 1)
+        ]
+        there.createIndex()
+        judge = cocoeval.COCOeval(there, there.loadRes(rows(said)), "bbox")
+        judge.evaluate(), judge.accumulate(), judge.summarize()
+    return 100 - 100 * judge.stats[0], 100 * judge.stats[1]
+
+
+def test_precision_is_that_of_pycocotools():
+    """On 50 random cases."""
     for seed in range(50):
         said, found = made_up(seed)
         ours = detect.precision(said, found, CLASSES)
-        with contextlib.redirect_stdout(io.StringIO()):
-            there, answers = coco.COCO(), []
-            there.dataset = {"images": [{"id": i} for i in range(6)], "info": {}}
-            there.dataset |= {"categories": [{"id": 1}, {"id": 2}]}
-            there.dataset["annotations"] = [
-                {**row, "id": n, "iscrowd": 0, "area": row["bbox"][2] * row["bbox"][3]}
-                for n, row in enumerate(rows(found), 1)
-            ]
-            there.createIndex()
-            answers = there.loadRes(rows(said))
-            judge = cocoeval.COCOeval(there, answers, "bbox")
-            judge.evaluate(), judge.accumulate(), judge.summarize()
-        assert ours["error"] == pytest.approx(100 - 100 * judge.stats[0], abs=1e-3)
-        assert ours["ap50"] == pytest.approx(100 * judge.stats[1], abs=1e-3)
+        assert (ours["error"], ours["ap50"]) == pytest.approx(judged(said, found), abs=1e-3)
 
 
 def rows(images: list[dict]) -> list[dict]:
@@ -127,34 +134,47 @@ def rows(images: list[dict]) -> list[dict]:
     return listed
 
 
-def test_the_record_says_what_an_independent_reading_of_the_student_says():
-    """Boxes decoded by torchvision's own coder, from the weights that the record names."""
+def read_by_others(run: Run) -> tuple[list[dict], list[dict]]:
+    """What a student says of the test images, decoded by torchvision's own coder, and the truth."""
     from torchvision.models.detection._utils import BoxCoder
     from torchvision.ops import batched_nms, box_convert
 
-    config = little(epochs=6, train_images=60)
-    record, run = train(config), runner.load_run(config)
-    images = (run.dataset.test.images.float() / 255 - run.mean) / run.std
+    test, side = run.dataset.test, run.dataset.test.images.shape[-1]
     with torch.no_grad():
-        output = run.learner["student"](images)
-    anchors, coder = (
-        64 * box_convert(default_boxes(output), "cxcywh", "xyxy"),
-        BoxCoder((10, 10, 5, 5)),
-    )
+        output = run.learner["student"].eval()((test.images.float() / 255 - run.mean) / run.std)
+    anchors = side * box_convert(default_boxes(output), "cxcywh", "xyxy")
     said = []
     for logits in output.logits:
-        scores, boxes = logits[:, :3].softmax(1)[:, 1:], coder.decode_single(logits[:, 3:], anchors)
+        scores = logits[:, :-4].softmax(1)[:, 1:]
+        boxes = BoxCoder((10, 10, 5, 5)).decode_single(logits[:, -4:], anchors)
         place, label = (scores > 0.01).nonzero(as_tuple=True)
-        score, boxes = scores[place, label], boxes.clamp(0, 64)[place]
+        score, boxes = scores[place, label], boxes.clamp(0, side)[place]
         kept = batched_nms(boxes, score, label, 0.45)
         said.append({"boxes": boxes[kept], "scores": score[kept], "labels": 1 + label[kept]})
-    found = [
-        {"labels": each[each[:, 0] > 0][:, 0].long(), "boxes": 64 * each[each[:, 0] > 0][:, 1:]}
-        for each in run.dataset.test.labels
-    ]
-    again = detect.precision(said, found, CLASSES)
-    assert record.last.test_error == pytest.approx(again["error"], abs=0.1)
+    real = [each[each[:, 0] > 0] for each in test.labels]
+    return said, [{"labels": each[:, 0].long(), "boxes": side * each[:, 1:]} for each in real]
+
+
+def test_the_record_says_what_an_independent_reading_of_the_student_says():
+    """Of the weights that the record names."""
+    config = little(epochs=6, train_images=60)
+    record = train(config)
+    error, _ = judged(*read_by_others(runner.load_run(config)))
+    assert record.last.test_error == pytest.approx(error, abs=0.1)
     assert record.last.test_error < 95  # it has learned something by then
+
+
+@pytest.mark.skipif(not (DATA / "bccd").is_dir(), reason=f"needs {DATA / 'bccd'}")
+@pytest.mark.parametrize("kind", ["alone", "taught"])
+def test_so_it_is_for_the_committed_students_of_blood_cells(kind, monkeypatch):
+    monkeypatch.setenv("IEKD_RUNS", str(ROOT / "runs"))
+    monkeypatch.setenv("IEKD_DATA", str(DATA))
+    configs = grid.read(ROOT / "runs" / "detection.yaml")
+    usual = {"alone": "supervised", "taught": "ie-ft"}[kind]
+    config = next(each for each in configs if each.seed == 100 and each.method == usual)
+    assert records.weights_at_hand(config)
+    error, _ = judged(*read_by_others(runner.load_run(config)))
+    assert records.find(config).last.test_error == pytest.approx(error, abs=0.1)
 
 
 # ---------------------------------------------------------------------- what IE is
