@@ -1,7 +1,7 @@
 """Every contrast of a claim's arm with a rival, on the seeds that count; and other tests of it."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,7 +82,7 @@ def _contrasts(
     """The claim's arm against every rival that has at least two common seeds."""
     own_setting = {**setting, **claim.fields}
     common = {**own_setting, **_pair(preset, own_setting, claim.swapped)}
-    find = functools.partial(_arm, frame, preset, claim.metric or metric)
+    find = functools.partial(_arm, frame, preset, claim.metric or metric, claim.fields)
     own = {**common, **(claim.a or {})}
     ours, rivals = find(own), []
     for b in claim.b:
@@ -120,9 +120,17 @@ def _pair(preset: str, setting: dict[str, Any], swapped: bool) -> dict[str, Any]
 
 
 def _arm(
-    frame: pd.DataFrame, preset: str, metric: str, fields: dict[str, Any], of_teacher: bool = False
+    frame: pd.DataFrame,
+    preset: str,
+    metric: str,
+    told: Collection[str],
+    fields: dict[str, Any],
+    of_teacher: bool = False,
 ) -> Arm | None:
-    """None without runs, or before they were analysed. Of the teacher only the seeds that teach."""
+    """None without runs, or before they were analysed. Of the teacher only the seeds that teach.
+
+    What is `told` of all arms of the claim is no part of the name.
+    """
     try:
         config = RunConfig.create(preset, **fields)
     except ConfigError:  # a method or data set that this version does not have
@@ -133,7 +141,7 @@ def _arm(
     first = runs.iloc[0].to_dict() | {"role": "teacher" if of_teacher else "student"}
     values = runs.set_index("seed")[metric]
     values = values[values.index < config.teachers] if of_teacher else values
-    return Arm(label(first), values, record_link(first), folder(first))
+    return Arm(label(first, told), values, record_link(first), folder(first))
 
 
 def sensitivity(

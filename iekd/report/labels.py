@@ -57,13 +57,13 @@ def config_of(row: Mapping[str, Any]) -> RunConfig:
     return RunConfig.model_validate(fields, context={"finished": True})
 
 
-def label(row: Mapping[str, Any]) -> str:
+def label(row: Mapping[str, Any], told: Collection[str] = ()) -> str:
     """What a person calls the arm of a run; a network alone may be either, if no `role` says it."""
     if row.get("role") == "teacher":
         return "Teacher"
     if row["method"] == "supervised" and row.get("role") != "student":
-        return _with_changes("Trained alone", config_of(row))
-    return label_of(config_of(row))
+        return _with_changes("Trained alone", config_of(row), told)
+    return label_of(config_of(row), told)
 
 
 def label_of(config: RunConfig, told: Collection[str] = ()) -> str:
