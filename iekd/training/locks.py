@@ -1,5 +1,6 @@
 """One process at a time trains a run. The system frees its lock if the process dies."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -29,6 +30,7 @@ def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
         except Timeout:
             if not wait:
                 raise Busy(f"{config.path}: {BUSY}") from None
-            tqdm.write(f"{config.path}: {BUSY}; waiting for its record")
+            # of the moment, not of the run: no output of a page
+            tqdm.write(f"{config.path}: {BUSY}; waiting for its record", file=sys.stderr)
             held.enter_context(store.locked(path))
         yield
