@@ -45,14 +45,18 @@ def sentence(board: pd.DataFrame) -> str:
     text = f"At {preset} scale {claims} decided: {listed}."
 
     heart = board[board["id"].isin(HEART) & verdicts.isin(FOUND)]
-    told = [_told(row) for row in heart.to_dict("records")]
-    return " ".join([text, *told])
+    return " ".join([text, *map(told, heart.to_dict("records"))])
 
 
-def _told(row: Mapping[str, Any]) -> str:
-    """'*IE-FT ends with a lower error than FT*: **supported** (−0.52 [...] points, ...).'"""
+def told(row: Mapping[str, Any]) -> str:
+    """'*IE-FT ends with a lower error than FT*: **supported** (−0.52 [...] points, ...).'
+
+    A row of a board; where nothing can be compared, the reason stands in place of the numbers.
+    """
+    if row["n"] < 2:
+        return f"*{row['sentence'].rstrip('.')}*: **{row['verdict']}** ({row['note']})."
     result = Paired(row["n"], row["effect"], float("nan"), row["low"], row["high"], row["p"])
-    numbers = f"{difference(result)} points, {row['n']} pairs, {p_text(row['p_holm'])}"
+    numbers = f"{difference(result, unit=' points')}, {row['n']} pairs, {p_text(row['p_holm'])}"
     return f"*{row['sentence'].rstrip('.')}*: **{row['verdict']}** ({numbers})."
 
 

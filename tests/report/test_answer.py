@@ -55,7 +55,7 @@ def test_the_heart_of_the_method_is_told_in_numbers():
         id=["ie-ft", "other", "exploration"]
     )
     text = answer.sentence(told)
-    assert "*Claim 0 holds*: **contradicted** (−1.00 [−2.00, −0.50] points, 20 pairs" in text
+    assert "*Claim 0 holds*: **contradicted** (−1.00 points [−2.00, −0.50], 20 pairs" in text
     assert "*Claim 2 holds*: **inconclusive**" in text and "Claim 1" not in text
 
 
