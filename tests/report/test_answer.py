@@ -59,6 +59,17 @@ def test_the_heart_of_the_method_is_told_in_numbers():
     assert "*Claim 2 holds*: **inconclusive**" in text and "Claim 1" not in text
 
 
+def test_a_claim_that_nothing_tests_says_why_instead_of_numbers():
+    row = {"sentence": "A ends below B.", "verdict": "not tested", "n": 0, "note": "no runs yet"}
+    assert answer.told(row) == "*A ends below B*: **not tested** (no runs yet)."
+
+
+def test_without_an_interval_the_points_keep_their_unit():
+    shown = board("open").assign(n=2, low=float("nan"), high=float("nan"))
+    (row,) = shown.to_dict("records")
+    assert "(−1.00 points, no interval, 2 pairs" in answer.told(row)
+
+
 def test_the_figure_has_a_row_for_every_claim_with_a_number():
     shown = answer.picture(board("supported", "open", "not tested", "contradicted"))
     labels = [text.get_text() for text in shown.axes[0].get_yticklabels()]
