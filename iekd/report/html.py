@@ -43,7 +43,7 @@ def small(text: Any) -> Markup:
     return tag("small", text)
 
 
-def lines(texts: Iterable[Any], between: str = Markup("<br>")) -> Markup:
+def lines(texts: Iterable[Any], between: str = Markup("<br/>")) -> Markup:
     """Texts below each other, or with something else `between` them."""
     return Markup(between).join(texts)
 
@@ -60,8 +60,10 @@ def column(text: Any, **attributes: Any) -> Markup:
 
 def _cell(cell: Any, element: str = "td", **attributes: str) -> Markup:
     c = cell if isinstance(cell, Cell) else Cell(cell)
-    text = link(c.text, c.href) if c.href else c.text
-    return tag(element, text, c.mark, *map(small, c.small), c.more, class_=c.kind, **attributes)
+    first = Markup("{}{}").format(link(c.text, c.href) if c.href else c.text, c.mark)
+    # Jupyter has no style sheet that would begin a line for what is small
+    said = lines(filter(None, [first, *map(small, c.small)]))
+    return tag(element, said, c.more, class_=c.kind, **attributes)
 
 
 def table(

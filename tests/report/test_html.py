@@ -21,6 +21,13 @@ def content(link: ElementTree.Element) -> list[str]:
     return base64.b64decode(link.get("href").partition(",")[2]).decode().splitlines()
 
 
+def test_small_lines_of_a_cell_begin_anew_where_no_style_sheet_says_so():
+    cell = html.Cell("1.50 ± 0.20", ["n = 5", "[1.25, 1.75]"], href="records.html")
+    shown = html.row("IE-FT", cell, html.Cell("", ["no runs yet"]))
+    assert "</a><br/><small>n = 5</small><br/><small>[1.25, 1.75]</small></td>" in shown
+    assert "<td><small>no runs yet</small></td>" in shown
+
+
 def test_csv_link_holds_the_runs(runs):
     head, *lines = content(ElementTree.fromstring(tables.csv_link(runs)))
     assert len(lines) == len(runs) and {"seed", "last", "best_on_test", "hash"} <= set(
