@@ -31,6 +31,9 @@ PRESETS: dict[str, dict[str, Any]] = {
     | dict(train_images=0, validation_images=0),
 }
 
+# Those whose runs are evidence, and lie in the repository.
+EVIDENCE = [name for name in PRESETS if name != "smoke"]
+
 # What a data set changes by default. KD: the settings of the authors' code for each data set;
 # CIFAR-100's are RunConfig's defaults, and Imagenette, which that code does not have, takes these
 # too.

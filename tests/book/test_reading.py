@@ -275,3 +275,10 @@ def test_an_executed_chapter_has_its_sentences(site, monkeypatch, stem, values, 
     shown, _ = nbconvert.HTMLExporter(exclude_input=True).from_notebook_node(page)
     assert site.unread(shown) == [] and site.answers(page) == []
     assert sentence in " ".join(re.sub(r"<[^>]*>", "", shown).split())
+
+
+@each_notebook
+def test_no_page_lists_the_scales_by_heart(path):
+    """One that named class and paper showed no run of desk scale, and its links led nowhere."""
+    for cell in cells(path):
+        assert '["class", "paper"]' not in cell.source, "iekd.config.presets.EVIDENCE has them"
