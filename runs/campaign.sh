@@ -62,7 +62,6 @@ queue() {
   trap 'kill -TERM "$child"; wait "$child"; exit 143' TERM
   # Desk scale needs bfloat16 in hardware; class scale runs anywhere.
   if grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
-    step "$plan" "$runs" "$runs/desk-teachers.yaml" "$runs/desk-autoencoders.yaml"
     step "$plan" "$runs" "$runs/desk.yaml" "$runs/desk-secondary.yaml" --pack 5 --analyse
   fi
   step "$plan" "$runs" "$runs/controls.yaml" --pack 8

@@ -57,14 +57,6 @@ def test_arms_of_a_seed_share_teacher_auto_encoder_and_data():
         )
 
 
-def test_the_teachers_and_auto_encoders_that_go_first_are_those_of_the_primary_arms():
-    arms = read("desk.yaml")
-    needed = grid.with_parents(arms)
-    parents = {path: config for path, config in needed.items() if config not in arms}
-    first = [*read("desk-teachers.yaml"), *read("desk-autoencoders.yaml")]
-    assert {config.path: config for config in first} == parents
-
-
 def test_the_pinned_commit_holds_the_protocol_and_the_grids():
     if git("rev-parse", "--verify", f"{PINNED}^{{commit}}").returncode:
         pytest.skip("a checkout without its history")
