@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ConfigError(ValueError):
@@ -37,3 +38,8 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """' (did you mean ...?)' with the closest known name; '' if none is close."""
     close = difflib.get_close_matches(name.lower(), known, n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def file_beside(path: Path) -> str:
+    """The same for a file that is not there, among those of its folder."""
+    return "" if path.exists() else did_you_mean(path.name, (f.name for f in path.parent.glob("*")))

@@ -21,7 +21,7 @@ import yaml
 from iekd.checkout import ROOT
 from iekd.config import RunConfig, refuse_unread, strict
 from iekd.config.known import import_files
-from iekd.errors import ConfigError
+from iekd.errors import ConfigError, file_beside
 
 KEYS = ("title", "notebook", "import", "base", "runs")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")  # of seeds, both ends among them
@@ -60,7 +60,7 @@ def _content(path: Path) -> dict[str, Any]:
     try:
         grid = strict.read(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror}") from None
+        raise ConfigError(f"{path}: {error.strerror}{file_beside(path)}") from None
     except ConfigError as error:
         raise ConfigError(f"{path}, {error}") from None
     except (yaml.YAMLError, ValueError) as error:

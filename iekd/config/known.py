@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from iekd.errors import ConfigError
+from iekd.errors import ConfigError, file_beside
 from iekd.method import registry
 from iekd.method.registry import EXPLORE, INHERIT, METHODS, Method
 
@@ -98,7 +98,7 @@ def import_file(name: str) -> None:
         raise ConfigError(f"{name}: a module named {module} is loaded already; rename the file")
     spec = importlib.util.spec_from_file_location(module, path)
     if spec is None or spec.loader is None or not path.is_file():
-        raise ConfigError(f"{name}: there is no such Python file")
+        raise ConfigError(f"{name}: there is no such Python file{file_beside(path)}")
     sys.modules[module] = loaded = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(loaded)

@@ -129,6 +129,19 @@ def test_a_missing_grid_is_refused(tmp_path):
         grid.read(tmp_path / "none.yaml")
 
 
+def test_a_misspelt_file_is_told_its_neighbour(tmp_path):
+    """Of a grid, and of a file that a grid imports."""
+    (tmp_path / "desk.yaml").write_text("import: my_loses.py\nruns: [{method: ie-ft}]\n")
+    (tmp_path / "my_losses.py").touch()
+    for name in ("desk.yml", "Desk.yaml", "dsk.yaml"):
+        with pytest.raises(ConfigError, match=r"No such file.*\(did you mean 'desk.yaml'\?\)"):
+            grid.read(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"no such Python file \(did you mean 'my_losses.py'\?\)"):
+        grid.read(tmp_path / "desk.yaml")
+    with pytest.raises(ConfigError, match="No such file or directory$"):
+        grid.read(tmp_path / "nowhere" / "desk.yaml")
+
+
 def test_parents_come_first_and_once():
     configs = [tiny(method, seed=seed) for seed in (0, 1) for method in ("ie-ft", "ft", "kd")]
     ordered = list(grid.with_parents(configs).values())
