@@ -10,7 +10,7 @@ from matplotlib.lines import Line2D
 from iekd.report import figures
 from iekd.report.claims import SMALLEST
 from iekd.report.labels import COLOURS
-from iekd.report.phrases import difference, p_text
+from iekd.report.phrases import difference, number, p_text
 from iekd.report.statistics import Paired
 from iekd.report.verdicts import SIGNS
 
@@ -58,6 +58,20 @@ def told(row: Mapping[str, Any]) -> str:
     result = Paired(row["n"], row["effect"], float("nan"), row["low"], row["high"], row["p"])
     numbers = f"{difference(result, unit=' points')}, {row['n']} pairs, {p_text(row['p_holm'])}"
     return f"*{row['sentence'].rstrip('.')}*: **{row['verdict']}** ({numbers})."
+
+
+def by_verdict(board: pd.DataFrame) -> str:
+    """A board of errors in brief: '**supported**: *A ends below B* (−0.40 points); **open**: ...'."""
+    parts = []
+    for name in SIGNS:
+        rows = board[board["verdict"] == name].to_dict("records")
+        claims = [
+            f"*{row['sentence'].rstrip('.')}*"
+            + (f" ({number(row['effect'], signed=True)} points)" if row["n"] else "")
+            for row in rows
+        ]
+        parts += [f"**{name}**: {'; '.join(claims)}"] if claims else []
+    return "; ".join(parts) + "."
 
 
 def picture(board: pd.DataFrame) -> Figure:

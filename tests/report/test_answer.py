@@ -64,6 +64,15 @@ def test_a_claim_that_nothing_tests_says_why_instead_of_numbers():
     assert answer.told(row) == "*A ends below B*: **not tested** (no runs yet)."
 
 
+def test_in_brief_claims_stand_by_their_verdict():
+    told = answer.by_verdict(board("contradicted", "supported", "supported"))
+    assert told == (
+        "**supported**: *Claim 1 holds* (−2.00 points); *Claim 2 holds* (−3.00 points); "
+        "**contradicted**: *Claim 0 holds* (−1.00 points)."
+    )
+    assert answer.by_verdict(board("not tested")) == "**not tested**: *Claim 0 holds*."
+
+
 def test_without_an_interval_the_points_keep_their_unit():
     shown = board("open").assign(n=2, low=float("nan"), high=float("nan"))
     (row,) = shown.to_dict("records")
