@@ -61,7 +61,7 @@ def told(row: Mapping[str, Any]) -> str:
 
 
 def by_verdict(board: pd.DataFrame) -> str:
-    """A board of errors in brief: '**supported**: *A ends below B* (−0.40 points); **open**: ...'."""
+    """Claims about errors in brief: '**supported**: *A ends below B* (−0.40 points); ...'."""
     parts = []
     for name in SIGNS:
         rows = board[board["verdict"] == name].to_dict("records")

@@ -248,19 +248,19 @@ def maps_grid(
 
 
 def boxes_grid(
-    images: Any, found: Mapping[str, Sequence[Mapping[str, Any]]], size: float = 1.1
+    images: Any, found: Mapping[str, Sequence[Mapping[str, Any]]], size: float = 1.6
 ) -> Figure:
-    """Images (N, C, S, S), uint8: by name a row of them with their `boxes` (n, 4), parts of the
-    image, in the colours of their `labels` (n,), from 1.
+    """Images (N, C, S, S), uint8, a row each: by name a column of them with their `boxes` (n, 4),
+    parts of the image, in the colours of their `labels` (n,), from 1.
     """
-    rows, columns = len(found), len(images)
-    size = min(size, (WIDTH - 0.8) / columns)
-    shape = {"figsize": (columns * size + 0.8, rows * size), "squeeze": False}
+    rows, columns = len(images), len(found)
+    size = min(size, WIDTH / columns)
+    shape = {"figsize": (columns * size, rows * size + 0.2), "squeeze": False}
     fig, axes = _figure(rows, columns, **shape)
     paint = [*sns.color_palette("bright")]
-    for line, (name, answers) in zip(axes, found.items(), strict=True):
-        line[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=SMALL)
-        for ax, picture, answer in zip(line, np.asarray(images), answers, strict=True):
+    for column, (name, answers) in zip(axes.T, found.items(), strict=True):
+        column[0].set_title(name, fontsize=SMALL, pad=2)
+        for ax, picture, answer in zip(column, np.asarray(images), answers, strict=True):
             ax.set(xticks=[], yticks=[])
             sns.despine(ax=ax, left=True, bottom=True)
             side = picture.shape[-1]

@@ -35,6 +35,11 @@ WIDER = """[...document.querySelectorAll("article *")].filter(e =>
 IMAGES = """[...document.querySelectorAll("article img")].filter(e => e.clientWidth).map(e => {
   const style = getComputedStyle(e), sides = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
   return [decodeURIComponent(new URL(e.src).pathname), e.clientWidth - sides]})"""
+# What scrolls sideways without the shadow that says so: none is drawn, or a row covers it.
+UNTOLD = """[...document.querySelectorAll("article pre, article .ie-table-scroll, article .text_html, " +
+  "article .pst-scrollable-table-container")].filter(e => e.scrollWidth > e.clientWidth + 1).filter(e =>
+  !getComputedStyle(e).backgroundImage.includes("gradient") || [...e.querySelectorAll("tr, td:not([class])")]
+  .some(cell => getComputedStyle(cell).backgroundColor != "rgba(0, 0, 0, 0)")).map(e => e.outerHTML.slice(0, 80))"""
 
 pytestmark = pytest.mark.skipif(not PAGES, reason="there is no built book: make book")
 
@@ -102,6 +107,13 @@ def test_no_script_fails_and_all_can_be_read_by_all(browser, host, axe, page):
     assert judged(browser, axe) == []
     browser.open(f"{host}/{page}.html", WIDE, dark=True)
     assert judged(browser, axe, runOnly=["color-contrast"]) == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_what_goes_on_beside_the_screen_says_so(browser, host, page, dark):
+    browser.open(f"{host}/{page}.html", PHONE, dark)
+    assert browser.value(UNTOLD) == []
 
 
 @pytest.mark.parametrize("page", PAGES)
