@@ -135,8 +135,10 @@ def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
 
 def rows_of(order: Sequence[str]) -> tuple[Figure, Axes]:
     """A figure with one horizontal row per label, the first on top."""
-    fig, ax = _figure(figsize=(WIDTH, 1.1 + 0.46 * len(order)))
-    ax.set_yticks(range(len(order)), [wrapped(name) for name in order])
+    labels = [wrapped(name) for name in order]
+    most = max((label.count("\n") + 1 for label in labels), default=1)
+    fig, ax = _figure(figsize=(WIDTH, 1.1 + max(0.46, 0.2 * most) * len(order)))
+    ax.set_yticks(range(len(order)), labels)
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
     ax.tick_params(axis="y", length=0)

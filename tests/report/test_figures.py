@@ -152,6 +152,15 @@ def test_no_label_is_smaller_than_a_phone_can_show():
 
 
 @pytest.mark.filterwarnings("error")
+def test_labels_of_several_lines_do_not_touch():
+    names = [f"IE-FT, inherit weight {k}, explore weight {k}" for k in (1, 5, 10, 100)]
+    fig, ax = figures.rows_of(names)
+    fig.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
+    assert "\n" in ax.get_yticklabels()[0].get_text()
+    assert all(above.y0 > below.y1 for above, below in zip(boxes, boxes[1:], strict=False))
+
+
 def test_the_rows_of_maps_have_their_names_in_the_picture():
     images, maps = (
         np.zeros((10, 3, 8, 8), np.uint8),
