@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from iekd.config import RunConfig, known
 from iekd.report import html
@@ -49,10 +49,11 @@ def methods_html(measured: Mapping[str, Any] | None, caption: str, command: str 
     heads = ["method", "idea and source; loss", "weights", "extra parameters", "time of a step"]
     body = []
     for row in listed:
-        about = Cell(row["idea"], [row["loss"]], more=_folded(row["more"]))
+        more = [*row["more"], f"Code: `{row['file']}`"]
+        about = Cell(row["idea"], [_coded(row["loss"])], more=_folded(more))
         weighed = [f"{short(name)}\N{NO-BREAK SPACE}{v:g}" for name, v in row["weights"].items()]
         cells = about, html.lines(weighed), *_cost(costs.get(row["method"]))
-        body.append(html.row(Cell(row["label"], [row["file"]]), *cells))
+        body.append(html.row(row["label"], *cells))
     note = (
         "Weights: the usual ones; the folded text says where they were published, or that they are "
         "ours. Extra parameters: trained beside the student and thrown away afterwards (for two "
@@ -65,16 +66,17 @@ def methods_html(measured: Mapping[str, Any] | None, caption: str, command: str 
     return html.table(caption, note, heads, body, "ie-wrap ie-methods", below)
 
 
+def _coded(text: str) -> Markup:
+    """Text with its code as such."""
+    parts: list[str] = re.split(r"`([^`]+)`", text)
+    parts[1::2] = [html.tag("code", code) for code in parts[1::2]]
+    return html.lines(map(escape, parts), between="")
+
+
 def _folded(paragraphs: list[str]) -> Markup:
-    """Paragraphs that a click unfolds, with their code as such."""
-    if not paragraphs:
-        return Markup("")
-    more = []
-    for text in paragraphs:
-        parts: list[str] = re.split(r"`([^`]+)`", text)
-        parts[1::2] = [html.tag("code", code) for code in parts[1::2]]
-        more.append(html.tag("p", *parts))
-    summary = html.tag("summary", "choices and differences")
+    """Paragraphs that a click unfolds."""
+    summary = html.tag("summary", "code, choices and differences")
+    more = [html.tag("p", _coded(text)) for text in paragraphs]
     return html.tag("details", summary, *more, class_="ie-fold")
 
 
