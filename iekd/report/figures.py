@@ -123,7 +123,7 @@ def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
     beside = {"xycoords": ax.get_yaxis_transform(), "va": "center", "fontsize": SMALL}
     for y, row in enumerate(rows):
         marker, paint = OUTCOMES.get(row.outcome, ("o", INK))
-        name = f"{row.claim}: against {row.rival} (n = {row.n})"
+        name = f"{row.claim}: against {row.rival} (n\N{NO-BREAK SPACE}=\N{NO-BREAK SPACE}{row.n})"
         ax.annotate(textwrap.fill(name, 58), (0, y - 0.42), **beside)
         ax.plot([row.low, row.high], [y, y], color=FAINT, linewidth=2, solid_capstyle="butt")
         ax.plot(row.effect, y, marker, color=paint, markersize=7)
