@@ -151,7 +151,6 @@ def test_no_label_is_smaller_than_a_phone_can_show():
     assert min(sizes) >= figures.SMALL
 
 
-@pytest.mark.filterwarnings("error")
 def test_labels_of_several_lines_do_not_touch():
     names = [f"IE-FT, inherit weight {k}, explore weight {k}" for k in (1, 5, 10, 100)]
     fig, ax = figures.rows_of(names)
@@ -161,6 +160,7 @@ def test_labels_of_several_lines_do_not_touch():
     assert all(above.y0 > below.y1 for above, below in zip(boxes, boxes[1:], strict=False))
 
 
+@pytest.mark.filterwarnings("error")
 def test_the_rows_of_maps_have_their_names_in_the_picture():
     images, maps = (
         np.zeros((10, 3, 8, 8), np.uint8),
