@@ -35,7 +35,7 @@ def boundary_squares(student: Tensor, teacher: Tensor) -> Tensor:
     build=lambda run, networks: AB(networks.pairs, run.ab_weight, run.init_epochs),
 )
 class AB(nn.Module):
-    """Stage 1: ab = weight * sum over the n stages of 2^(k - n) * `boundary_squares`, a *sum* over
+    """Stage 1: ab = weight * sum over the n stages of 2^(k - n) * `boundary_squares`, a sum over
     (C, H, W); weight 3e-3. Stage 2: task = CE.
 
     The first `init_epochs` of the run's `epochs` are stage 1 (by default an eighth, RepDistiller's

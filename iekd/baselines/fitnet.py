@@ -34,7 +34,7 @@ class FitNet(nn.Module):
 
     The first `init_epochs` of the run's `epochs` are stage 1, as in AB; there the student above the
     guided layer stands still, and later the regressor r, a 1x1 conv with BN and ReLU. The paper's
-    hint loss is half the *sum* of squares, under RMSProp; under our SGD it is a mean with weight
+    hint loss is half the sum of squares, under RMSProp; under our SGD it is a mean with weight
     100, which RepDistiller publishes for CIFAR-100. RepDistiller has no stages: it adds that term
     to CE throughout. Temperature and lambda are those of the authors' code for CIFAR-10.
     """

@@ -66,7 +66,7 @@ class Stage(nn.Module):
     build=lambda run, networks: OD(networks.pairs, networks.teacher.norms, run.od_weight),
 )
 class OD(nn.Module):
-    """task = CE, od = weight * sum over the n stages of 2^(k - n) * `partial_squares`, a *sum* over
+    """task = CE, od = weight * sum over the n stages of 2^(k - n) * `partial_squares`, a sum over
     (C, H, W); weight 1e-3.
 
     Weight and the halving from stage to stage are those of the authors' code for CIFAR-100. There
