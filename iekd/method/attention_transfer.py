@@ -2,8 +2,8 @@
 elsewhere to explore.
 
 AT: Zagoruyko and Komodakis, "Paying more attention to attention", ICLR 2017, eq. 2. The paper only
-names IE-AT. Our
-choice: AT on the inheriting half, its dissimilarity on the exploring half, at every stage.
+names IE-AT. Our choice: AT on the inheriting half, its dissimilarity on the exploring half, at
+every stage.
 """
 
 from collections.abc import Callable, Sequence

@@ -118,8 +118,7 @@ class Part(NamedTuple):
     """One loss term at the last stage. `loss(student, target)` is the weighted term, with its sign.
 
     `student` and `target` hold a factor, a feature or an attention map for each image, (B, ...).
-    The term sees these
-    `channels` (None = all) of the student's feature `stage` ('' = the last).
+    The term sees these `channels` (None = all) of the student's feature `stage` ('' = the last).
     """
 
     student: Tensor

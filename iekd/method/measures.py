@@ -8,16 +8,14 @@ wait for the device.
 
 Reduction is always the mean over batch and dimensions. `l1`, `l2`, `cosine` and `orthogonal` (mean
 |cos|) are formulas of the authors' code; `partial_l2` is only named in descriptions of the paper,
-its form here is our choice;
-`cka` is linear CKA as in their code, but debiased. Exploration by a measure of the inheritance side
-minimises its negative.
+its form here is our choice; `cka` is linear CKA as in their code, but debiased. Exploration by a
+measure of the inheritance side minimises its negative.
 
 **Losses.** Training minimises `INHERIT[name](student, teacher)` and `EXPLORE[name](student,
 teacher)`. One weight should mean a comparable push for every measure, but the mean L1 between
 independent, centred unit factors is sqrt(2/N) * sqrt(2/pi) = 1.13/sqrt(N), 0.025 for N = 2048,
-while cosine, orthogonal and CKA do not shrink with N. Our
-choice: the losses multiply those three by 1.13/sqrt(N) ("L1 units"); L2 and partial L2 are root
-means and of that order by themselves.
+while cosine, orthogonal and CKA do not shrink with N. Our choice: the losses multiply those three
+by 1.13/sqrt(N) ("L1 units"); L2 and partial L2 are root means and of that order by themselves.
 """
 
 import math

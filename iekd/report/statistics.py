@@ -69,9 +69,8 @@ def paired(a: pd.Series, b: pd.Series) -> Paired:
     """Paired comparison a - b of two series indexed by seed, on the seeds where both are finite.
 
     With fewer than two pairs sd and p are NaN, with fewer than three the interval. Equal inputs
-    give difference 0 and p = 1.
-    A constant difference other than 0 has no spread to test against: interval and p are then NaN.
-    Raises `ValueError` if a seed occurs twice.
+    give difference 0 and p = 1. A constant difference other than 0 has no spread to test against:
+    interval and p are then NaN. Raises `ValueError` if a seed occurs twice.
     """
     for index in (a.index, b.index):
         if index.has_duplicates:
