@@ -63,7 +63,7 @@ def methods_html(measured: Mapping[str, Any] | None, caption: str, command: str 
     texts = pd.DataFrame(listed).drop(columns=["weights", "more"])
     times = pd.DataFrame(costs.values(), columns=COSTS)
     below = foot(texts.merge(times, how="left", on="method"), caption, command)
-    return html.table(caption, note, heads, body, "ie-wrap ie-methods ie-cards", below)
+    return html.table(caption, note, heads, body, "ie-wrap ie-cards ie-methods", below)
 
 
 def _coded(text: str) -> Markup:

@@ -13,6 +13,9 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 SHORT = 120  # letters of a note that stands in sight, two lines on a phone
+SENTENCES = "ie-wrap"  # the class of a table of sentences
+# Jupyter has no style sheet of ours: there all cells would end at the right
+LEFT = Markup(f"<style>.{SENTENCES} :is(th, td) {{text-align: left; vertical-align: top}}</style>")
 
 
 class Cell(NamedTuple):
@@ -77,16 +80,16 @@ def table(
     """An accessible table that scrolls sideways on a narrow screen.
 
     `heads` are the names of the columns, or whole rows (`Markup`); `rows` are made by `row`; `kind`
-    is a further class; `foot` stands below it.
+    is a further class, or several; `foot` stands below it.
     """
     if not isinstance(heads, Markup):
         heads = tag("tr", *map(column, heads))
-    title = tag("caption", tag("span", caption), _note(note))
+    title = tag("caption", lines([tag("span", caption), _note(note)]))
     body = tag("tbody", "\n", *rows)
     parts = title, "\n", tag("thead", heads), "\n", body
     filled = tag("table", *parts, class_=f"ie-table {kind}".strip())
     scrolls = {"class_": "ie-table-scroll", "role": "region", "tabindex": 0, "aria_label": caption}
-    scrolling = tag("div", "\n", filled, **scrolls) + "\n"
+    scrolling = tag("div", LEFT if SENTENCES in kind else "", "\n", filled, **scrolls) + "\n"
     return block(scrolling, foot) if foot else scrolling
 
 
@@ -107,9 +110,10 @@ def folded(title: str, *parts: Any) -> Markup:
     return tag("details", tag("summary", title), "\n", *parts, class_="ie-fold") + "\n"
 
 
-def frame(table: pd.DataFrame) -> Markup:
-    """A table that is only looked at."""
-    return Markup(table.to_html(classes="ie-table", border=0))
+def frame(table: pd.DataFrame, kind: str = "", **how: Any) -> Markup:
+    """A table that is only looked at; `how` is for pandas."""
+    shown = Markup(table.to_html(classes=f"ie-table {kind}".strip(), border=0, **how))
+    return LEFT + shown if SENTENCES in kind else shown
 
 
 def bullets(texts: Iterable[Any]) -> Markup:
@@ -136,7 +140,7 @@ def tabs(panels: Mapping[str, Markup], legend: str) -> Markup:
 
 def foot(*parts: Any) -> Markup:
     """What stands below a table of results."""
-    return tag("div", *parts, class_="ie-foot") + "\n"
+    return tag("div", lines(parts, between=" "), class_="ie-foot") + "\n"
 
 
 def command(text: str) -> Markup:

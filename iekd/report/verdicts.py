@@ -165,7 +165,7 @@ def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
     command = command or SWEEPS.get(preset, "")
     below = foot(table.drop(columns="links"), caption, command, size)
     heads = ["claim", "verdict", "evidence", "source of the claim"]
-    found = html.table(caption, note, heads, rows, "ie-board ie-cards", below)
+    found = html.table(caption, note, heads, rows, "ie-wrap ie-cards ie-board", below)
     whole = [{claim.id for claim in family} for family in FAMILIES.values()]
     return found if set(table["id"]) in whole else html.folded(f"{caption}: verdicts", found)
 

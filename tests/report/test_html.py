@@ -28,6 +28,15 @@ def test_small_lines_of_a_cell_begin_anew_where_no_style_sheet_says_so():
     assert "<td><small>no runs yet</small></td>" in shown
 
 
+def test_a_table_reads_well_where_no_style_sheet_is():
+    shown = html.table("Errors", "in percent", ["arm"], [], foot=html.foot("CSV", "Command: x"))
+    assert "<span>Errors</span><br/><small>in percent</small>" in shown
+    assert ">CSV Command: x<" in shown
+    sentences = html.table("Claims", "", ["claim"], [], html.SENTENCES)
+    claims = html.frame(pd.DataFrame({"claim": ["It holds."]}), html.SENTENCES, index=False)
+    assert html.LEFT not in shown and html.LEFT in sentences and html.LEFT in claims
+
+
 def test_csv_link_holds_the_runs(runs):
     head, *lines = content(ElementTree.fromstring(tables.csv_link(runs)))
     assert len(lines) == len(runs) and {"seed", "last", "best_on_test", "hash"} <= set(
