@@ -68,8 +68,8 @@ queue() {
   step "$pilot" "$runs" "$runs/imagenette-pilot.yaml"
   step "$later" "$runs" "$runs/detection-pilot.yaml"
   step "$detection" "$runs" "$runs/detection.yaml" --pack 7
-  step "$imagenette" "$runs" "$runs/imagenette.yaml" --pack 8 --analyse
   step "$plan" "$runs/again" "$runs/again/grid.yaml" --pack 8
+  step "$imagenette" "$runs" "$runs/imagenette.yaml" --pack 8 --analyse
   step "$plan" "$runs" "$runs/joint.yaml" "$runs/profile.yaml" "$runs/ladder.yaml" --pack 8
   step "$later" "$runs" "$runs/imagenette-pair.yaml" --analyse
   echo "The queue is done."
