@@ -78,6 +78,8 @@ NO_TEXT = re.compile(
 )
 # What a chapter says of its time, with a link to the table of all times.
 A_WHILE = re.compile(r"The live cells take a while((?:</\w+>)+)\s+the first time")
+# A line that Jupyter takes for an item of a list.
+NUMBERED = re.compile(r"^ *\d+[.)](?: .*)?$", re.MULTILINE)
 # A role that nobody read ({doc}), a value that nobody filled in ({seeds}), and what is no number.
 UNREAD = re.compile(r"\{[a-z_][^{}<>\n]*\}|\b(?:nan|NaN)\b(?!-)")
 
@@ -331,9 +333,25 @@ def answers(notebook: dict) -> list[str]:
     return found
 
 
-def wrong_answers(cache: str, source: Path, docs: Iterable[str]) -> list[str]:
-    """What `answers` finds in the notebooks of these pages as they were executed, which the cache
-    keeps, whenever that was.
+def broken_sentences(notebook: dict) -> list[str]:
+    """Lines in the middle of a paragraph that begin with a number and a full stop: where Jupyter
+    sees one, it begins a list.
+    """
+    found = []
+    for cell in notebook["cells"]:
+        texts = [cell["source"]] if cell["cell_type"] == "markdown" else []
+        texts += [
+            output.get("data", {}).get("text/markdown", "") for output in cell.get("outputs", ())
+        ]
+        for paragraph in re.split(r"\n\s*\n", "\n\n".join("".join(text).strip() for text in texts)):
+            if not NUMBERED.match(paragraph):
+                found += [f"a line begins a list: {m[0]!r}" for m in NUMBERED.finditer(paragraph)]
+    return found
+
+
+def misread(cache: str, source: Path, docs: Iterable[str]) -> list[str]:
+    """What `answers` and `broken_sentences` find in the notebooks of these pages as they were
+    executed, which the cache keeps, whenever that was.
     """
     found = []
     for page in (source / f"{doc}.ipynb" for doc in sorted(docs)):
@@ -344,7 +362,7 @@ def wrong_answers(cache: str, source: Path, docs: Iterable[str]) -> list[str]:
             _, run = get_cache(cache).merge_match_into_notebook(notebook)
         except KeyError:  # nothing to execute
             run = notebook
-        found += [f"{page.name}: {what}" for what in answers(run)]
+        found += [f"{page.name}: {what}" for what in answers(run) + broken_sentences(run)]
     return found
 
 
@@ -389,7 +407,7 @@ def finish(app: Sphinx, exception: Exception | None) -> None:
     write_vega(site / "_static")
     copy_records(site / "records")
     source, docs = Path(app.srcdir), app.env.found_docs
-    wrong = wrong_answers(app.config.nb_execution_cache_path, source, docs)
+    wrong = misread(app.config.nb_execution_cache_path, source, docs)
     if found := problems(site, docs, source) + wrong:
         raise ExtensionError("The site breaks its promises:\n" + "\n".join(found))
 

@@ -15,7 +15,9 @@ from markupsafe import Markup, escape
 SHORT = 120  # letters of a note that stands in sight, two lines on a phone
 SENTENCES = "ie-wrap"  # the class of a table of sentences
 # Jupyter has no style sheet of ours: there all cells would end at the right
-LEFT = Markup(f"<style>.{SENTENCES} :is(th, td) {{text-align: left; vertical-align: top}}</style>")
+LEFT = Markup(
+    f"<style>.{SENTENCES} :is(th, td) {{text-align: left !important; vertical-align: top}}</style>"
+)
 
 
 class Cell(NamedTuple):

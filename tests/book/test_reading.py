@@ -229,6 +229,22 @@ def test_what_an_exercise_should_not_say(site):
     assert all(len(site.answers(page(*said))) == 1 for said in bad)
 
 
+def test_a_sentence_should_not_begin_a_list(site):
+    def page(text):
+        shown = nbformat.v4.new_output("display_data", {"text/markdown": text})
+        return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("", outputs=[shown])])
+
+    good = [
+        "starts at seed 0.\n",
+        "Two:\n\n1. one\n2. two\n\nMore",
+        "by\n0.48. If",
+        "(it has\n32).",
+    ]
+    assert not any(site.broken_sentences(page(text)) for text in good)
+    bad = ["* starts at seed\n  0.\n* next", "1,024 values become\n512.", "of\n50. The 500 of\nFT"]
+    assert all(len(site.broken_sentences(page(text))) == 1 for text in bad)
+
+
 def test_answers_are_those_of_the_execution_whenever_that_was(site, tmp_path):
     """The cache keeps them; a second build executes nothing."""
     from jupyter_cache import get_cache
@@ -242,9 +258,7 @@ def test_answers_are_those_of_the_execution_whenever_that_was(site, tmp_path):
     nbformat.write(page, tmp_path / "page.ipynb")
     (tmp_path / "text.md").write_text("# No notebook")
     cache = str(tmp_path / "cache")
-    assert site.wrong_answers(cache, tmp_path, ["page", "text"]) == [
-        "page.ipynb: an exercise says ''"
-    ]
+    assert site.misread(cache, tmp_path, ["page", "text"]) == ["page.ipynb: an exercise says ''"]
 
     # executed, as the site sees it
     run = nbformat.from_dict({**page, "cells": site.site_cells(page["cells"])})
@@ -253,7 +267,7 @@ def test_answers_are_those_of_the_execution_whenever_that_was(site, tmp_path):
     run.cells[-1]["execution_count"] = 1
     bundle = CacheBundleIn(run, "page.ipynb")
     get_cache(cache).cache_notebook_bundle(bundle, check_validity=False)
-    assert site.wrong_answers(cache, tmp_path, ["page", "text"]) == []
+    assert site.misread(cache, tmp_path, ["page", "text"]) == []
 
 
 # Cheap ones: a page of sentences without any record, and a live chapter with other parameters.
@@ -273,7 +287,8 @@ def test_an_executed_chapter_has_its_sentences(site, monkeypatch, stem, values, 
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     page = papermill.execute_notebook(BOOK / f"{stem}.ipynb", None, values, progress_bar=False)
     shown, _ = nbconvert.HTMLExporter(exclude_input=True).from_notebook_node(page)
-    assert site.unread(shown) == [] and site.answers(page) == []
+    assert site.unread(shown) == []
+    assert site.answers(page) == [] and site.broken_sentences(page) == []
     assert sentence in " ".join(re.sub(r"<[^>]*>", "", shown).split())
 
 
