@@ -41,6 +41,11 @@ UNTOLD = """[...document.querySelectorAll("article pre, article .ie-table-scroll
   !getComputedStyle(e).backgroundImage.includes("gradient") || [...e.querySelectorAll("tr, td:not([class])")]
   .some(cell => getComputedStyle(cell).backgroundColor != "rgba(0, 0, 0, 0)")).map(e => e.outerHTML.slice(0, 80))"""
 
+# Formulas, set by a script, whose beginning lies where nobody can scroll to, or not at first.
+BEHEADED = """(window.MathJax?.startup?.promise ?? Promise.resolve()).then(() =>
+  [...document.querySelectorAll("article div.math > *")].filter(e => e.getBoundingClientRect().left <
+  e.parentElement.getBoundingClientRect().left - 1).map(e => e.textContent.slice(0, 40)))"""
+
 pytestmark = pytest.mark.skipif(not PAGES, reason="there is no built book: make book")
 
 
@@ -118,6 +123,7 @@ def test_a_page_is_read_on_a_phone(browser, host, page):
     )
     assert width <= PHONE, browser.value(WIDER)
     assert height <= MOST_SCREENS * SCREEN, f"{height / SCREEN:.1f} screens"
+    assert browser.value(BEHEADED) == []
     small = {}
     for path, shown in browser.value(IMAGES):
         label = shown * smallest(SITE / path.lstrip("/"))
