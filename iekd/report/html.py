@@ -126,7 +126,7 @@ def bullets(texts: Iterable[Any]) -> Markup:
 def tabs(panels: Mapping[str, Markup], legend: str) -> Markup:
     """Several tables (by title) in one place: one is shown, the others are a click or a key away.
 
-    Needs no JavaScript; without style sheets all are shown. One table stands as it is.
+    Needs no JavaScript, and no style sheet of ours: Jupyter has none. One table stands as it is.
     """
     if len(panels) == 1:
         return next(iter(panels.values()))
@@ -137,7 +137,13 @@ def tabs(panels: Mapping[str, Markup], legend: str) -> Markup:
         checked = "" if k else ' checked="checked"'
         choices += [Markup(f"{radio}{checked}/>"), tag("label", title, for_=f"{name}-{k}"), "\n"]
     panes = [tag("div", panel, class_="ie-pane") + "\n" for panel in panels.values()]
-    return tag("fieldset", tag("legend", legend), "\n", *choices, *panes, class_="ie-tabs") + "\n"
+    rules = [".ie-tabs .ie-pane {display: none}"]
+    for k in range(len(panels)):
+        pane = f".ie-pane:nth-of-type({k + 1})"
+        rules += [f".ie-tabs #{name}-{k}:checked ~ {pane} {{display: block}}"]
+    style = tag("style", *(Markup(rule) for rule in rules)) + "\n"
+    parts = tag("legend", legend), "\n", style, *choices, *panes
+    return tag("fieldset", *parts, class_="ie-tabs") + "\n"
 
 
 def foot(*parts: Any) -> Markup:

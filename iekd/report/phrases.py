@@ -143,7 +143,9 @@ def gathered(
     """
     if baseline not in by_variant(runs, metric):
         return NO_RUNS
-    table = comparison(runs, baseline, metric)
+    table, students = comparison(runs, baseline, metric), students_of(runs)
+    names = dict(zip(students["variant"], students["label"], strict=True))  # those of the page
+    table["label"] = table["variant"].map(names).fillna(table["label"])
     against = _in_text(table.loc[table["baseline"], "label"].iloc[0])
     wanted = set(variants) or set(table["variant"])
     rows = table[table["variant"].isin(wanted) & table["outcome"].ne("")]

@@ -109,6 +109,8 @@ def test_arms_are_gathered_as_the_table_judges_them():
         "IE-FT); 1 has a higher one, by 3.01 points (IE-FT (inherit L1, explore CKA)); 1 is "
         "inconclusive"
     )
+    renamed = found.assign(label=found["label"].replace("FT", "ours"))  # as a page calls them
+    assert "ours" in phrases.gathered(renamed, "supervised", variants=["ft"])
     some = phrases.gathered(found, "supervised", variants=["ft", "ie-ft"])
     assert some.startswith("all 2 arms have a lower error than the student alone, by 0.99 to ")
     arms.append(({"method": "od"}, {0: 8.5, 1: 9.52, 2: 10.51}))
