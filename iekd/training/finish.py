@@ -1,6 +1,6 @@
 """What comes out of a training: its weights, then the record that names them."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -11,9 +11,7 @@ from iekd.errors import TrainingError
 from iekd.records import Metric, Record, store
 from iekd.training import digest, given
 from iekd.training.loop import SUFFIX
-
-if TYPE_CHECKING:
-    from iekd.training.session import Member
+from iekd.training.member import Member
 
 Curves = dict[str, list[float | None]]
 OTHER = {"student": "peer", "peer": "student"}
@@ -21,7 +19,7 @@ OTHER = {"student": "peer", "peer": "student"}
 SHARED = ("lr", "loss")
 
 
-def finish(member: "Member", provenance: dict) -> Record:
+def finish(member: Member, provenance: dict) -> Record:
     """Store a run's weights, then its record: a record therefore always has its weights.
 
     Of two networks trained together, the record of the first comes last. Raises `TrainingError` for

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import torch
@@ -16,55 +15,12 @@ from iekd.speed import memory
 from iekd.training import checkpoint, ddp, log, loop, signals
 from iekd.training.finish import finish
 from iekd.training.graphs import GraphedPack, graphs_wanted
+from iekd.training.member import Member
 from iekd.training.pack import Pack, Row, row_or_error
-from iekd.training.probe import probe
 from iekd.training.run import Run
-
-# Checkpoints are written at the end of an epoch, so far apart, with at most so much of the time.
-CHECKPOINT_SECONDS = 2.0
-CHECKPOINT_SHARE = 0.05
 
 Trainer = Callable[[int], list[Row | TrainingError]]  # trains an epoch of some runs
 Make = Callable[..., Run]  # from a configuration, a device, and a data set that is there
-
-
-@dataclass(eq=False)
-class Member:
-    """One of the runs that are trained together, and how far it has come."""
-
-    config: RunConfig
-    run: Run
-    parents: dict[str, str]  # role -> checksum
-    started: str
-    history: list[dict] = field(default_factory=list)
-    seconds: float = 0.0  # its share of the time: a moment that n runs share counts 1/n for each
-    saved: float = field(default_factory=time.monotonic)
-    saving: float = 0.0  # seconds that the last checkpoint took
-
-    def measure(self) -> dict[str, float | None]:
-        """What is measured at the end of an epoch: the probe, and errors when they are due."""
-        epoch, last = len(self.history) + 1, self.config.epochs
-        found, parts = probe(self.run), {}
-        if epoch == last or epoch % self.config.evaluate_every == 0:
-            parts = {"validation": "validation", "test": "test"}
-        if epoch == last:
-            parts["train"] = "train_eval"  # 'train_error' is that of the augmented batches
-        for part, title in parts.items():
-            for name, value in loop.evaluate(self.run, part).items():
-                found[f"{title}_{name}"] = value
-        return found
-
-    def save_if_due(self, runs: int) -> None:
-        """Write a checkpoint if it is time.
-
-        Each of these runs waits while the others write theirs: many write less often.
-        """
-        began = time.monotonic()
-        wait = max(CHECKPOINT_SECONDS, runs * self.saving / CHECKPOINT_SHARE)
-        if signals.asked() or began - self.saved > wait:
-            checkpoint.save(self.config, self.parents, self.run, self.history, self.seconds)
-            self.saved = time.monotonic()
-            self.saving = self.saved - began
 
 
 class Session:

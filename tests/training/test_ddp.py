@@ -24,7 +24,7 @@ from iekd.config.known import methods
 from iekd.errors import ConfigError
 from iekd.method.factor import FactorAutoEncoder
 from iekd.records import store
-from iekd.training import checkpoint, checks, ddp, locks, loop, runner, session
+from iekd.training import checkpoint, checks, ddp, locks, loop, member, runner
 from iekd.training.run import Run, build_network, build_run
 from iekd.training.signals import Stopped
 
@@ -206,7 +206,7 @@ def test_it_is_refused_before_anything_trains(runs, tmp_path):
 
 def train_until(config: RunConfig, epoch: int, number: int) -> int | None:
     """A signal comes to the first process within this epoch (from 0)."""
-    session.CHECKPOINT_SECONDS = -1
+    member.CHECKPOINT_SECONDS = -1
     train_epoch = ddp.Trainer.train_epoch
 
     def interrupted(self, at):

@@ -17,7 +17,7 @@ from iekd.config import RunConfig, grid
 from iekd.config.known import methods
 from iekd.errors import ConfigError, TrainingError
 from iekd.networks.ssd import default_boxes
-from iekd.training import checks, detect, digest, loop, pack, runner, session
+from iekd.training import checks, detect, digest, loop, member, pack, runner
 from iekd.training.run import Run
 
 ABLE = [name for name, row in methods().items() if row.detects]
@@ -210,7 +210,7 @@ def test_a_run_that_is_stopped_resumes_to_the_same_record(tmp_path, monkeypatch)
     config = little("ie-ft", epochs=3)
     expected = content(train(config))
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "stopped"))
-    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(member, "CHECKPOINT_SECONDS", -1)
     for parent in config.parents().values():
         train(parent)
     plain = loop.train_epoch

@@ -11,7 +11,7 @@ from iekd.config.known import methods
 from iekd.errors import Busy, ConfigError, TrainingError
 from iekd.records import store
 from iekd.sweeps import sweep
-from iekd.training import locks, loop, runner, session
+from iekd.training import locks, loop, member, runner
 from iekd.training.graphs import GraphedPack
 from iekd.training.pack import Pack
 
@@ -137,8 +137,8 @@ def test_runs_at_different_epochs_go_on_together(elsewhere, monkeypatch):
     elsewhere("alone")
     alone = [unpacked(runner.train(config, progress=False)) for config in configs]
     elsewhere("packed")
-    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", -1)
-    monkeypatch.setattr(session, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(member, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(member, "CHECKPOINT_SHARE", math.inf)
     train_epoch = loop.train_epoch
 
     def until(config, run, epoch):

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from iekd.data.augment import normalise
 from iekd.method import measures
-from iekd.training import loop, probe, runner, session
+from iekd.training import loop, member, probe, runner
 
 pytestmark = pytest.mark.usefixtures("lent")
 
@@ -37,7 +37,7 @@ def run():
 def test_a_run_is_the_same_with_and_without_it(method, fields, tmp_path, monkeypatch):
     seen = train(tiny(method, **fields))
     monkeypatch.setenv("IEKD_RUNS", str(tmp_path / "blind"))
-    monkeypatch.setattr(session, "probe", lambda run: {})
+    monkeypatch.setattr(member, "probe", lambda run: {})
     blind = train(tiny(method, **fields))
     assert seen.weights == blind.weights
     plain = {name: curve for name, curve in seen.history.items() if not name.startswith("probe_")}

@@ -22,7 +22,7 @@ from iekd import data, records
 from iekd.analysis import metrics
 from iekd.data import Split, imagenet, sources, stream
 from iekd.errors import ConfigError
-from iekd.training import checkpoint, loop, runner, session
+from iekd.training import checkpoint, loop, member, runner, session
 from iekd.training.pack import Pack
 from iekd.training.run import build_run
 from iekd.training.runner import train
@@ -98,7 +98,7 @@ def test_crops_are_new_in_every_epoch_and_those_of_the_seed(folder):
 def train_in_child(root: str) -> None:
     os.environ |= {"IEKD_DATA": root, "IEKD_WORKERS": "0"}
     jpegs.as_small()
-    session.CHECKPOINT_SECONDS, session.CHECKPOINT_SHARE = -1, 1e9
+    member.CHECKPOINT_SECONDS, member.CHECKPOINT_SHARE = -1, 1e9
     train(jpegs.run(epochs=6), progress=False)
 
 
@@ -120,9 +120,9 @@ IMPORTED = """
 import os, sys
 sys.path.insert(0, {tests!r})
 import jpegs
-from iekd.training import session
+from iekd.training import member
 jpegs.as_small()
-session.CHECKPOINT_SECONDS = -1
+member.CHECKPOINT_SECONDS = -1
 """
 
 

@@ -19,7 +19,7 @@ from iekd.data import augment
 from iekd.errors import StoreError, TrainingError
 from iekd.method.features import Batch
 from iekd.records import store
-from iekd.training import checkpoint, loop, runner, session
+from iekd.training import checkpoint, loop, member, runner
 from iekd.training.loop import evaluate, learning_rate, step, train_epoch
 from iekd.training.runner import load_network, load_run, make_run
 
@@ -62,8 +62,8 @@ def folder(tmp_path, monkeypatch, shelf):
 @pytest.fixture
 def every_epoch(monkeypatch):
     """Checkpoints after every epoch."""
-    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", -1)
-    monkeypatch.setattr(session, "CHECKPOINT_SHARE", math.inf)
+    monkeypatch.setattr(member, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(member, "CHECKPOINT_SHARE", math.inf)
 
 
 def checkpoint_of(config: RunConfig):
@@ -204,7 +204,7 @@ def test_an_autoencoder_learns_to_reconstruct():
 
 
 def train_in_child(config: RunConfig) -> int:
-    session.CHECKPOINT_SECONDS, session.CHECKPOINT_SHARE = -1, math.inf
+    member.CHECKPOINT_SECONDS, member.CHECKPOINT_SHARE = -1, math.inf
     train(config)
     return 0
 
@@ -285,7 +285,7 @@ def test_a_run_stopped_in_an_epoch_resumes_to_the_same_record(
 def test_checkpoints_are_not_written_all_the_time(monkeypatch):
     written = []
     monkeypatch.setattr(checkpoint, "save", lambda *_: written.append(1))
-    monkeypatch.setattr(session, "CHECKPOINT_SECONDS", 3600)
+    monkeypatch.setattr(member, "CHECKPOINT_SECONDS", 3600)
     train(tiny())
     assert not written
 
@@ -297,12 +297,12 @@ def test_runs_that_save_slowly_save_less_often(monkeypatch):
         written.append(now[0])
         now[0] += 0.5
 
-    monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(member, "time", SimpleNamespace(monotonic=lambda: now[0]))
     monkeypatch.setattr(checkpoint, "save", save)
-    member = session.Member(tiny(), None, {}, "", saved=0.0)
+    run = member.Member(tiny(), None, {}, "", saved=0.0)
     for _ in range(50):  # epochs of a second
         now[0] += 1
-        member.save_if_due(2)
+        run.save_if_due(2)
     assert written == [
         3.0,
         24.5,
