@@ -12,6 +12,7 @@ One primitive: `train(config)` loads the finished record of a run, or resumes it
 
 import importlib
 import importlib.util
+import inspect
 import sys
 from types import ModuleType
 from typing import Any
@@ -31,6 +32,10 @@ _DOOR |= {"unit": "method.measures", "Batch": "method.features"}
 _CALLED = {"config": ("config.run", "RunConfig.create"), "method": ("config.known", "method")}
 
 __all__ = [*_DOOR, *_CALLED, "__version__"]
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:
@@ -57,15 +62,28 @@ class _Room(ModuleType):
         return _enter(self.__name__, name)
 
 
-class _CalledRoom(_Room):
-    """A package that can be called."""
+def _function_of(room: str) -> Any:
+    """What a package does when it is called."""
+    module, path = _CALLED[room.partition(".")[2]]
+    function: Any = importlib.import_module(f"iekd.{module}")
+    for part in path.split("."):
+        function = getattr(function, part)
+    return function
 
+
+# A package that can be called; `help` says how. (It has no docstring: its instances have one each.)
+class _CalledRoom(_Room):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        module, path = _CALLED[self.__name__.partition(".")[2]]
-        function: Any = importlib.import_module(f"iekd.{module}")
-        for part in path.split("."):
-            function = getattr(function, part)
-        return function(*args, **kwargs)
+        return _function_of(self.__name__)(*args, **kwargs)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(_function_of(self.__name__))
+
+    @property
+    def __doc__(self) -> str:  # type: ignore[override]
+        how = inspect.getdoc(_function_of(self.__name__))
+        return f"{self.__name__}{self.__signature__}\n\n{how}\n\n{self.__dict__['__doc__']}"
 
 
 class _House(ModuleType):

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
+from tqdm import tqdm
 
 from iekd import records
 from iekd.config import ConfigError, RunConfig
@@ -27,6 +28,8 @@ def load_student(config: RunConfig) -> nn.Module:
 def compare(arms: Mapping[str, RunConfig], seeds: Iterable[int] = range(3)) -> pd.DataFrame:
     """Train, or load, every arm with every seed: one row a run, as in `iekd.records.load`.
 
+    On a terminal a bar shows how many runs are done.
+
     Args:
         arms: configurations by name; their own seeds do not count.
         seeds: the same for every arm, so that differences can be paired.
@@ -42,7 +45,7 @@ def compare(arms: Mapping[str, RunConfig], seeds: Iterable[int] = range(3)) -> p
     """
     jobs = [(label, arms[label].replace(seed=seed)) for seed in seeds for label in arms]
     rows = []
-    for label, config in jobs:
+    for label, config in tqdm(jobs, desc="compare", unit="run", disable=None):
         rows.append(records.as_row(runner.train(config, progress=False)) | {"label": label})
     return pd.DataFrame(rows)
 
@@ -62,8 +65,9 @@ def table(runs: pd.DataFrame, baseline: str, metric: str = "last") -> pd.DataFra
         interest, else 'inconclusive'.
 
     Raises:
-        ConfigError: no arm has the baseline's label.
+        ConfigError: no arm has the baseline's label, or these are no runs.
     """
+    _check_runs(runs)
     errors = runs.set_index("seed").groupby("label", sort=False)[metric]
     by_arm = {str(label): values for label, values in errors}
     if baseline not in by_arm:
@@ -90,6 +94,15 @@ def plot(runs: pd.DataFrame, baseline: str = "", metric: str = "last") -> Figure
 
     With a `baseline` (a label) the differences to it, seed by seed.
     """
+    _check_runs(runs)
     if baseline:
         return figures.paired_plot(runs, baseline, metric=metric)
     return figures.seeds_plot(runs, metric=metric)
+
+
+def _check_runs(runs: object) -> None:
+    """Refuse arms that are still to be trained, and frames of something else."""
+    if not isinstance(runs, pd.DataFrame) or not {"label", "seed"} <= set(runs):
+        raise ConfigError(
+            "runs: this takes what iekd.compare returns, one row a run with its label and seed"
+        )

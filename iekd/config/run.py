@@ -161,8 +161,10 @@ class RunConfig(Fields):
     def create(cls, preset: str = "smoke", **fields: Any) -> Self:
         """A configuration from a preset and the fields that differ from it.
 
-        Parameters of a reader's own method are fields too. Raises `ConfigError` that lists what is
-        allowed for every unknown name and bad value.
+        Parameters of a reader's own method are fields too. Fields that the method does not read are
+        put back to their defaults, so that arms of several methods can be made of one set of
+        fields; `refuse_unread` refuses them. Raises `ConfigError` that lists what is allowed for
+        every unknown name and bad value.
 
         >>> RunConfig.create("class", method="ie-ft", explore="cka").variant
         'ie-ft-explore=cka'

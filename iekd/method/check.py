@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 
-from iekd.method.registry import Measure
+from iekd.method.registry import MEASURES, Measure, MeasureRow
 
 SHAPE = (8, 4, 3, 3)  # images, channels, height, width
+LARGER = (8, 16, 6, 6)  # 16 times the numbers: what is in L1 units has a quarter of the value
 LEAST_STEP = 1e-6
 
 
@@ -21,13 +22,16 @@ def check_measure(measure: Measure) -> None:
     factors; its gradient must be that of its value (finite differences in float64); and it must not
     read a value from the device, as `.item()` or `if tensor:` do, for which every step would wait.
 
+    A registered measure must also be what its decorator says: a distance or a similarity, in which
+    unit, and bounded if exploration may use it.
+
     Raises:
         MeasureError: says which of these fails, with which input.
 
-    >>> check_measure(lambda student, teacher: (student - teacher).abs().mean())
+    >>> from iekd import unit
+    >>> check_measure(lambda student, teacher: (unit(student) - unit(teacher)).abs().mean())
     """
-    generator = torch.Generator().manual_seed(0)
-    student, teacher = (torch.randn(SHAPE, generator=generator) for _ in range(2))
+    student, teacher = _drawn(SHAPE)
     zero, constant = torch.zeros(SHAPE), torch.ones(SHAPE)
     inputs = {
         "ordinary factors": (student, teacher),
@@ -41,6 +45,56 @@ def check_measure(measure: Measure) -> None:
         _check_finite(measure, what, ours, theirs)
     _check_gradient(measure, student.double(), teacher.double())
     _check_waits(measure)
+    for row in MEASURES.values():
+        if row.function is measure:
+            _check_row(row)
+
+
+def check_ordinary(measure: Measure) -> None:
+    """Raise `MeasureError` for a measure that nothing can be trained by: no number, no gradient."""
+    _check_finite(measure, "ordinary factors", *_drawn(SHAPE))
+
+
+def _drawn(shape: tuple[int, ...]) -> list[Tensor]:
+    """Independent factors of a student and a teacher."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for _ in range(2)]
+
+
+@torch.no_grad()
+def _check_row(row: MeasureRow) -> None:
+    """Whether a measure is what its decorator says."""
+    measure, (student, teacher) = row.function, _drawn(SHAPE)
+    equal, other = measure(teacher, teacher).item(), measure(student, teacher).item()
+    if (equal > other) != row.similarity:
+        kind = ("similarity", "False") if row.similarity else ("distance", "True")
+        raise MeasureError(
+            f"it is registered as a {kind[0]}, but is {equal:.4g} for equal factors and "
+            f"{other:.4g} for unrelated ones; register it with similarity={kind[1]}"
+        )
+    if "explore" in row.sides:
+        far = measure(1000 * student, teacher).item()
+        if abs(far) > 10 * max(abs(equal), abs(other)):
+            raise MeasureError(
+                f"it is {other:.4g}, and {far:.4g} for a student's factor 1000 times as large: "
+                "exploration by it has no end; normalise the factors first (iekd.unit), or "
+                "register it with sides=('inherit',)"
+            )
+
+    small, large = (_largest(measure, *_drawn(shape)) for shape in (SHAPE, LARGER))
+    unit = "one" if large > 0.7 * small else "l1" if large < 0.4 * small else row.unit
+    if unit != row.unit:
+        raise MeasureError(
+            f"it is registered with unit={row.unit!r}, but its largest value is {small:.4g} for "
+            f"{student[0].numel()} numbers and {large:.4g} for 16 times as many; register it with "
+            f"unit={unit!r}"
+        )
+
+
+def _largest(measure: Measure, student: Tensor, teacher: Tensor) -> float:
+    """The largest size of the value for equal, opposite and unrelated factors."""
+    values = [measure(other, teacher) for other in (teacher, -teacher, student)]
+    return torch.stack(values).abs().max().item()
 
 
 def _check_finite(measure: Measure, what: str, student: Tensor, teacher: Tensor) -> None:

@@ -3,8 +3,9 @@ first, then frozen.
 
 Three 3x3 convolutions down, three up, stride 1, each with batch normalisation and LeakyReLU(0.1);
 only the second convolution of each side changes the number of channels. Source: descriptions of the
-paper and the authors' code, after Factor Transfer's paraphraser. The code's leading LeakyReLU is
-left out: the features are non-negative (they come after a ReLU), so it does nothing.
+paper (we do not have its text) and the authors' code, after Factor Transfer's paraphraser. The
+code's leading LeakyReLU is left out: the features are non-negative (they come after a ReLU), so it
+does nothing.
 """
 
 import math
@@ -20,8 +21,8 @@ SLOPE = 0.1  # of the LeakyReLU
 
 
 def _block(inputs: int, outputs: int, transposed: bool = False) -> nn.Sequential:
-    """3x3 convolution without bias, batch normalisation, LeakyReLU; weights N(0, sqrt(2 / (9 *
-    outputs))), as in the authors' code.
+    """3x3 convolution without bias, batch normalisation, LeakyReLU; weights with mean 0 and
+    standard deviation sqrt(2 / (9 * outputs)), as in the authors' code.
     """
     make = nn.ConvTranspose2d if transposed else nn.Conv2d
     convolution = make(inputs, outputs, 3, stride=1, padding=1, bias=False)

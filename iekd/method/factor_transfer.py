@@ -3,7 +3,16 @@ other explores away from it.
 
 FT (Kim, Park, Kwak 2018): the student's whole feature goes through one encoder, the translator.
 IE-FT: L = L_task + lambda_inh * L_inh(F_inh, F_T) + lambda_exp * L_exp(F_exp, F_T), each half
-through its own encoder.
+through its own encoder; L_exp is the negative of a distance, or a similarity.
+
+    teacher, frozen   f_T (B, C_T, H, W) -> encoder, frozen  -> F_T   (B, K, H, W)
+    student's last    f_S (B, C, H, W) -> C/2 channels -> encoder, trained -> F_inh (B, K, H, W)
+    feature                            -> the others   -> encoder, trained -> F_exp (B, K, H, W)
+
+K = round(factor_ratio * C_T). Teacher and encoder of F_T are trained before, by runs of their own;
+the student and its encoders together, and the encoders are thrown away. `@method` says what the
+rest of the library needs to know: what teaches it, its fields, which features it compares and reads
+(`registry.method` explains each word). `features` has `Batch` and `Part`.
 """
 
 from typing import Literal
@@ -115,13 +124,14 @@ class Half(nn.Module):
 class IEFT(nn.Module):
     """task = CE, inherit = lambda_inh * L_inh, explore = lambda_exp * L_exp.
 
-    Weights 50 and 50 (reported second-hand) with mean-reduced measures: at N = 2048 each term
-    starts near 1. A half without a measure ('none') or without channels has no term and no encoder.
-    Both targets are the teacher's factor F_T (diagram and code); explore_target 'inherit' pushes
-    F_exp away from F_inh instead, through which no gradient goes (after a blog's text); 'shuffled'
-    away from the teacher's factor of the image before it in the batch, a push that cannot be about
-    the image (our control). A 'frozen' exploration encoder stays at its random weights, so that
-    only the student's feature can move away (our control).
+    task is the loss of the task, `batch.goal`. Weights 50 and 50 (reported second-hand) with
+    mean-reduced measures: at N = 2048 inherit starts near +1, explore near -1. A half without a
+    measure ('none') or without channels has no term and no encoder. Both targets are the teacher's
+    factor F_T (diagram and code); explore_target 'inherit' pushes F_exp away from F_inh instead,
+    through which no gradient goes (after a blog's text); 'shuffled' away from the teacher's factor
+    of the image before it in the batch, so that the push carries no information about this image
+    (our control). A 'frozen' exploration encoder stays at its random weights, so that only the
+    student's feature can move away (our control).
     """
 
     def __init__(

@@ -6,10 +6,11 @@ L2-normalised factors x^ = x / ||x||_2 of N = C*H*W values. All compute in float
 autocast says, give a finite value and gradient for zero, constant, equal and huge input, and never
 wait for the device.
 
-Reduction is always the mean over batch and dimensions. `l1`, `l2`, `cosine` and `orthogonal` (mean
-|cos|) are formulas of the authors' code; `partial_l2` is only named in descriptions of the paper,
-its form here is our choice; `cka` is linear CKA as in their code, but debiased. Exploration by a
-measure of the inheritance side minimises its negative.
+No value grows with the batch; each docstring says what its mean is over. `l1`, `l2`, `cosine` and
+`orthogonal` (mean |cos|) are formulas of the authors' code; `partial_l2` is only named in
+descriptions of the paper, its form here is our choice; `cka` is linear CKA as in their code, but
+debiased. Most are distances: inheritance minimises a distance, exploration its negative. A
+similarity (`orthogonal`, `cka`) is for exploration alone, which minimises it.
 
 **Losses.** Training minimises `INHERIT[name](student, teacher)` and `EXPLORE[name](student,
 teacher)`. One weight should mean a comparable push for every measure, but the mean L1 between
@@ -104,7 +105,7 @@ def l1(student: Tensor, teacher: Tensor) -> Tensor:
 @measure("l2", label="L2", whole_batch=True)
 def l2(student: Tensor, teacher: Tensor) -> Tensor:
     """sqrt(mean (x^ - y^)^2) over batch and dimensions; 0 .. 2/sqrt(N). Gradient 0 at x^ = y^
-    (authors': NaN).
+    (the authors' code gives NaN there).
     """
     x, y = _units(student, teacher)
     return _root((x - y).square().mean())
@@ -123,7 +124,7 @@ def _cosines(student: Tensor, teacher: Tensor) -> Tensor:
 
 @measure("partial-l2", label="partial L2", whole_batch=True)
 def partial_l2(student: Tensor, teacher: Tensor) -> Tensor:
-    """`l2` that forgives where x^ <= y^ <= 0; 0 .. 2/sqrt(N).
+    """`l2` whose differences count as 0 where x^ <= y^ <= 0; 0 .. 2/sqrt(N).
 
     Overhaul Distillation (Heo et al. 2019) sums the squares of features that are not normalised.
     Normalised factors and the root are our choice: the negative, which exploration minimises, is
@@ -163,7 +164,7 @@ def _centred_gram(factor: Tensor) -> Tensor:
     """U-centred Gram matrix (B, B) of the pooled factor, diagonal 0, up to a positive number."""
     n = len(factor)
     x = divide_by_largest(_wide(factor).reshape(n, factor.shape[1], -1), dim=(0, 1, 2)).mean(2)
-    x = x - x.mean(0)  # U-centring makes this void, except for rounding
+    x = x - x.mean(0)  # U-centring makes this redundant, except for rounding
     with torch.autocast(x.device.type, enabled=False):
         gram = x @ x.T
     others = 1 - torch.eye(n, dtype=x.dtype, device=x.device)
@@ -177,12 +178,13 @@ def centred_l1(student: Tensor, teacher: Tensor) -> Tensor:
     """mean |x^ - y^| over batch and dimensions, of factors centred over the batch; 0 .. 2/sqrt(N).
     Our choice.
 
-    Exploration by `l1` is satisfied by one factor for all images. Here such a factor counts as
-    zero, for x^ = c / sqrt(||c||^2 + RESIDUE^2 ||x||^2) with c = x - mean over the batch: what is
-    common to all images is taken out first. The second term bounds the gradient by 2 / (RESIDUE
-    ||x||) and keeps noise on a constant from being blown up to full length. What maximises this
-    distance is -sign(y^)/sqrt(N), nearly the *opposite* deviation: a push that must look at the
-    image. A batch of one image has no deviation: value and gradient are 0.
+    Exploration by `l1` is nearly satisfied by one constant factor, the same for every image. Here
+    such a factor counts as zero, for x^ = c / sqrt(||c||^2 + RESIDUE^2 ||x||^2) with c = x - mean
+    over the batch: what is common to all images is taken out first. The second term bounds the
+    gradient by 2 / (RESIDUE ||x||) and keeps noise on a constant from being blown up to full
+    length. What maximises this distance is -sign(y^)/sqrt(N), nearly the *opposite* deviation: a
+    push that must look at the image. A batch of one image has no deviation: value and gradient are
+    0.
     """
     if student.shape != teacher.shape:
         raise ValueError(

@@ -17,7 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
@@ -35,6 +35,8 @@ OPTION_TYPES = (int, float, str)
 TEACHER = ("teacher_epochs", "teacher_lr", "teachers", "teacher_file")
 FACTOR = ("factor_ratio", "ae_epochs", "ae_lr", "reconstruction", "decoder")
 TAUGHT = {"": (), "teacher": TEACHER, "factor": (*TEACHER, *FACTOR), "peer": ("place",)}
+READS = ("", "factor", "pooled", "last", "stages", "stages_pre")
+UNITS, SIDES = ("l1", "one"), ("inherit", "explore")
 
 
 class Networks(NamedTuple):
@@ -127,16 +129,22 @@ def method(
     """Register a class as the method of this name. It has `forward(batch, student, teacher) ->
     {term: loss}`.
 
+    `batch.goal(student)` is the loss of the task, `batch.labels` (B,) are the classes. `student`
+    and `teacher` are outputs of networks: `logits` (B, classes), always there; `feature`
+    (B, C, H, W), the last map; and `features`, by name: 'stage1', ... ('stage1_pre' before its
+    ReLU), 'pooled' (B, C), and of a teacher with an auto-encoder 'factor'.
+
     Args:
         name: small letters, digits and hyphens; it stands in the paths of records.
         label: what tables and figures call it; default: the name in capitals.
         source: what it does and where it comes from, one sentence.
-        taught: by nobody, a trained 'teacher', its 'factor' as well, or a 'peer' (mutual learning).
+        taught: by nobody (''), a trained 'teacher', its 'factor' as well, or a 'peer' (mutual
+            learning).
         fields: further fields of a run that it reads.
         compares: which stages of student and teacher must have equal height and width, for
             example `features.last`.
-        reads: the teacher's features that it reads: 'factor', 'pooled', 'last', 'stages',
-            'stages_pre', or ''.
+        reads: the teacher's features that it reads beside the logits: 'factor', 'pooled', 'last',
+            'stages', 'stages_pre', or '' for none.
         whole_batch: whether its loss is no mean over the images of a batch (it relates them to
             one another, or keeps a memory): processes with a shard each cannot train it.
         detects: whether it trains detectors as well: it takes the loss of the task from
@@ -146,8 +154,10 @@ def method(
             constructor, each with a type (int, float, str) and a default.
 
     Raises:
-        ConfigError: the name cannot be used, or a parameter cannot be an option.
+        ConfigError: the name or a word cannot be used, or a parameter cannot be an option.
     """
+    _check_word("taught", taught, TAUGHT)
+    _check_word("reads", reads, READS)
 
     def register(kind: type[nn.Module]) -> type[nn.Module]:
         _check_name(name, METHODS, kind)
@@ -161,7 +171,7 @@ def method(
             (*TAUGHT[taught], *fields),
             compares,
             reads,
-            build or (lambda run, networks: kind(networks, **run.options)),
+            build or (lambda run, networks: _checked(kind(networks, **run.options))),
             options,
             whole_batch or taught == "peer",
             detects,
@@ -174,9 +184,14 @@ def method(
 
 def _options(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
     """The keyword parameters of a method's constructor, which are parameters of a run."""
-    hints = get_type_hints(kind.__init__)
-    found = {}
-    for parameter in inspect.signature(kind).parameters.values():
+    hints, found = get_type_hints(kind.__init__), {}
+    parameters = inspect.signature(kind).parameters.values()
+    if all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in parameters):
+        raise ConfigError(
+            f"{kind.__name__}: it is made for the networks of a run, which its constructor takes: "
+            "def __init__(self, networks, *, weight: float = 1.0)"
+        )
+    for parameter in parameters:
         if parameter.kind is not inspect.Parameter.KEYWORD_ONLY:
             continue
         if hints.get(parameter.name) not in OPTION_TYPES or parameter.default is parameter.empty:
@@ -187,6 +202,20 @@ def _options(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
             )
         found[parameter.name] = parameter.replace(annotation=hints[parameter.name])
     return found
+
+
+def _checked(made: nn.Module) -> nn.Module:
+    """A reader's method that says so if it does not return loss terms by name."""
+    made.register_forward_hook(_check_terms)
+    return made
+
+
+def _check_terms(made: nn.Module, _: Any, terms: Any) -> None:
+    if not isinstance(terms, dict) or any(getattr(term, "shape", 0) for term in terms.values()):
+        raise ConfigError(
+            f"{type(made).__name__}.forward: it returns the terms of the loss by name, each one "
+            "number: {'task': batch.goal(student), 'mine': ...}"
+        )
 
 
 # ---------------------------------------------------------------------- measures
@@ -200,6 +229,9 @@ class MeasureRow(NamedTuple):
 
     function: Measure
     label: str
+    unit: str = "l1"
+    similarity: bool = False
+    sides: tuple[str, ...] = SIDES
     whole_batch: bool = False
 
 
@@ -226,17 +258,26 @@ def measure(
     Args:
         name: small letters, digits and hyphens; it stands in the paths of records.
         label: what tables and figures call it; default: the name.
-        unit: 'l1' for a value of the order of the mean L1 between unit factors, which falls with
-            their size N like 1/sqrt(N); 'one' for a value that does not depend on N: its loss is
-            then multiplied by `l1_unit`.
+        unit: 'l1' for a value that falls with the size of the factors, N = C*H*W, like the mean L1
+            between unit factors, 1/sqrt(N); 'one' for a value that does not, such as a cosine or
+            an angle: its loss is then multiplied by `l1_unit`, 1.13/sqrt(N), so that one weight
+            pushes about as hard by every measure.
         similarity: whether it is large for factors that are alike.
         sides: the halves that may use it.
-        whole_batch: whether it is no mean over the images of a batch; see `method`.
+        whole_batch: whether it is no mean over the images of a batch, but relates them to one
+            another: processes with a shard each cannot train by it.
+
+    Raises:
+        ConfigError: the name or a word cannot be used.
     """
+    _check_word("unit", unit, UNITS)
+    for side in sides:
+        _check_word("sides", side, SIDES)
 
     def register(function: Measure) -> Measure:
         _check_name(name, MEASURES, function)
-        MEASURES[name] = MeasureRow(function, label or name, whole_batch)
+        about = unit, similarity, tuple(sides), whole_batch
+        MEASURES[name] = MeasureRow(function, label or name, *about)
         if "inherit" in sides and not similarity:
             INHERIT[name] = _loss(function, +1, unit == "one")
         if "explore" in sides:
@@ -279,6 +320,12 @@ def _check_name(name: str, table: Mapping[str, Any], thing: Callable) -> None:
         raise ConfigError(
             f"{name!r} is a name of this library; choose another one, for example 'my-{name}'"
         )
+
+
+def _check_word(argument: str, word: str, known: Iterable[str]) -> None:
+    if word not in known:
+        listed = ", ".join(map(repr, known))
+        raise ConfigError(f"{argument}: {word!r} is not usable; choose one of {listed}")
 
 
 def is_ours(thing: Callable) -> bool:

@@ -4,6 +4,7 @@ from iekd import data, networks
 from iekd.config import RunConfig, methods
 from iekd.errors import ConfigError, TrainingError
 from iekd.method import registry
+from iekd.method.check import MeasureError, check_ordinary
 from iekd.method.features import PairError
 from iekd.training import detect, views
 
@@ -22,15 +23,41 @@ def check_pair(config: RunConfig) -> None:
             f"views: {config.views} is not usable; {config.dataset} is read from its files, with "
             "new crops in every epoch; choose 0"
         )
+    _check_measures(config)
     try:
-        methods.compared(config)
+        pairs = methods.compared(config)
     except PairError as error:
         raise TrainingError(
             f"{config.path}: {config.method} cannot compare {config.student} with "
             f"{config.teacher}: {error}. Choose a pair with the same down-sampling."
         ) from None
+    if config.method == "ie-ft":
+        _check_target(config, pairs[-1].student_channels)
     if config.views and config.has_teacher:
         views.shapes(config, len(data.load(config).train.labels))
+
+
+def _check_measures(config: RunConfig) -> None:
+    """Refuse a reader's measure that nothing can be trained by."""
+    for name in {config.inherit, config.explore} & registry.MEASURES.keys():
+        measure = registry.MEASURES[name].function
+        if not registry.is_ours(measure):
+            try:
+                check_ordinary(measure)
+            except MeasureError as error:
+                raise ConfigError(f"{name}: {error}; iekd.check_measure tries the rest") from None
+
+
+def _check_target(config: RunConfig, channels: int) -> None:
+    """Refuse a target of an exploring half that has no channels, or that is an empty half."""
+    inheriting = round(config.split_ratio * channels)
+    empty = {"shuffled": inheriting == channels, "inherit": inheriting == 0}
+    if empty.get(config.explore_target):
+        half = "exploring" if config.explore_target == "shuffled" else "inheriting"
+        raise ConfigError(
+            f"split_ratio: {config.split_ratio:g} leaves the {half} half none of the {channels} "
+            f"channels, and explore_target {config.explore_target!r} needs it; choose another ratio"
+        )
 
 
 def check_shards(config: RunConfig, processes: int) -> None:

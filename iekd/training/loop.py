@@ -4,6 +4,9 @@ Order and augmentation of an epoch are functions of (seed, epoch) alone, drawn o
 resumed run and a run on another device see the same batches. Within an epoch nothing waits for the
 device: losses stay there and are read at its end. `iekd.training.pack` makes the same steps for
 several runs at once.
+
+`train` (`runner`) sees to it that parents are finished and calls `session`, which trains a run's
+epochs by this loop, evaluates, keeps checkpoints, and leaves the record (`finish`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -26,10 +29,10 @@ SUFFIX = {"student": "", "peer": "_peer"}  # of what is measured on a network, i
 
 
 def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
-    """One pass over the training images, from epoch 0; returns the epoch's row of the history.
+    """One pass over the training images; `epoch` counts from 0. Returns its row of the history.
 
-    That is the learning rate, the mean loss and its terms, and the error in percent on the
-    augmented batches. Raises `TrainingError` if a loss is no longer finite.
+    That is the learning rate at its start, the mean loss and its terms, and the error in percent on
+    the augmented batches. Raises `TrainingError` if a loss is no longer finite.
     """
     begin(run, epoch)
     plan = draw_epoch(config, run.dataset, epoch).to(run.mean.device)
@@ -91,7 +94,7 @@ def draw_views(config: RunConfig, dataset: data.DataSet) -> augment.Draws:
 
 
 def expect(run: Run, parts: Sequence[Tensor]) -> None:
-    """Tell a stream the parts of a plan that `take` will ask for, so that it reads ahead."""
+    """Tell a stream (images that are read from files) what `take` will ask for: it reads ahead."""
     if not isinstance(run.dataset.train.images, Tensor):
         run.dataset.train.images.expect(parts)
 
@@ -119,7 +122,7 @@ def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
     """
     log = {}
     for role, output, terms in updates(run, images, batch):
-        # to None: the optimiser leaves alone what this update does not reach
+        # gradients become None, so the optimiser skips what this update does not reach
         run.optimiser.zero_grad()
         sum(terms.values()).backward()
         run.optimiser.step()
@@ -204,7 +207,7 @@ def means_of(
     errors = {name: 100 * means.pop(name) for name in names if name.startswith("train_error")}
     terms = {f"loss_{name}": mean for name, mean in means.items()}
     if run.dataset.boxes and epoch == 0:
-        # a factor's size, and with it the weight of a mean over it, is not that of the paper
+        # the terms of the first step: where factors have another size a weight means another thing
         terms |= {f"start_{name}": values[0, i].item() for i, name in enumerate(names)}
     return {"lr": learning_rate(config, epoch), "loss": sum(means.values()), **terms, **errors}
 

@@ -3,6 +3,7 @@
 import doctest
 import importlib
 import inspect
+import pydoc
 import subprocess
 import sys
 
@@ -24,6 +25,23 @@ def test_the_examples_of_the_docstrings_run(module):
 def test_every_name_is_there_and_explained(name):
     thing = getattr(iekd, name)
     assert name == "__version__" or len(inspect.getdoc(thing)) > 30
+
+
+def test_a_name_can_be_completed_and_a_room_that_is_called_says_how():
+    """Tab in Jupyter asks `dir`; `help` and `?` ask docstring and signature."""
+    assert set(iekd.__all__) <= set(dir(iekd))
+    for room, argument in {"method": "taught", "config": "preset"}.items():
+        called = getattr(iekd, room)
+        assert argument in inspect.signature(called).parameters
+        assert f"iekd.{room}(" in pydoc.render_doc(called)
+    assert "reads:" in pydoc.render_doc(iekd.method)
+
+
+def test_arms_that_were_not_trained_are_no_runs():
+    arms = {"alone": tiny()}
+    for show in (iekd.table, iekd.plot):
+        with pytest.raises(iekd.ConfigError, match="what iekd.compare returns"):
+            show(arms, baseline="alone")
 
 
 def test_the_door_opens_at_once():

@@ -241,3 +241,98 @@ def test_what_would_spoil_a_run_is_said(measure, message):
 def test_huber_passes():
     check_measure(lambda x, y: F.smooth_l1_loss(iekd.unit(x), iekd.unit(y), beta=0.01))
     assert torch.is_grad_enabled()
+
+
+def distance(x, y):
+    return (iekd.unit(x) - iekd.unit(y)).abs().mean()
+
+
+def cosine(x, y):
+    return (iekd.unit(x) * iekd.unit(y)).sum(1).mean()
+
+
+@pytest.mark.parametrize(
+    ("measure", "how", "message"),
+    [
+        (lambda x, y: (x - y).abs().mean(), {"unit": "one"}, "exploration by it has no end"),
+        (cosine, {"unit": "one"}, "registered as a distance, .* similarity=True"),
+        (distance, {"similarity": True}, "registered as a similarity, .* similarity=False"),
+        (lambda x, y: 1 - cosine(x, y), {}, "register it with unit='one'"),
+        (distance, {"unit": "one"}, "register it with unit='l1'"),
+    ],
+)
+def test_a_measure_is_what_its_decorator_says(mine, measure, how, message):
+    iekd.measure("mine", **how)(measure)
+    with pytest.raises(MeasureError, match=message):
+        check_measure(measure)
+
+
+@pytest.mark.parametrize(
+    ("measure", "how"),
+    [
+        (lambda x, y: (x - y).abs().mean(), {"unit": "one", "sides": ("inherit",)}),
+        (cosine, {"unit": "one", "similarity": True}),
+        (lambda x, y: 1 - cosine(x, y), {"unit": "one"}),
+        (distance, {}),
+    ],
+)
+def test_what_is_registered_as_it_is_passes(mine, measure, how):
+    iekd.measure("mine", **how)(measure)
+    check_measure(measure)
+
+
+# ---------------------------------------------------------------------- mistakes are said early
+
+
+@pytest.mark.parametrize(
+    ("register", "how"),
+    [
+        (iekd.method, {"taught": "techer"}),
+        (iekd.method, {"reads": "poold"}),
+        (iekd.measure, {"unit": "l2"}),
+        (iekd.measure, {"sides": ("exploer",)}),
+    ],
+)
+def test_a_misspelt_word_of_a_decorator_is_refused(register, how):
+    ((argument, word),) = how.items()
+    word = word if isinstance(word, str) else word[0]
+    with pytest.raises(ConfigError, match=f"{argument}: {word!r} is not usable; choose one of"):
+        register("mine", **how)
+
+
+def test_a_method_that_takes_no_networks_is_refused_when_it_is_registered(mine):
+    class Mine(nn.Module):
+        def __init__(self, *, weight: float = 1.0):
+            super().__init__()
+
+    with pytest.raises(ConfigError, match=r"Mine: .* def __init__\(self, networks, \*, weight"):
+        iekd.method("mine")(Mine)
+
+
+@pytest.mark.parametrize("returned", ["a number", "a list of them"])
+def test_a_method_that_returns_no_terms_says_what_it_should_return(mine, returned):
+    @iekd.method("mine")
+    class Mine(nn.Module):
+        def __init__(self, networks):
+            super().__init__()
+
+        def forward(self, batch, student, teacher):
+            loss = F.cross_entropy(student.logits, batch.labels, reduction="none")
+            return loss.mean() if returned == "a number" else {"task": loss}
+
+    with pytest.raises(ConfigError, match="Mine.forward: it returns the terms of the loss by name"):
+        runner.train(tiny("mine"), progress=False)
+
+
+@pytest.mark.parametrize(
+    ("measure", "message"),
+    [
+        (lambda x, y: (x - y).abs().mean((1, 2, 3)), r"returns a tensor of shape \(8,\)"),
+        (lambda x, y: distance(x.detach(), y), "does not depend on the student"),
+    ],
+)
+def test_nothing_is_trained_by_a_measure_that_teaches_nothing(mine, monkeypatch, measure, message):
+    iekd.measure("mine")(measure)
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(ConfigError, match=f"mine: .*{message}"):
+        runner.train(tiny("ie-ft", explore="mine"), progress=False)

@@ -130,6 +130,18 @@ def test_the_borders_of_the_split_ratio_can_be_trained(method, ratio):
 # ---------------------------------------------------------------------- the last batch
 
 
+@pytest.mark.parametrize(
+    ("target", "ratio"), [("shuffled", 1.0), ("shuffled", 0.99), ("inherit", 0.01)]
+)
+def test_a_target_that_needs_a_half_without_channels_is_refused_before_anything_trains(
+    monkeypatch, target, ratio
+):
+    monkeypatch.setattr(runner, "fit", lambda *_: pytest.fail("it trains"))
+    config = tiny("ie-ft", explore_target=target, split_ratio=ratio)
+    with pytest.raises(ConfigError, match="split_ratio: .* none of the .* channels"):
+        runner.train(config, progress=False)
+
+
 @pytest.mark.parametrize("network", ["vgg13", "mobilenetv2x0.5", "wrn10_1", "resnet8x0.25"])
 @pytest.mark.parametrize(
     "method", ["supervised", "factor-ae", "kd", "ft", "od", "vid", "crd", "dml", "ie-dml"]
