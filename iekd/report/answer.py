@@ -14,8 +14,9 @@ from iekd.report.phrases import difference, number, p_text
 from iekd.report.statistics import Paired
 from iekd.report.verdicts import SIGNS
 
-# The two claims that the method stands on: better than its base, and by its exploration.
-HEART = ("ie-ft", "exploration")
+# The claims that the method stands on: better than its base, at the weights of each and at one
+# weight, and by its exploration.
+HEART = ("ie-ft", "ie-ft-weight", "exploration")
 FOUND = ("supported", "reproduced", "contradicted", "not reproduced", "equivalent", "inconclusive")
 # Marker and colour of a verdict.
 LOOK = {

@@ -35,7 +35,8 @@ class Claim:
     Arms name the fields that differ from the preset; `TEACHER` is that of `a`. `fields`
     hold for all arms; `swapped` exchanges teacher and student of the preset. A claim about another
     quantity than the error names its column in `metric` (see `iekd.analysis.metrics`). Without `a`
-    nothing can test the claim yet. `caveat` is what a reader of the verdict has to know.
+    nothing can test the claim yet. `caveat` is what a reader of the verdict has to know. Of an arm
+    that we had to construct (`rebuilt`) no result is the paper's, reproduced or not.
 
     Claims of one `family` make a board of their own, and are corrected together; '' is the board of
     the first page. `planned` is the number of seeds of every arm, 0 = `PLANNED` of the preset.
@@ -50,6 +51,7 @@ class Claim:
     swapped: bool = False
     metric: str = ""
     caveat: str = ""
+    rebuilt: bool = False
     family: str = ""
     planned: int = 0
 

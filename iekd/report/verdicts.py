@@ -47,7 +47,7 @@ def board(
 
     An outcome is in favour of the claim, "supported", or against it, "contradicted"; or
     "reproduced" and "not reproduced" where the paper claims it of its own pair and recipe (preset
-    paper, no `setting`).
+    paper, no `setting`) and the arm is not `rebuilt`.
     """
     tested = [examine(frame, claim, preset, metric, **setting) for claim in claims]
     shown = [decisive(t.contrasts) if t.contrasts else (0, np.nan) for t in tested]
@@ -57,7 +57,7 @@ def board(
         bound = smallest(preset, claim.metric or "last")
         planned = claim.planned or PLANNED[preset]
         verdict, missing = decide(test, index, p_holm, planned, bound)
-        if preset == "paper" and claim.source != "X" and not setting:
+        if preset == "paper" and claim.source != "X" and not (setting or claim.rebuilt):
             verdict = PAPERS_OWN.get(verdict, verdict)
         row = {"id": claim.id, "preset": preset, "sentence": claim.sentence, "source": claim.source}
         row |= {"verdict": WORDS.get(verdict, verdict), "metric": claim.metric}

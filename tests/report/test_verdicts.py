@@ -89,6 +89,12 @@ def test_teacher_is_the_one_that_taught_and_counts_once():
     assert few["verdict"] == "open" and "3 of 5 planned seeds" in few["note"] and few["n"] == 3
 
 
+def test_of_an_arm_that_we_had_to_construct_nothing_is_reproduced():
+    arms = arm(6.0, method="ie-at"), arm(7.0, -1, method="at")
+    arms = [(fields, dict(enumerate(values.values()))) for fields, values in arms]
+    assert verdicts(*arms, preset="paper")["ie-at"] == "supported"
+
+
 def test_reproduced_is_kept_for_the_papers_own_recipe():
     arms = arm(40.0), arm(41.0, -1, method="ft"), arm(39.0, -1, explore="none")
     own = verdicts(*arms, preset="paper")
@@ -226,7 +232,7 @@ def test_how_large_a_difference_is_stands_beside_it():
     ours = {"inherit_weight": 500}
     assert "may be smaller" in note(arm(40.0, **ours), arm(40.3, -1, method="ft"))
     assert "may be smaller" not in note(arm(40.0, **ours), arm(41.0, -1, method="ft"))
-    assert note(arm(40.0, **ours), arm(40.0, -1, method="ft")) == "interval within ±0.5"
+    assert note(arm(40.0, **ours), arm(40.0, -1, method="ft")).startswith("interval within ±0.5")
     row = (
         board(frame("class", arm(40.0), arm(41.0, -1, method="ft")), "class")
         .set_index("id")
