@@ -8,13 +8,15 @@ os.environ.setdefault(
 os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from tiny import tiny
 
-from iekd.config import RunConfig
+from iekd.config import RunConfig, known
+from iekd.method import registry
 from iekd.records import Record, store
 from iekd.training import runner
 
@@ -81,6 +83,22 @@ class Shelf:
 @pytest.fixture(scope="session")
 def shelf(tmp_path_factory):
     return Shelf(tmp_path_factory.mktemp("shelf"))
+
+
+@pytest.fixture
+def own_losses(monkeypatch):
+    """What the test registers is forgotten afterwards, with the files that it imports."""
+    monkeypatch.setenv("IEKD_IMPORT", "")
+    known.load()
+    tables = registry.METHODS, registry.MEASURES, registry.INHERIT, registry.EXPLORE
+    before = [{*table} for table in tables]
+    yield
+    for table, names in zip(tables, before, strict=True):
+        for name in {*table} - names:
+            row = table.pop(name)
+            thing = getattr(row, "kind", None) or getattr(row, "function", row)
+            if not registry.is_ours(thing):
+                sys.modules.pop(thing.__module__, None)
 
 
 @pytest.fixture

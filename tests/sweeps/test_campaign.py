@@ -5,9 +5,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from iekd import records
 from iekd.config import RunConfig, grid
+from iekd.method import registry
 from iekd.report.claims import PLANNED
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +144,22 @@ def test_the_arms_on_imagenette_share_everything_but_the_method():
     assert len(configs) == 80 == len({config.path for config in configs})
     assert len({(c.epochs, c.lr, c.validation_images) for c in configs}) == 1
     assert all(config.seed < 100 for config in read("imagenette-pilot.yaml"))
+
+
+def test_the_second_controls_are_the_mirror_image_and_the_mean(own_losses):
+    configs = read("mirror/grid.yaml")
+    assert {(c.explore, c.explore_target) for c in configs} == {
+        ("mirrored-l1", "teacher"),
+        ("centred-l1", "shuffled"),
+        ("mean-l1", "teacher"),
+    }
+    assert {config.seed for config in configs} == set(range(100, 100 + PLANNED["class"]))
+    student, teacher = torch.randn(2, 16, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    for name, best in (("centred-l1", -teacher), ("mirrored-l1", teacher)):
+        values = [registry.EXPLORE[name](x, teacher) for x in (best, student, -best)]
+        assert values[0] < values[1] < values[2]
+    push = registry.EXPLORE["mean-l1"]
+    assert torch.allclose(push(student, teacher), push(student, teacher.roll(1, 0)))
 
 
 def test_every_run_of_the_campaign_comes_after_its_protocol():

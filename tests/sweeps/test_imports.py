@@ -14,7 +14,7 @@ from tiny import SMALL, made_up
 
 from iekd import records
 from iekd.cli.main import main
-from iekd.config import RunConfig, grid, known
+from iekd.config import RunConfig, grid
 from iekd.config.known import import_files
 from iekd.errors import ConfigError
 from iekd.method import registry
@@ -52,20 +52,12 @@ OWN = [{"method": "mean-gap", "gap_weight": [1, 3]}, {"method": "ie-ft", "explor
 
 
 @pytest.fixture
-def file(tmp_path, monkeypatch):
+def file(tmp_path, own_losses):
     """A file of losses, known to nobody yet and to nobody afterwards."""
-    monkeypatch.setenv("IEKD_IMPORT", "")
     path = tmp_path / "mine" / f"losses_{os.urandom(4).hex()}.py"
     path.parent.mkdir()
     path.write_text(LOSSES)
-    tables = registry.METHODS, registry.MEASURES, registry.INHERIT, registry.EXPLORE
-    known.load()
-    before = [dict(table) for table in tables]
-    yield path
-    sys.modules.pop(path.stem, None)
-    for table, rows in zip(tables, before, strict=True):
-        for name in {*table} - {*rows}:
-            del table[name]
+    return path
 
 
 def write(file: Path, **base) -> Path:
