@@ -12,6 +12,8 @@ imagenette=b0be8a53860afa19bc085665a77344833ba4494e
 # Detection's pilot, which is done, and the paper's own networks on Imagenette; detection with what its pilot's rule chose.
 later=8ff4bdf1afff3ed1c0544baa2daa4555668d5e25
 detection=c2d3ce935defe90a553c4288d33c5235490bc2e4
+# The second set of controls.
+mirror=35859c8fb9e1b48d2bedcaab21baf1e84f51c7ed
 python=$home/env/bin/python
 cores=$(nproc)
 export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}
@@ -35,6 +37,7 @@ prepare() {
   library "$imagenette" >/dev/null
   library "$later" >/dev/null
   library "$detection" >/dev/null
+  library "$mirror" >/dev/null
   if [ ! -e "$home/env/ready" ]; then
     "${PYTHON:-python3}" -m venv --clear "$home/env"
     "$python" -m pip install -qq --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$tree"
@@ -68,6 +71,7 @@ queue() {
   step "$pilot" "$runs" "$runs/imagenette-pilot.yaml"
   step "$later" "$runs" "$runs/detection-pilot.yaml"
   step "$detection" "$runs" "$runs/detection.yaml" --pack 7
+  step "$mirror" "$runs" "$runs/mirror/grid.yaml" --pack 8
   step "$plan" "$runs/again" "$runs/again/grid.yaml" --pack 8
   step "$imagenette" "$runs" "$runs/imagenette.yaml" --pack 8 --analyse
   step "$plan" "$runs" "$runs/joint.yaml" "$runs/profile.yaml" "$runs/ladder.yaml" --pack 8

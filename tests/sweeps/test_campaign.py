@@ -16,9 +16,9 @@ ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "runs" / "records"
 PINNED = (ROOT / "runs" / "campaign.commit").read_text().strip()
 QUEUE = (ROOT / "runs" / "campaign.sh").read_text()
-PILOT, IMAGENETTE, LATER, DETECTION = (
+PILOT, IMAGENETTE, LATER, DETECTION, MIRROR = (
     re.search(rf"^{name}=([0-9a-f]{{40}})$", QUEUE, re.MULTILINE)[1]
-    for name in ("pilot", "imagenette", "later", "detection")
+    for name in ("pilot", "imagenette", "later", "detection", "mirror")
 )
 
 
@@ -144,6 +144,18 @@ def test_the_arms_on_imagenette_share_everything_but_the_method():
     assert len(configs) == 80 == len({config.path for config in configs})
     assert len({(c.epochs, c.lr, c.validation_images) for c in configs}) == 1
     assert all(config.seed < 100 for config in read("imagenette-pilot.yaml"))
+
+
+def test_the_second_controls_are_trained_by_a_commit_that_holds_their_plan(own_losses):
+    if git("rev-parse", "--verify", f"{MIRROR}^{{commit}}").returncode:
+        pytest.skip("a checkout without its history")
+    assert "## A second set of controls" in git("show", f"{MIRROR}:book/campaign.ipynb").stdout
+    for name in ("grid.yaml", "mirror.py"):
+        planned = git("show", f"{MIRROR}:runs/mirror/{name}").stdout
+        assert planned == (ROOT / "runs" / "mirror" / name).read_text()
+    paths = [RECORDS / f"{config.path}.json" for config in read("mirror/grid.yaml")]
+    for commit in {records.read(path).git["commit"] for path in paths if path.exists()}:
+        assert git("merge-base", "--is-ancestor", MIRROR, commit).returncode == 0, commit
 
 
 def test_the_second_controls_are_the_mirror_image_and_the_mean(own_losses):
