@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from iekd.checkout import ROOT
 from iekd.errors import ConfigError, file_beside
 from iekd.method import registry
-from iekd.method.registry import EXPLORE, INHERIT, METHODS, Method
+from iekd.method.registry import EXPLORE, INHERIT, MEASURES, METHODS, Method
 
 
 def methods() -> dict[str, Method]:
@@ -73,16 +74,21 @@ def import_files(files: Iterable[str | Path], beside: Path = Path()) -> None:
     """Import files here, and in every process that is started from here.
 
     They are put into $IEKD_IMPORT as absolute paths. `beside`: the folder that relative paths start
-    from. Raises `ConfigError` for a file that cannot be imported.
+    from, else the checkout's root. Raises `ConfigError` for a file that cannot be imported.
     """
     load()
     known = _named()
     for file in files:
-        path = str((beside / Path(str(file)).expanduser()).resolve())
+        path = str(_found(Path(str(file)).expanduser(), beside))
         import_file(path)
         if path not in known:
             known.append(path)
     os.environ["IEKD_IMPORT"] = os.pathsep.join(known)
+
+
+def _found(file: Path, beside: Path) -> Path:
+    own, of_checkout = (folder / file for folder in (beside, ROOT))
+    return (of_checkout if of_checkout.exists() and not own.exists() else own).resolve()
 
 
 def import_file(name: str) -> None:
@@ -107,3 +113,14 @@ def import_file(name: str) -> None:
         raise ConfigError(
             f"{name}: it cannot be imported ({type(error).__name__}: {error})"
         ) from error
+
+
+def files_of(method: str, *measures: str) -> list[Path]:
+    """The files of a reader that register these, as they were imported; notebooks are none."""
+    load()
+    things: list[Callable] = [METHODS[method].kind] if method in METHODS else []
+    things += [MEASURES[name].function for name in measures if name in MEASURES]
+    modules = dict.fromkeys(thing.__module__ for thing in things if not registry.is_ours(thing))
+    modules.pop("__main__", None)
+    files = [getattr(sys.modules.get(module), "__file__", None) for module in modules]
+    return [Path(file) for file in files if file]

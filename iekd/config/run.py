@@ -8,12 +8,14 @@ one training has one identity.
 import functools
 import hashlib
 import json
+import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
 
 from iekd import data
+from iekd.checkout import from_root
 from iekd.config import known
 from iekd.config.fields import RETIRED, Fields, choices
 from iekd.config.presets import PRESETS, usual
@@ -309,8 +311,10 @@ class RunConfig(Fields):
         return {name: _text(value) for name, value in fields.items()}
 
     def command(self) -> str:
-        """The shell command that makes this run again."""
-        words = [f"--{name.replace('_', '-')} {value}" for name, value in self.named().items()]
+        """The shell command that makes this run again, with the reader's files that it needs."""
+        files = known.files_of(self.method, self.inherit, self.explore)
+        words = [f"--import {shlex.quote(from_root(file))}" for file in files]
+        words += [f"--{name.replace('_', '-')} {value}" for name, value in self.named().items()]
         return " ".join(["iekd run", *words])
 
 

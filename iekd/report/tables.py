@@ -75,7 +75,8 @@ def difference_lines(row: Mapping[str, Any]) -> list[str]:
     limits = phrases.interval(row["difference_low"], row["difference_high"], signed=True)
     tested = "" if pd.isna(row["p_holm"]) else f", {phrases.p_text(row['p_holm'])}"
     difference = f"{number(row['difference'], signed=True)} {word}".strip()
-    return [difference, limits, f"{row['pairs']} pairs{tested}"]
+    pairs = "1 pair" if row["pairs"] == 1 else f"{row['pairs']} pairs"
+    return [difference, limits, f"{pairs}{tested}"]
 
 
 def grid_html(

@@ -104,20 +104,32 @@ def test_a_file_that_cannot_be_imported_is_refused_with_the_grid(file, value, me
 
 
 def test_a_command_of_a_run_makes_it_again(file):
-    """`--gap-weight` is an option once its file is imported; the printed command names it."""
+    """`--gap-weight` is an option once its file is imported; the printed command names both."""
     configs = [config for config in grid.read(write(file)) if config.method == "mean-gap"]
     config = configs[1]
     assert "--gap-weight 3" in config.command()
     words = config.command().split()[1:]
-    for command in (["--import", file, *words], [*words, "--import", file]):
+    assert words[1:3] == ["--import", str(file)]
+    bare = [words[0], *words[3:]]
+    for command in (words, ["--import", file, *bare], [*bare, "--import", file]):
         done = iekd(*command, "--dry-run")
         assert done.returncode == 0 and f"hash {config.hash}" in done.stdout, done.stderr
-    done = iekd(*words, "--dry-run")
+    done = iekd(*bare, "--dry-run")
     assert done.returncode == 2 and "gap_weight: no such parameter" in done.stderr
     done = iekd(*words[:-2], "--gap-weight", "much", "--import", file)
     assert (
         done.returncode == 1 and "gap_weight: 'much' is not usable; it is a number" in done.stderr
     )
+
+
+def test_the_printed_command_of_a_file_of_the_checkout_works_from_any_folder(
+    own_losses, tmp_path, monkeypatch
+):
+    config = grid.read(grid.find("mirror/grid.yaml"))[0]
+    assert "--import runs/mirror/mirror.py " in config.command()
+    monkeypatch.chdir(tmp_path)
+    done = iekd(*config.command().split()[1:], "--dry-run")
+    assert done.returncode == 0 and f"hash {config.hash}" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("preset", ["smoke", "class", "paper"])
