@@ -24,6 +24,7 @@ def rows(config: RunConfig, errors: dict[int, float]) -> list[dict]:
             "seconds": 60.0,
             "images_per_second": 900.0,
             "device": "cpu",
+            "torch": "2.0",
             "command": run.command(),
         }
         runs.append({**run.model_dump(), **names, **metrics, **facts})

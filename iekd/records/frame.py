@@ -16,7 +16,7 @@ from iekd.records.record import Record, files, read
 
 # The columns after the fields of the configuration, in this order.
 OF_RUN = ("hash", "path", "variant", "pair", "command")
-OF_MACHINE = ("seconds", "images_per_second", "device", "threads")
+OF_MACHINE = ("seconds", "images_per_second", "device", "threads", "torch")
 RULES = ("last", "val_selected", "best_on_test")
 OF_RULE = ("", "_epoch", "_exact")
 OF_LAST = ("last_validation", "last_loss", "last_train")
@@ -29,10 +29,11 @@ def load(folder: Path | str | None = None, **where: Any) -> pd.DataFrame:
     a class that shares a store keeps the evidence in sight. A run of both is the store's.
 
     Columns: the fields of the configuration; hash, path, variant, pair, command; seconds,
-    images_per_second, device, threads; for each selection rule (last, val_selected, best_on_test)
-    the test error in percent, `<rule>_epoch` and `<rule>_exact`; last_validation, last_loss,
-    last_train. Analysed runs add the metrics of `iekd.analysis.metrics` and, where a second
-    training was measured in place of lost weights, its test error `last_again`.
+    images_per_second, device, threads, torch (its version); for each selection rule (last,
+    val_selected, best_on_test) the test error in percent, `<rule>_epoch` and `<rule>_exact`;
+    last_validation, last_loss, last_train. Analysed runs add the metrics of
+    `iekd.analysis.metrics` and, where a second training was measured in place of lost weights, its
+    test error `last_again`.
 
     Args:
         where: columns and the value, or the list of values, that the kept rows have.
@@ -82,6 +83,7 @@ def as_row(record: Record) -> dict[str, Any]:
     values = [*config.model_dump().values()]
     values += [record.hash, config.path, config.variant, config.pair, config.command()]
     values += [record.seconds, record.images_per_second, device["name"], device["threads"]]
+    values += [record.versions["torch"].partition("+")[0]]
     for rule in RULES:
         metric = record.metrics[rule]
         known = metric and (metric.test_error, metric.epoch, metric.test_error_exact)

@@ -14,8 +14,7 @@ from iekd.errors import ConfigError
 from iekd.report import claims
 from iekd.report.arms import runs_of
 from iekd.report.claims import CLAIMS, CONFIRMATORY, SMALLEST, TEACHER, Claim
-from iekd.report.labels import folder, label, record_link
-from iekd.report.phrases import torch_versions
+from iekd.report.labels import label, record_link
 from iekd.report.statistics import Paired, by_teacher, detectable, holm, outcome, paired, summary
 
 PILOT = "pilot seeds only, seen before the protocol was fixed"
@@ -23,12 +22,12 @@ POWER = 0.8  # with which a detectable difference is seen
 
 
 class Arm(NamedTuple):
-    """Label, errors (or another metric) by seed, address and folder of the records."""
+    """Label; errors (or another metric) by seed, with the versions of PyTorch; address."""
 
     label: str
     errors: pd.Series
+    torch: pd.Series
     link: str
-    folder: str
 
 
 class Contrast(NamedTuple):
@@ -43,6 +42,12 @@ class Contrast(NamedTuple):
     @property
     def links(self) -> tuple[str, ...]:
         return tuple(arm.link for arm in self.arms)
+
+    @property
+    def two_versions(self) -> int:
+        """In how many of the pairs the two runs were made with different versions of PyTorch."""
+        found = [arm.torch.reindex(self.differences.index) for arm in self.arms]
+        return int((pd.concat(found, axis=1).dropna().nunique(axis=1) > 1).sum())
 
 
 class Tested(NamedTuple):
@@ -139,9 +144,9 @@ def _arm(
     if runs.empty or metric not in runs or runs[metric].isna().all():
         return None
     first = runs.iloc[0].to_dict() | {"role": "teacher" if of_teacher else "student"}
-    values = runs.set_index("seed")[metric]
-    values = values[values.index < config.teachers] if of_teacher else values
-    return Arm(label(first, told), values, record_link(first), folder(first))
+    by_seed = runs.set_index("seed")
+    by_seed = by_seed[by_seed.index < config.teachers] if of_teacher else by_seed
+    return Arm(label(first, told), by_seed[metric], by_seed["torch"], record_link(first))
 
 
 def sensitivity(
@@ -179,12 +184,7 @@ def _otherwise(contrast: Contrast, teachers: int) -> dict[str, float]:
     over, varies = summary(means), result.sd > 0
     p_ranks = float(stats.wilcoxon(x).pvalue) if varies else np.nan
     p_teachers = float(stats.ttest_1samp(means, 0).pvalue) if over.n > 1 and varies else np.nan
-
-    # In how many of the pairs the two runs were made with different versions of PyTorch.
-    two_versions = 0
-    for seed in x.index:
-        versions = torch_versions(f"{arm.folder}/seed{seed}" for arm in contrast.arms)
-        two_versions += len(set(versions.values())) > 1
     least = result.sd * detectable(result.n, wanted=POWER)
     found = {"p_wilcoxon": p_ranks, "low_teachers": over.low, "high_teachers": over.high}
-    return found | {"p_teachers": p_teachers, "detectable": least, "two_versions": two_versions}
+    found |= {"p_teachers": p_teachers, "detectable": least}
+    return found | {"two_versions": contrast.two_versions}

@@ -5,9 +5,7 @@ from typing import get_args
 
 import pandas as pd
 
-from iekd import records
 from iekd.config.grid import holding
-from iekd.records import store
 from iekd.report.arms import by_variant, students_of
 from iekd.report.claims import CONFIRMATORY, NO_RUNS, SMALLEST, TOO_FEW
 from iekd.report.comparison import comparison, smallest
@@ -230,8 +228,7 @@ def remark(runs: pd.DataFrame) -> str:
 
 def version_note(runs: pd.DataFrame, baselines: Sequence[str]) -> str:
     """How many paired differences are between runs of two versions of PyTorch; '' if none is."""
-    students = students_of(runs).set_index(["variant", "seed"])["path"]
-    torch = students.map(torch_versions(students)).dropna().to_dict()
+    torch = students_of(runs).set_index(["variant", "seed"])["torch"].to_dict()
     pairs = []
     for variant, seed in torch:
         others = [b for b in baselines if b != variant and (b, seed) in torch]
@@ -244,13 +241,6 @@ def version_note(runs: pd.DataFrame, baselines: Sequence[str]) -> str:
         f"In {len(mixed)} of these {len(pairs)} differences the two runs were made with different "
         f"versions of PyTorch ({names})."
     )
-
-
-def torch_versions(paths: Iterable[str]) -> dict[str, str]:
-    """The version of PyTorch that made each run, by the path of its record, if that is at hand."""
-    files = {path: store.record_file(path) for path in paths}
-    there = {path: records.read(file) for path, file in files.items() if file.exists()}
-    return {path: record.versions["torch"].partition("+")[0] for path, record in there.items()}
 
 
 def sweep_command(paths: Iterable[str]) -> str:

@@ -41,9 +41,9 @@ def board(
 
     Columns: id, preset, sentence, source, verdict, metric ('' = test error), effect (a - b,
     percentage points or the unit of that metric), low, high, n (pairs; against the teacher a pair
-    is a teacher with its students), p, p_holm (corrected over the tested claims), rival, note,
-    links. `setting` changes fields of the preset in every arm, `metric` the column that claims
-    about errors look at.
+    is a teacher with its students), p, p_holm (corrected over the tested claims), two_versions
+    (pairs made with different versions of PyTorch), rival, note, links. `setting` changes fields of
+    the preset in every arm, `metric` the column that claims about errors look at.
 
     An outcome is in favour of the claim, "supported", or against it, "contradicted"; or
     "reproduced" and "not reproduced" where the paper claims it of its own pair and recipe (preset
@@ -113,10 +113,12 @@ def _evidence_of(tested: Tested, index: int, p: float, p_holm: float) -> dict[st
     """The columns of the board about the decisive contrast."""
     if not tested.contrasts:
         nothing = dict.fromkeys(("effect", "low", "high", "p", "p_holm"), np.nan)
-        return {**nothing, "n": 0, "rival": "", "note": tested.note, "links": ()}
+        nothing |= {"n": 0, "two_versions": 0}
+        return {**nothing, "rival": "", "note": tested.note, "links": ()}
     shown = tested.contrasts[index]
     n, effect, _, low, high, _ = shown.result
     about = {"effect": effect, "low": low, "high": high, "n": n, "p": p, "p_holm": p_holm}
+    about["two_versions"] = shown.two_versions
     return {**about, "rival": shown.rival, "note": "", "links": shown.links}
 
 
@@ -163,7 +165,10 @@ def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
     )
     size = tuning.size_note(usual_configs(preset, set(table["id"])))
     command = command or SWEEPS.get(preset, "")
-    below = foot(table.drop(columns="links"), caption, command, size)
+    mixed, pairs = table["two_versions"].sum(), table["n"].sum()
+    versions = f"In {mixed} of the {pairs} pairs the two runs have different versions of PyTorch."
+    remark = " ".join(filter(None, (size, versions if mixed else "")))
+    below = foot(table.drop(columns="links"), caption, command, remark)
     heads = ["claim", "verdict", "evidence", "source of the claim"]
     found = html.table(caption, note, heads, rows, "ie-wrap ie-cards ie-board", below)
     whole = [{claim.id for claim in family} for family in FAMILIES.values()]

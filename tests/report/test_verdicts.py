@@ -264,7 +264,7 @@ def test_contrasts_look_at_a_difference_in_other_ways():
     assert (row["low_teachers"], row["high_teachers"]) == pytest.approx(limits)
     assert row["p_teachers"] == pytest.approx(stats.ttest_1samp(means, 0).pvalue)
     assert row["low_teachers"] < row["low"]  # students of one teacher are alike here
-    assert row["two_versions"] == 0  # no record of these is at hand
+    assert row["two_versions"] == 0
     power = stats.nct.sf(stats.t.ppf(0.975, 9), 9, row["detectable"] / row["sd"] * 10**0.5)
     assert power == pytest.approx(0.8, abs=1e-3)
 
@@ -310,6 +310,15 @@ def test_pairs_of_two_versions_are_counted(committed_store):
     assert (
         row.loc["IE-FT (inherit L1, explore CKA)", "two_versions"] == 14
     )  # of its seeds 106 to 119
+
+
+def test_a_board_says_how_many_of_its_pairs_are_of_two_versions(committed_store):
+    table = board(records.load(preset="class"), "class", FAMILIES["controls"])
+    assert list(table["two_versions"]) == list(table["n"]) and table["n"].sum() == 80
+    said = "In 80 of the 80 pairs the two runs have different versions of PyTorch."
+    assert said in board_html(table, "The controls")
+    same = board(frame("class", arm(40.0), arm(41.0, -1, method="ft")), "class")
+    assert not same["two_versions"].any() and "PyTorch" not in board_html(same, "Claims")
 
 
 def test_no_verdict_contradicts_its_corrected_p(committed_store):
