@@ -222,13 +222,14 @@ def test_a_grid_says_what_its_weights_count_and_which_versions_it_compares(commi
     assert phrases.version_note(runs[runs["seed"] == 100], ("ie-ft",)) == ""
 
 
-def test_every_committed_student_is_in_a_grid():
+def test_every_committed_student_is_in_a_grid(own_losses):
     evidence = records.load(ROOT / "runs" / "records", preset=["class", "paper"])
     named = set().union(*grids._grids().values())
     parents = {
         path for file in grids._grids() for path in grids.with_parents(grids.read(ROOT / file))
     }
-    assert set(evidence["path"]) <= named | parents
+    second = {config.path for config in grids.read(ROOT / "runs" / "mirror" / "grid.yaml")}
+    assert set(evidence["path"]) <= named | parents | second
 
 
 def test_remark_on_recompressed_test_images(runs):
