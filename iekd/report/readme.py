@@ -5,19 +5,27 @@ from pathlib import Path
 
 import pandas as pd
 
+from iekd import data
 from iekd.checkout import ROOT
 from iekd.config import RunConfig
 from iekd.errors import StoreError
 from iekd.records.store import write_atomic
 from iekd.report import phrases, tuning
-from iekd.report.arms import decisive_runs
-from iekd.report.claims import NO_RUNS
+from iekd.report.arms import decisive_runs, students_of
+from iekd.report.claims import NO_RUNS, PLANNED
 from iekd.report.comparison import METRICS
 from iekd.report.labels import folder, networks
 from iekd.report.statistics import LEVEL
 from iekd.report.tables import difference_lines, rows_of
 
-HEADLINE = ("supervised", "kd", "ft", "ie-ft")
+# The arms of the headline, IE-FT last; at desk scale the primary ones.
+ALONE, KD, FT, IE = ({"method": name} for name in ("supervised", "kd", "ft", "ie-ft"))
+PULL, SHUFFLED = IE | {"explore": "none"}, IE | {"explore_target": "shuffled"}
+HEADLINE, AT_DESK = (ALONE, KD, FT, IE), (ALONE, FT, PULL, SHUFFLED, IE)
+REGIME = {
+    "desk": "The pair is the paper's, the training is shorter",
+    "paper": "The recipe is that of the authors' code",
+}
 README = ROOT / "README.md"
 MARKERS = re.compile(r"(?<=<!-- headline:start -->\n).*?(?=<!-- headline:end -->)", re.DOTALL)
 
@@ -56,9 +64,10 @@ def _markdown(heads: list[str], lines: list[list[str]]) -> str:
 
 def readme(frame: pd.DataFrame, preset: str = "class") -> str:
     """The headline table of README.md: teacher, student and methods, linked to their records."""
-    configs = [RunConfig.create(preset, method=method) for method in HEADLINE]
+    arms = AT_DESK if preset == "desk" else HEADLINE
+    configs = [RunConfig.create(preset, **arm) for arm in arms]
     runs = decisive_runs(frame, configs)
-    arms, compared = rows_of(runs, "last", ("supervised", "ft"))
+    found, compared = rows_of(runs, "last", ("supervised", "ft"))
     if not compared["supervised"]:
         return f"There are {NO_RUNS} at {preset} scale.\n"
     folders = {(run["role"], run["variant"]): folder(run) for run in runs.to_dict("records")}
@@ -66,33 +75,36 @@ def readme(frame: pd.DataFrame, preset: str = "class") -> str:
         "| method | n | test error, % | minus student alone, points | minus FT, points |",
         "|---|---|---|---|---|",
     ]
-    for arm, row in arms.items():
+    for arm, row in found.items():
         name = f"[{row['label']}](runs/records/{folders[arm]})"
         cells = [name, str(row["n"]), phrases.spread(row["mean"], row["sd"])]
         for differences in compared.values():
             cells.append("; ".join(difference_lines(differences[arm])) if differences else "—")
         lines.append(f"| {' | '.join(cells)} |")
     table = "\n".join(lines)
-    return f"{_setting(configs)}\n\n{table}\n\n{phrases.remark(runs)}".rstrip() + "\n"
+    return f"{_setting(configs, runs)}\n\n{table}\n\n{phrases.remark(runs)}".rstrip() + "\n"
 
 
-def _setting(configs: list[RunConfig]) -> str:
+def _setting(configs: list[RunConfig], runs: pd.DataFrame) -> str:
     """What a reader has to know of the runs."""
     config, ft = configs[-1], next(c for c in configs if c.method == "ft")
-    images = "all training images"
-    if config.train_images:
-        images = f"{config.train_images:,} training images"
-    error = METRICS["last"].lower()
     size = f" at {config.image_size} × {config.image_size} pixels" if config.image_size else ""
-    return (
+    planned = PLANNED[config.preset]
+    missing = students_of(runs).groupby("variant")["seed"].nunique().min() < planned
+    regime = REGIME.get(config.preset, "It is a small setting, not the paper's")
+    sentences = [
         f"**{config.preset.capitalize()} scale** ({config.teacher} teaches {config.student}; "
-        f"{config.dataset}{size}, {images}, {config.epochs} epochs): {error}, mean ± standard "
-        f"deviation over n seeds. Differences are paired by seed, with {100 * LEVEL:.0f} % "
-        f"interval and p Holm-corrected over a column. {phrases.legend(config.preset)} Every "
-        f"method has its usual weight; FT's is {ft.ft_weight / config.inherit_weight:g} times "
-        f"IE-FT's (the book compares them at one weight, too). {tuning.size_note(configs)} It is "
-        "a small setting, not the paper's; the book says what it can tell."
-    )
+        f"{config.dataset}{size}, {data.image_count(config):,} training images, {config.epochs} "
+        f"epochs): {METRICS['last'].lower()}, mean ± standard deviation over n seeds.",
+        f"{planned} seeds of each method are planned." if missing else "",
+        f"Differences are paired by seed, with {100 * LEVEL:.0f} % interval and p Holm-corrected "
+        f"over a column. {phrases.legend(config.preset)}",
+        f"Every method has its usual weight; FT's is {ft.ft_weight / config.inherit_weight:g} "
+        "times IE-FT's (the book compares them at one weight, too).",
+        tuning.size_note(configs),
+        f"{regime}; the book says what it can tell.",
+    ]
+    return " ".join(filter(None, sentences))
 
 
 def update_readme(frame: pd.DataFrame, preset: str = "class", path: Path = README) -> Path:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from frames import class_runs
+from frames import ALONE, FT, IE, TEACHER, class_runs, errors, frame
 
 from iekd.errors import StoreError
 from iekd.report import readme
@@ -25,6 +25,20 @@ def test_readme_lists_the_arms_that_ran(runs):
         "| [FT",
     ]
     assert "](runs/records/class/cifar10/resnet20-resnet8/kd)" in text
+
+
+def test_at_desk_scale_the_headline_has_the_primary_arms():
+    """Every question of the protocol needs its rival beside IE-FT; missing seeds are said."""
+    last = {300: 10.0, 301: 10.4, 302: 10.1}
+    arms = [ALONE, FT, {**IE, "explore": "none"}, {**IE, "explore_target": "shuffled"}, IE]
+    text = readme.readme(
+        frame("desk", (TEACHER, errors(7.0, 7.1)), *((a, last) for a in arms)), "desk"
+    )
+    names = [line.split("]")[0].strip("| [") for line in text.splitlines() if "](" in line]
+    assert names[:3] == ["Teacher", "Student alone", "FT"] and names[-1] == "IE-FT"
+    assert "inheritance only" in names[3] and "shuffled" in names[4]
+    assert "45,000 training images" in text and "8 seeds of each method are planned" in text
+    assert "The pair is the paper's" in text and "setting, not the paper's" not in text
 
 
 def test_update_readme_changes_only_what_lies_between_the_markers(tmp_path, runs):
