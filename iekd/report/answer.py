@@ -10,9 +10,9 @@ from matplotlib.lines import Line2D
 from iekd.report import figures
 from iekd.report.claims import SMALLEST
 from iekd.report.labels import COLOURS
-from iekd.report.phrases import difference, number, p_text
+from iekd.report.phrases import difference, number
 from iekd.report.statistics import Paired
-from iekd.report.verdicts import SIGNS
+from iekd.report.verdicts import SIGNS, pairs
 
 # The claims that the method stands on: better than its base, at the weights of each and at one
 # weight, and by its exploration.
@@ -57,7 +57,7 @@ def told(row: Mapping[str, Any]) -> str:
     if row["n"] < 2:
         return f"*{row['sentence'].rstrip('.')}*: **{row['verdict']}** ({row['note']})."
     result = Paired(row["n"], row["effect"], float("nan"), row["low"], row["high"], row["p"])
-    numbers = f"{difference(result, unit=' points')}, {row['n']} pairs, {p_text(row['p_holm'])}"
+    numbers = f"{difference(result, unit=' points')}, {pairs(row)}"
     return f"*{row['sentence'].rstrip('.')}*: **{row['verdict']}** ({numbers})."
 
 

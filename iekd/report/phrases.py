@@ -33,9 +33,14 @@ def interval(low: float, high: float, signed: bool = False, digits: int = 2) -> 
     return f"[{number(low, digits, signed)}, {number(high, digits, signed)}]"
 
 
+def p_number(p: float) -> str:
+    """'0.012', '< 0.001'."""
+    return "< 0.001" if p < 0.001 else number(p, 3)
+
+
 def p_text(p: float) -> str:
     """'p = 0.012', 'p < 0.001'."""
-    return "p < 0.001" if p < 0.001 else f"p = {number(p, 3)}"
+    return f"p {'' if p < 0.001 else '= '}{p_number(p)}"
 
 
 def spread(mean: float, sd: float, digits: int = 2) -> str:

@@ -53,7 +53,7 @@ def compared(table: pd.DataFrame, baseline: str) -> str:
         limits = row["difference low"], row["difference high"]
         effect = phrases.number(row["difference"], signed=True)
         numbers = f"{effect} {phrases.interval(*limits, True)}"
-        lines.append([*cells, numbers, phrases.number(row["p"], 3), row["outcome"]])
+        lines.append([*cells, numbers, phrases.p_number(row["p"]), row["outcome"]])
     return _markdown(heads, lines)
 
 

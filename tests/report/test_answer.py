@@ -16,7 +16,8 @@ def board(*verdicts, preset="class"):
         numbers = dict(effect=-1.0 - k, low=-2.0 - k, high=-0.5 - k, p=0.01, p_holm=0.02)
         row = numbers if tested else dict.fromkeys(numbers, np.nan)
         about = {"id": f"claim{k}", "preset": preset, "sentence": f"Claim {k} holds."}
-        rows.append({**about, **row, "verdict": verdict, "metric": "", "n": 20 if tested else 0})
+        row |= {"metric": "", "n": 20 if tested else 0, "rival": "FT"}
+        rows.append({**about, **row, "verdict": verdict})
     return pd.DataFrame(rows)
 
 
@@ -77,6 +78,13 @@ def test_without_an_interval_the_points_keep_their_unit():
     shown = board("open").assign(n=2, low=float("nan"), high=float("nan"))
     (row,) = shown.to_dict("records")
     assert "(−1.00 points, no interval, 2 pairs" in answer.told(row)
+
+
+def test_an_open_claim_is_told_without_a_p():
+    """Looked at after every seed, 5 % would be passed by chance far more often than that."""
+    decided, unfinished = board("inconclusive", "open").to_dict("records")
+    assert answer.told(decided).endswith("20 pairs, p = 0.020).")
+    assert answer.told(unfinished).endswith("[−3.00, −1.50], 20 pairs).")
 
 
 def test_the_figure_has_a_row_for_every_claim_with_a_number():
