@@ -7,6 +7,7 @@ import pytest
 from iekd.config import RunConfig, grid
 from iekd.report.claims import FAMILIES, TEACHER, TRUST
 from iekd.report.comparison import METRICS
+from iekd.report.verdicts import PAPERS_OWN, SIGNS
 
 RUNS = Path(__file__).parents[2] / "runs"
 EVERY = [claim for family in FAMILIES.values() for claim in family]
@@ -21,6 +22,13 @@ def test_every_claim_has_a_source_and_arms_that_exist(own_losses):
         for arm in (claim.a, *claim.b):
             if arm is not None and arm != TEACHER:
                 RunConfig.create("paper", **{**claim.fields, **arm})
+
+
+def test_what_the_protocol_says_of_a_verdict_is_there_for_each_that_can_come_out():
+    explained = [claim for claim in EVERY if claim.meaning]
+    assert explained
+    for claim in explained:
+        assert claim.meaning.keys() == SIGNS.keys() - {*PAPERS_OWN.values(), "not tested"}
 
 
 def test_caveats_state_the_weights_of_the_code():
