@@ -7,9 +7,10 @@
 2. The site works without network: MathJax comes from the package `sphinx-mathjax-offline`.
 3. So does the explorer: the script that draws it comes from the package `vl-convert-python`.
 4. The records lie in the site under `records/`, so that every table can link to them.
-5. What is ordinary text in Jupyter and more on the site is told apart by tags: the cell below a
-  figure is its caption, another one the table of execution times.
-6. A chapter that says "The live cells take a while" says on the site how long they took.
+5. What is ordinary text in Jupyter and more on the site: a cell with the tag `caption` is the
+  caption of the figure above it.
+6. A chapter that says "The live cells take a while" says on the site how long they took, and where
+  a page speaks of the table of these times, there it is.
 7. Jupyter Book brings a script for kernels on foreign hosts; no page gets it.
 8. The build fails on a page that loads from a foreign host, links to a missing record or a place
   that no page has, or is larger than 1 MB; on one with a raw role, an unfilled placeholder or "nan"
@@ -78,6 +79,8 @@ NO_TEXT = re.compile(
 )
 # What a chapter says of its time, with a link to the table of all times.
 A_WHILE = re.compile(r"The live cells take a while((?:</\w+>)+)\s+the first time")
+# What a page says in Jupyter where the site has that table.
+TIMES = "<p>The table of these times stands here on the site.</p>"
 # A line that Jupyter takes for an item of a list.
 NUMBERED = re.compile(r"^ *\d+[.)](?: .*)?$", re.MULTILINE)
 # A role that nobody read ({doc}), a value that nobody filled in ({seeds}), and what is no number.
@@ -224,7 +227,7 @@ def copy_records(target: Path) -> None:
 
 
 def for_the_site(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Turn the cells tagged `caption` and `execution-times` into what they are on the site."""
+    """Turn the cells tagged `caption` into what they are on the site."""
     if Path(app.env.doc2path(docname)).suffix == ".ipynb":
         notebook = json.loads(source[0])
         notebook["cells"] = site_cells(notebook["cells"])
@@ -239,8 +242,6 @@ def site_cells(cells: list[dict]) -> list[dict]:
         if "caption" in tags:
             text = "".join(cell["source"]).strip().strip("*")
             kept[-1]["metadata"]["mystnb"]["figure"]["caption"] = text
-        elif "execution-times" in tags:
-            kept.append(cell | {"source": "```{nb-exec-table}\n```"})
         else:
             kept.append(cell)
     return kept
@@ -293,11 +294,27 @@ def with_time(body: str, seconds: float) -> str:
     return A_WHILE.sub(rf"The live cells took {time}\1 when this site was built", body)
 
 
+def times_table(env: BuildEnvironment) -> str:
+    """Every page that was executed, in the order of the book, with its seconds."""
+    from iekd.report import html
+
+    metadata, root = getattr(env, "nb_metadata", {}), env.config.root_doc
+    rows = []
+    for page in (root, *env.toctree_includes.get(root, ())):
+        executed = metadata.get(page, {}).get("exec_data") or {}
+        if seconds := executed.get("runtime"):
+            title = html.link(env.titles[page].astext(), f"{page}.html")
+            rows.append(html.row(title, f"{seconds:.0f}"))
+    return html.table("Live cells, in this build", "", ("page", "seconds"), rows)
+
+
 def say_time(app: Sphinx, page: str, template: str, context: dict, doctree: object) -> None:
-    """`with_time` for a page that was executed."""
+    """`with_time` for a page that was executed, and the table of all times where it belongs."""
     executed = getattr(app.env, "nb_metadata", {}).get(page, {}).get("exec_data") or {}
     if seconds := executed.get("runtime"):
         context["body"] = with_time(context["body"], seconds)
+    if TIMES in context.get("body", ""):
+        context["body"] = context["body"].replace(TIMES, times_table(app.env))
 
 
 def captioned(notebook: Path) -> list[str]:

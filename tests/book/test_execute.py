@@ -38,7 +38,8 @@ def app(tmp_path):
 
 def write(page: Path, *sources: str) -> None:
     made = [nbformat.v4.new_code_cell(source) for source in sources]
-    caption = nbformat.v4.new_markdown_cell("*About it.*", metadata={"tags": ["execution-times"]})
+    made[-1].metadata["mystnb"] = {"figure": {"name": "fig"}}
+    caption = nbformat.v4.new_markdown_cell("*About it.*", metadata={"tags": ["caption"]})
     nbformat.write(nbformat.v4.new_notebook(cells=[*made, caption]), page)
 
 

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pytest
@@ -200,13 +201,13 @@ def test_what_a_page_should_not_show(site):
     assert site.unread(formula + code + frame) == []
 
 
-def test_captions_and_times_on_the_site(site):
+def test_captions_on_the_site(site):
     figure = {"metadata": {"mystnb": {"figure": {"name": "fig-a"}}}, "source": "fig"}
     caption = {"metadata": {"tags": ["caption"]}, "source": ["*Points\n", "are seeds.*"]}
-    times = {"metadata": {"tags": ["execution-times"]}, "source": "In Jupyter."}
-    first, second = site.site_cells([figure, caption, times])
+    text = {"metadata": {}, "source": "As it stands."}
+    first, second = site.site_cells([figure, caption, text])
     assert first["metadata"]["mystnb"]["figure"]["caption"] == "Points\nare seeds."
-    assert second["source"] == "```{nb-exec-table}\n```"
+    assert second == text
 
 
 def test_the_site_says_how_long_a_chapter_took(site):
@@ -214,6 +215,24 @@ def test_the_site_says_how_long_a_chapter_took(site):
     told = '<a href="status.html"><span>The live cells took 35 seconds</span></a> when this site'
     assert site.with_time(text, 34.6) == f"{told} was built."
     assert "took 2.5 minutes<" in site.with_time(text, 150.0)
+
+
+def test_the_table_of_times_has_the_pages_that_ran_in_the_order_of_the_book(site):
+    """Pages without cells are not in it; the phrase that it replaces stands in two pages."""
+    times = {"index": 7.6, "b": 90.2, "a": 3.0}
+    env = SimpleNamespace(
+        nb_metadata={page: {"exec_data": {"runtime": took}} for page, took in times.items()},
+        config=SimpleNamespace(root_doc="index"),
+        toctree_includes={"index": ["b", "text", "a"]},
+        titles={page: SimpleNamespace(astext=lambda page=page: f"On {page}") for page in times},
+    )
+    context = {"body": f"<h2>Times</h2>\n{site.TIMES}"}
+    site.say_time(SimpleNamespace(env=env), "times", "", context, None)
+    told = re.findall(r'href="(\w+)\.html">On \w+</a></th><td>(\d+)<', context["body"])
+    assert told == [("index", "8"), ("b", "90"), ("a", "3")]
+    said = site.TIMES.removeprefix("<p>").removesuffix("</p>")
+    pages = [page for page in BOOK.glob("*.ipynb") if said in page.read_text(encoding="utf-8")]
+    assert sorted(page.stem for page in pages) == ["lesson-plans", "status"]
 
 
 def test_what_an_exercise_should_not_say(site):
