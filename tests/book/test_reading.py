@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+import yaml
 
 from iekd.cli import handout
 
@@ -316,3 +317,12 @@ def test_no_page_lists_the_scales_by_heart(path):
     """One that named class and paper showed no run of desk scale, and its links led nowhere."""
     for cell in cells(path):
         assert '["class", "paper"]' not in cell.source, "iekd.config.presets.EVIDENCE has them"
+
+
+def test_every_chapter_is_a_lesson():
+    toc = yaml.safe_load((BOOK / "_toc.yml").read_text(encoding="utf-8"))
+    chapters = {page["file"] for page in toc["parts"][0]["chapters"]}
+    lessons = (BOOK / "teach.md").read_text(encoding="utf-8")
+    plans = (BOOK / "lesson-plans.ipynb").read_text(encoding="utf-8")
+    assert chapters - set(re.findall(r"^\| \{doc\}`([\w-]+)` \|", lessons, re.M)) == set()
+    assert chapters - set(re.findall(r"## \[.+?\]\(([\w-]+)\.ipynb\)", plans)) == set()
