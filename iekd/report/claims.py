@@ -36,8 +36,9 @@ class Claim:
     hold for all arms; `swapped` exchanges teacher and student of the preset. A claim about another
     quantity than the error names its column in `metric` (see `iekd.analysis.metrics`). Without `a`
     nothing can test the claim yet. `caveat` is what a reader of the verdict has to know. Of an arm
-    that we had to construct (`rebuilt`) no result is the paper's, reproduced or not. `meaning`:
-    what the protocol fixed to say of a verdict, where it did.
+    that we had to construct (`rebuilt`) no result is the paper's, reproduced or not. `expected`:
+    the verdict that the protocol wrote down beforehand, and `meaning`: what it fixed to say of
+    each, where it did.
 
     Claims of one `family` make a board of their own, and are corrected together; '' is the board of
     the first page. `planned` is the number of seeds of every arm, 0 = `PLANNED` of the preset.
@@ -55,6 +56,7 @@ class Claim:
     rebuilt: bool = False
     family: str = ""
     planned: int = 0
+    expected: str = ""
     meaning: dict[str, str] = field(default_factory=dict)
 
 

@@ -31,6 +31,14 @@ def test_what_the_protocol_says_of_a_verdict_is_there_for_each_that_can_come_out
         assert claim.meaning.keys() == SIGNS.keys() - {*PAPERS_OWN.values(), "not tested"}
 
 
+def test_what_was_expected_is_what_the_protocol_wrote_down():
+    protocol = (RUNS.parent / "book" / "campaign.ipynb").read_text(encoding="utf-8")
+    written = "the first equivalent, the second in favour of centred L1, the third equivalent"
+    assert f"**Expected**: {written}." in protocol
+    expected = [claim.expected for claim in EVERY if claim.expected]
+    assert expected == ["equivalent", "supported", "equivalent"]
+
+
 def test_caveats_state_the_weights_of_the_code():
     text = " ".join(claim.caveat for claim in EVERY)
     assert "FT's weight is 10 times IE-FT's" in text and "{" not in text
