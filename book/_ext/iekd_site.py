@@ -14,8 +14,9 @@
 7. Jupyter Book brings a script for kernels on foreign hosts; no page gets it.
 8. The build fails on a page that loads from a foreign host, links to a missing record or a place
   that no page has, or is larger than 1 MB; on one with a raw role, an unfilled placeholder or "nan"
-  in its text; on one whose captioned figure has no picture: MyST-NB then prints what the cell
-  returned and drops the caption without a word; and on one where an exercise's check says "right"
+  in its text; on one with a picture that has no description; on one whose captioned figure has no
+  picture: MyST-NB then prints what the cell returned and drops the caption without a word; and on
+  one where an exercise's check says "right"
   to a wrong answer, or the other way round.
 """
 
@@ -69,6 +70,8 @@ PAGE_LINK = re.compile(r"href=\"([\w-]+\.html)?#([^\"<]+)\"")
 PLACE = re.compile(r"\bid=\"([^\"]+)\"")
 FIGURE = re.compile(r"<figure\b[^>]*?\bid=\"([^\"]+)\"[^>]*>(.*?)</figure>", re.S)
 PICTURE = re.compile(r"<img\b[^>]*?\bsrc=\"([^\"]+)\"")
+# What MyST-NB says of a picture that nobody describes: the name of its file.
+UNDESCRIBED = re.compile(r"<img\b[^>]*?\balt=\"(_images/[^\"]+)\"")
 # What is no running text: scripts, code, formulas (in Jupyter's pages between dollar signs), frames
 # that pandas shows, tags.
 NO_TEXT = re.compile(
@@ -403,6 +406,10 @@ def problems(site: Path, docs: Iterable[str], source: Path) -> list[str]:
         dead = dead_anchors(site, page, text)
         found += [f"{page.name}: links to {place}: no such place" for place in dead]
         found += [f"{page.name}: shows {what}, as it stands" for what in unread(text)]
+        found += [
+            f"{page.name}: {picture} has no description; mystnb.image.alt of its cell says it"
+            for picture in UNDESCRIBED.findall(text)
+        ]
         lacking = [
             name
             for name in captioned(source / f"{page.stem}.ipynb")

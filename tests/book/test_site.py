@@ -146,6 +146,14 @@ def test_a_captioned_figure_without_a_picture_is_a_problem(site):
     assert len(site("")) == 2
 
 
+def test_a_picture_that_nobody_describes_is_a_problem(site):
+    name, figure = "_images/0a1b.png", '<figure id="fig-{}"><img alt="x" src="a%20b.png"/></figure>'
+    figures = figure.format("one") + figure.format("two")
+    said = f"page.html: {name} has no description; mystnb.image.alt of its cell says it"
+    assert site(f'{figures}<img alt="{name}" src="{name}"/>') == [said]
+    assert site(f'{figures}<img alt="Two curves." src="{name}"/><img alt="" src="x.svg"/>') == []
+
+
 def test_a_link_to_a_place_that_no_page_has_is_a_problem(site, tmp_path):
     (tmp_path / "page.ipynb").write_text('{"cells": []}')
     (tmp_path / "other.html").write_text('<p id="a&amp;b">', encoding="utf-8")
