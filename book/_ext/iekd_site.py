@@ -16,8 +16,7 @@
   that no page has, or is larger than 1 MB; on one with a raw role, an unfilled placeholder or "nan"
   in its text; on one with a picture that has no description; on one whose captioned figure has no
   picture: MyST-NB then prints what the cell returned and drops the caption without a word; and on
-  one where an exercise's check says "right"
-  to a wrong answer, or the other way round.
+  one where an exercise's check says "right" to a wrong answer, or the other way round.
 """
 
 from __future__ import annotations
