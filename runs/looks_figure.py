@@ -23,15 +23,16 @@ from iekd.data import augment
 from iekd.errors import ConfigError
 from iekd.report.arms import finished
 from iekd.report.figures import maps_grid
-from iekd.report.statistics import paired
+from iekd.report.statistics import by_teacher, paired
 from iekd.training import runner
 
 KINDS = {"relevance": "z+", "cam": "CAM"}
 
 
-def trusted(runs):
+def trusted(runs, teachers):
     """The kinds of map that beat deletion at random; the teacher is the unit."""
-    left = runs.dropna(subset=["left_random"]).drop_duplicates("left_relevance").set_index("seed")
+    measured = runs.dropna(subset=["left_random"]).set_index("seed")
+    left = by_teacher(measured[["left_random", *(f"left_{kind}" for kind in KINDS)]], teachers)
     tests = {kind: paired(left[f"left_{kind}"], left["left_random"]) for kind in KINDS}
     return [kind for kind, test in tests.items() if test.difference < 0 and test.p < 0.05]
 
@@ -53,7 +54,8 @@ configs = [each for each in grid.read(grid.find(given.grid)) if each.seed == giv
 plain = {c.method: c for c in configs if c.explore != "none" and c.explore_target == "teacher"}
 shown = {"student alone": plain["supervised"], "KD": plain["kd"], "IE-FT": plain["ie-ft"]}
 shown = {"teacher": plain["ie-ft"].teacher_run(), **shown}
-kinds = trusted(finished(records.load(), grid.read(grid.find(given.grid))))
+runs = finished(records.load(), grid.read(grid.find(given.grid)))
+kinds = trusted(runs, plain["ie-ft"].teachers)
 if not kinds:
     raise SystemExit("No kind of map beats deletion at random: by the protocol none is shown.")
 

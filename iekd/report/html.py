@@ -113,8 +113,9 @@ def folded(title: str, *parts: Any) -> Markup:
 
 
 def frame(table: pd.DataFrame, kind: str = "", **how: Any) -> Markup:
-    """A table that is only looked at; `how` is for pandas."""
-    shown = Markup(table.to_html(classes=f"ie-table {kind}".strip(), border=0, **how))
+    """A table that is only looked at, a dash where nothing is known; `how` is for pandas."""
+    how = {"classes": f"ie-table {kind}".strip(), "border": 0, "na_rep": "—", **how}
+    shown = Markup(table.to_html(**how))
     return LEFT + shown if SENTENCES in kind else shown
 
 

@@ -34,6 +34,8 @@ def test_a_table_reads_well_where_no_style_sheet_is():
     sentences = html.table("Claims", "", ["claim"], [], html.SENTENCES)
     claims = html.frame(pd.DataFrame({"claim": ["It holds."]}), html.SENTENCES, index=False)
     assert html.LEFT not in shown and html.LEFT in sentences and html.LEFT in claims
+    unknown = html.frame(pd.DataFrame({"sd": [0.5, float("nan")]}))
+    assert "<td>—</td>" in unknown and "nan" not in unknown.lower()
 
 
 def test_csv_link_holds_the_runs(runs):
