@@ -128,10 +128,13 @@ def _grid_table(
         rows.append(html.row(name, *differences, error))
     note = (
         f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % "
-        "t-interval of the mean. Differences are paired by seed; their intervals are not "
-        "corrected, p is Holm-corrected over the arms of a column."
+        "t-interval of the mean."
     )
-    remarks = [phrases.legend(configs[0].preset), phrases.outliers(runs, metric)]
+    compared_by = (
+        "Differences are paired by seed; their intervals are not corrected, p is Holm-corrected "
+        f"over the arms of a column. {phrases.legend(configs[0].preset)}"
+    )
+    remarks = [compared_by if baselines else "", phrases.outliers(runs, metric)]
     note = _joined([note, *remarks, no_validation(configs[0], metric)])
     return html.table(caption, note, ["method", *minus, "error, %"], rows)
 

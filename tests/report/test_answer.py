@@ -15,6 +15,7 @@ def board(*verdicts, preset="class"):
         tested = verdict != "not tested"
         numbers = dict(effect=-1.0 - k, low=-2.0 - k, high=-0.5 - k, p=0.01, p_holm=0.02)
         row = numbers if tested else dict.fromkeys(numbers, np.nan)
+        row |= dict(p=np.nan, p_holm=np.nan) if verdict == "open" else {}
         about = {"id": f"claim{k}", "preset": preset, "sentence": f"Claim {k} holds."}
         row |= {"metric": "", "n": 20 if tested else 0, "rival": "FT"}
         rows.append({**about, **row, "verdict": verdict})

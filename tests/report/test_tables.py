@@ -81,6 +81,13 @@ def test_grid_table_keeps_the_rows_without_records(runs, grid):
     )
 
 
+def test_a_table_without_differences_does_not_explain_them(runs, grid):
+    explained = ("Differences", "Holm", "inconclusive")
+    assert all(word in tables.grid_html(runs, grid, "caption") for word in explained)
+    alone = tables.grid_html(runs, grid, "caption", baselines=())
+    assert not any(word in alone for word in explained)
+
+
 def test_grid_table_leaves_other_arms_alone(runs, grid):
     assert "KD" not in cells(
         tables.grid_html(runs, [c for c in grid if c.method != "kd"], "caption")
