@@ -30,9 +30,15 @@ KINDS = {"relevance": "z+", "cam": "CAM"}
 
 
 def trusted(runs, teachers):
-    """The kinds of map that beat deletion at random; the teacher is the unit."""
-    measured = runs.dropna(subset=["left_random"]).set_index("seed")
-    left = by_teacher(measured[["left_random", *(f"left_{kind}" for kind in KINDS)]], teachers)
+    """The kinds of map that beat deletion at random; the teacher is the unit, so all are needed."""
+    orders = ["left_random", *(f"left_{kind}" for kind in KINDS)]
+    measured = runs.reindex(columns=["seed", *orders]).dropna().set_index("seed")
+    left = by_teacher(measured, teachers)
+    if len(left) < teachers:
+        raise SystemExit(
+            f"Students of {len(left)} of the {teachers} teachers are analysed: which kinds of map "
+            "can be believed is asked when there are some of each."
+        )
     tests = {kind: paired(left[f"left_{kind}"], left["left_random"]) for kind in KINDS}
     return [kind for kind, test in tests.items() if test.difference < 0 and test.p < 0.05]
 
