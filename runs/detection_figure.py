@@ -1,14 +1,15 @@
 """Six test images of a detection grid, with the boxes of the truth, teacher, student alone, IE-FT.
 
-    IEKD_DATA=... python runs/detection_figure.py [GRID] [--seed 100]
+    IEKD_DATA=... python runs/detection_figure.py [GRID] [--seed 100] [--out FILE.png]
 
-Writes book/_static/detection.png, and beside it detection.json: command, images, weights and data
-by checksum. It needs the images; the weights of seed 100 are committed. The images are the first
-six of the test set, whatever is on them.
+Writes book/_static/detection.png, or FILE.png, and beside it a recipe, detection.json: command,
+images, weights and data by checksum. It needs the images; the weights of seed 100 are committed.
+The images are the first six of the test set, whatever is on them.
 """
 
 import argparse
 import json
+from pathlib import Path
 
 import torch
 
@@ -33,6 +34,7 @@ def boxes_of(config, images):
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("grid", nargs="?", default="detection.yaml")
 parser.add_argument("--seed", type=int, default=100)
+parser.add_argument("--out", type=Path, default=ROOT / "book" / "_static" / "detection.png")
 given = parser.parse_args()
 
 # The runs of that seed, and their teacher.
@@ -48,8 +50,7 @@ images = augment.normalise(pixels, mean, std)
 found = {"the truth": list(detect.listed(labels))}
 found |= {name: boxes_of(config, images) for name, config in shown.items()}
 
-path = ROOT / "book" / "_static" / "detection.png"
-boxes_grid(pixels, found).savefig(path, dpi=220)
+boxes_grid(pixels, found).savefig(given.out, dpi=220)
 recipe = {
     "command": f"python runs/detection_figure.py {given.grid} --seed {given.seed}",
     "images": f"test images 0 to {COUNT - 1} of {dataset.name}",
@@ -57,5 +58,5 @@ recipe = {
     "data": dataset.checksum,
     "weights": {config.path: records.find(config).weights for config in shown.values()},
 }
-path.with_suffix(".json").write_text(json.dumps(recipe, indent=1) + "\n")
-print(path)
+given.out.with_suffix(".json").write_text(json.dumps(recipe, indent=1) + "\n")
+print(given.out)

@@ -1,15 +1,17 @@
 """Where teacher, KD student, IE-FT student and its halves look, on one test image of every class.
 
-    IEKD_DATA=... python runs/looks_figure.py [GRID] [--seed 100]
+    IEKD_DATA=... python runs/looks_figure.py [GRID] [--seed 100] [--out FILE.png]
 
-Writes book/_static/looks.png, and beside it looks.json: command, images, weights and data by
-checksum. It needs the images; the weights of seed 100 are committed. Images and kinds of map are
-chosen by the rules of book/campaign.ipynb: the images by answers, and a kind of map is shown if
-deleting what it finds first takes more of the teacher's score than deleting at random.
+Writes book/_static/looks.png, or FILE.png, and beside it a recipe, looks.json: command, images,
+weights and data by checksum. It needs the images; the weights of seed 100 are committed. Images and
+kinds of map are chosen by the rules of book/campaign.ipynb: the images by answers, and a kind of
+map is shown if deleting what it finds first takes more of the teacher's score than deleting at
+random.
 """
 
 import argparse
 import json
+from pathlib import Path
 
 import torch
 
@@ -53,6 +55,7 @@ def maps_of(kind, network, images, labels, box, parts=relevance.WHOLE):
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("grid", nargs="?", default="imagenette.yaml")
 parser.add_argument("--seed", type=int, default=100)
+parser.add_argument("--out", type=Path, default=ROOT / "book" / "_static" / "looks.png")
 given = parser.parse_args()
 
 # The runs of that seed, and their teacher.
@@ -96,9 +99,8 @@ for kind in kinds:
     parts = maps_of(kind, networks["IE-FT"], images, labels, box, halves)
     rows |= {f"{half}, {KINDS[kind]}": parts[half] for half in ("inherit", "explore")}
 
-path = ROOT / "book" / "_static" / "looks.png"
 titles = [f"{one.label}{' ✓' if one.rescued else ''}" for one in picked]
-maps_grid(pixels[index], rows, titles).savefig(path, dpi=200)
+maps_grid(pixels[index], rows, titles).savefig(given.out, dpi=200)
 recipe = {
     "command": f"python runs/looks_figure.py {given.grid} --seed {given.seed}",
     "images": {str(one.label): one.image for one in picked},
@@ -106,5 +108,5 @@ recipe = {
     "data": dataset.checksum,
     "weights": {config.path: records.find(config).weights for config in shown.values()},
 }
-path.with_suffix(".json").write_text(json.dumps(recipe, indent=1) + "\n")
-print(path)
+given.out.with_suffix(".json").write_text(json.dumps(recipe, indent=1) + "\n")
+print(given.out)

@@ -36,6 +36,7 @@ SLOW = (
     "tests/analysis/test_metrics.py",
     "tests/speed/test_memory.py",
     "tests/book/test_card.py",
+    "tests/book/test_pictures.py",
     "tests/book/test_reading.py::test_an_executed",
     "tests/config/test_config.py::test_the_printed_command",
     "tests/data/test_own.py::test_a_sweep",
