@@ -159,14 +159,15 @@ def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
         word = Cell(f"{SIGNS[verdict]} {verdict}", [f"{row['preset']} scale"], kind)
         cells = word, _evidence(row), TRUST[row["source"]]
         rows.append(html.row(row["sentence"], *cells, id=f"claim-{row['id']}"))
+    equal = f"equivalent: interval of an error within ±{SMALLEST[preset]:g} points; or "
+    equal = equal if (table["metric"] == "").any() else ""
     note = (
         "Effect: difference in test error in percentage points, or in the quantity that is named, "
         "paired by seed (against the teacher, by teacher), with its 95 % interval, which is not "
         "corrected; negative is in favour of the claim. Supported or contradicted (of the paper's "
         "own recipe: reproduced or not): p below 0.05, Holm-corrected over the tested claims, and "
-        "before that over a claim's rivals. Else equivalent: interval within "
-        f"±{SMALLEST[preset]:g} points; or inconclusive, which is no proof of equality. Open: "
-        "planned seeds are missing."
+        f"before that over a claim's rivals. Else {equal}inconclusive, which is no proof of "
+        "equality. Open: planned seeds are missing."
     )
     size = tuning.size_note(usual_configs(preset, set(table["id"])))
     command = command or SWEEPS.get(preset, "")
