@@ -11,7 +11,7 @@ from torch import Tensor
 from iekd import records
 from iekd.analysis.flatness import batches
 from iekd.config import RunConfig, known, methods
-from iekd.config.run import fields_of
+from iekd.config.reads import fields_of
 from iekd.method import measures, registry
 from iekd.method.split import channel_split
 from iekd.training.run import Run

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Sequence
 from typing import Any, Self
 
 from pydantic import ValidationError, ValidationInfo, field_validator, model_validator
@@ -19,13 +18,12 @@ from iekd.checkout import from_root
 from iekd.config import known
 from iekd.config.fields import RETIRED, Fields, choices
 from iekd.config.presets import PRESETS, usual
+from iekd.config.reads import TRAINED_TEACHER, fields_of, options_of, unread_by
 from iekd.errors import ConfigError, did_you_mean
 from iekd.method import registry
 
 # Characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path.
 LONGEST = 140
-# The fields of a teacher that is trained here.
-TRAINED_TEACHER = ("teacher_epochs", "teacher_lr", "teachers")
 # The fields that every path names by itself.
 NAMED = {"preset", "dataset", "teacher", "student", "method", "seed"}
 
@@ -146,7 +144,7 @@ class RunConfig(Fields):
         They stand at their defaults, whatever they were given. `refuse_unread` is for the fields
         that a person named.
         """
-        unread = _unread_by(self.method)
+        unread = unread_by(self.method)
         if self.method == "ie-ft":
             off = {side for side in ("inherit", "explore") if getattr(self, side) == "none"}
             unread |= {f"{side}_weight" for side in off}
@@ -174,7 +172,7 @@ class RunConfig(Fields):
         if not isinstance(preset, str) or preset not in PRESETS:
             presets = ", ".join(PRESETS)
             raise ConfigError(f"preset: {preset!r} is not usable; choose one of {presets}")
-        options = _options_of(fields.get("method"))
+        options = options_of(fields.get("method"))
         own = {name: value for name, value in fields.items() if name in options}
         fields = {name: value for name, value in fields.items() if name not in options}
         if unknown := [name for name in fields if name not in cls.model_fields]:
@@ -194,7 +192,7 @@ class RunConfig(Fields):
         """
         method = fields.get("method", self.method)
         # What the new method does not read may be a name that is not known here.
-        leave = self.unread() | _unread_by(method)
+        leave = self.unread() | unread_by(method)
         if method != self.method:
             leave.add("options")
         return self.create(**{**self.model_dump(exclude=leave), **fields})
@@ -316,61 +314,6 @@ class RunConfig(Fields):
         words = [f"--import {shlex.quote(from_root(file))}" for file in files]
         words += [f"--{name.replace('_', '-')} {value}" for name, value in self.named().items()]
         return " ".join(["iekd run", *words])
-
-
-# ---------------------------------------------------------------------- what a method reads
-
-
-def fields_of(method: str) -> tuple[str, ...]:
-    """The fields that a method reads and others do not; none if its code is not known here."""
-    row = known.methods().get(method)
-    return row.fields if row else ()
-
-
-def _options_of(method: Any) -> set[str]:
-    """The parameters of a reader's own method."""
-    row = known.methods().get(method) if isinstance(method, str) else None
-    return set(row.options) if row else set()
-
-
-@functools.cache
-def _some_read() -> frozenset[str]:
-    """The fields that some methods of this library read, and others do not."""
-    ours = [row for row in known.methods().values() if registry.is_ours(row.kind)]
-    return frozenset(name for row in ours for name in row.fields)
-
-
-def _unread_by(method: str) -> set[str]:
-    """The fields that no run of a method reads."""
-    if method not in known.methods():  # they stood at their defaults when it was recorded
-        return set()
-    own = fields_of(method)
-    unread = set(_some_read() - set(own))
-    if not {"teacher_epochs", "place"} & set(own):  # neither a teacher nor a peer
-        unread |= {"teacher"}
-    return unread | ({"student"} if method == "factor-ae" else set())
-
-
-def refuse_unread(names: Iterable[str], configs: Sequence[RunConfig]) -> None:
-    """Raise `ConfigError` for every named field that none of these runs reads.
-
-    Whoever named it believes that it changes something.
-    """
-    unread = set.intersection(*(config.unread() | config.ignored() for config in configs))
-    methods = list(dict.fromkeys(config.method for config in configs))
-    if idle := [name for name in names if name in unread]:
-        raise ConfigError("\n".join(f"{name}: {_why_unread(name, methods)}" for name in idle))
-
-
-def _why_unread(name: str, methods: list[str]) -> str:
-    readers = [method for method in known.methods() if name not in _unread_by(method)]
-    if set(methods) & set(readers):
-        where = "where the measure of that half is none"
-        if name in TRAINED_TEACHER:
-            where = "where teacher_file names a trained teacher"
-        return f"{' and '.join(methods)} does not read it {where}"
-    verb = "does" if len(methods) == 1 else "do"
-    return f"{', '.join(methods)} {verb} not read it; methods that do: {', '.join(readers)}"
 
 
 # ---------------------------------------------------------------------- texts

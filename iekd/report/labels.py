@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from iekd.config import RunConfig, known
-from iekd.config.run import TRAINED_TEACHER
+from iekd.config.reads import TRAINED_TEACHER
 from iekd.method import registry
 
 # After Okabe and Ito, distinguishable with colour-vision deficiency; by variant, the same on every

@@ -11,7 +11,7 @@ import pandas as pd
 
 from iekd import data
 from iekd.config import RunConfig
-from iekd.config.run import fields_of
+from iekd.config.reads import fields_of
 from iekd.networks import feature_shapes
 from iekd.report.labels import method_name
 

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 import iekd
 from iekd import records
 from iekd.config import ConfigError, RunConfig, known
-from iekd.config.run import fields_of
+from iekd.config.reads import fields_of
 from iekd.method import registry
 from iekd.method.check import MeasureError, check_measure
 from iekd.report import labels

@@ -11,7 +11,7 @@ from torchvision.models import resnet18, resnet34
 
 from iekd import networks, records
 from iekd.cli import main
-from iekd.config.run import RunConfig, refuse_unread
+from iekd.config import RunConfig, refuse_unread
 from iekd.errors import ConfigError, DataError
 from iekd.records import store
 from iekd.training import given, runner
