@@ -14,6 +14,8 @@ later=8ff4bdf1afff3ed1c0544baa2daa4555668d5e25
 detection=c2d3ce935defe90a553c4288d33c5235490bc2e4
 # The second set of controls.
 mirror=35859c8fb9e1b48d2bedcaab21baf1e84f51c7ed
+# Active neurons on CIFAR-10: counted by this library, also in desk students that an older one trained.
+neurons=ca54c0c9422abc0da5905b829297f334f464104c
 python=$home/env/bin/python
 cores=$(nproc)
 export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}
@@ -38,6 +40,7 @@ prepare() {
   library "$later" >/dev/null
   library "$detection" >/dev/null
   library "$mirror" >/dev/null
+  library "$neurons" >/dev/null
   if [ ! -e "$home/env/ready" ]; then
     "${PYTHON:-python3}" -m venv --clear "$home/env"
     "$python" -m pip install -qq --disable-pip-version-check torch==2.14.1 torchvision==0.29.1 -e "$tree"
@@ -75,13 +78,14 @@ queue() {
   step "$detection" "$runs" "$runs/detection.yaml" --pack 7
   step "$mirror" "$runs" "$runs/mirror/grid.yaml" --pack 8
   step "$plan" "$runs/again" "$runs/again/grid.yaml" --pack 8
+  step "$neurons" "$runs/again" "$runs/again/neurons.yaml" --pack 8 --analyse
   step "$imagenette" "$runs" "$runs/imagenette.yaml" --pack 8 --analyse
   step "$plan" "$runs" "$runs/joint.yaml" "$runs/profile.yaml" "$runs/ladder.yaml" --pack 8
   step "$later" "$runs" "$runs/imagenette-pair.yaml" --analyse
   echo "The queue is done."
 }
 
-# Records, with the weights that later runs, figures and analyses need: parents (seeds below 100 of one network), the desk
+# Records and analyses, with the weights that later runs, figures and analyses need: parents (seeds below 100 of one network), the desk
 # students of seeds 300 to 303, and those of seed 100 on photographs and blood cells; none above 5 MB.
 is_wanted() { # runs/records/PRESET/DATASET/PAIR/VARIANT/seedN.json
   local dataset pair variant file seed
@@ -91,6 +95,12 @@ is_wanted() { # runs/records/PRESET/DATASET/PAIR/VARIANT/seedN.json
   # the pilots' are nobody's parents, but for detection's teachers with the setting that was chosen
   [[ $pair != *-* && $seed -lt 100 && $dataset/$pair != imagenette/resnet10* ]] || return
   [[ $dataset != bccd || $pair == *x0.25_3x3 && $variant =~ epochs=48-(teacher_)?lr=0.04$ ]]
+}
+
+# The desk students whose weights are at hand: most weights are not kept.
+count_neurons() {
+  local tree=$home/tree-$neurons
+  [ ! -e "$tree" ] || PYTHONPATH=$tree IEKD_RUNS=$runs OMP_NUM_THREADS=1 nice -n 19 "$python" -m iekd analyse "$runs/desk.yaml" | tail -n 1
 }
 
 commit_records() {
@@ -122,7 +132,7 @@ case ${1:-} in
     while kill -0 "$(cat "$home/pid")" 2>/dev/null; do sleep 1; done
     echo "stopped: every run has its checkpoint"
     ;;
-  commit) commit_records ;;
+  commit) count_neurons || true; commit_records ;;
   status) tail -c 400 "$home/log"; echo; git -C "$runs" status --short -- records again/records | wc -l | xargs echo "records not committed:" ;;
   *) sed -n 2,3p "$runs/campaign.sh"; exit 2 ;;
 esac

@@ -1,5 +1,6 @@
 """The campaign: its grids are what the protocol says, and its runs came after it."""
 
+import json
 import re
 import subprocess
 from pathlib import Path
@@ -16,9 +17,9 @@ ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "runs" / "records"
 PINNED = (ROOT / "runs" / "campaign.commit").read_text().strip()
 QUEUE = (ROOT / "runs" / "campaign.sh").read_text()
-PILOT, IMAGENETTE, LATER, DETECTION, MIRROR = (
+PILOT, IMAGENETTE, LATER, DETECTION, MIRROR, NEURONS = (
     re.search(rf"^{name}=([0-9a-f]{{40}})$", QUEUE, re.MULTILINE)[1]
-    for name in ("pilot", "imagenette", "later", "detection", "mirror")
+    for name in ("pilot", "imagenette", "later", "detection", "mirror", "neurons")
 )
 
 
@@ -172,6 +173,23 @@ def test_the_second_controls_are_the_mirror_image_and_the_mean(own_losses):
         assert values[0] < values[1] < values[2]
     push = registry.EXPLORE["mean-l1"]
     assert torch.allclose(push(student, teacher), push(student, teacher.roll(1, 0)))
+
+
+def test_active_neurons_on_cifar_are_counted_by_a_commit_that_holds_their_plan():
+    if git("rev-parse", "--verify", f"{NEURONS}^{{commit}}").returncode:
+        pytest.skip("a checkout without its history")
+    assert "## Active neurons on CIFAR-10" in git("show", f"{NEURONS}:book/campaign.ipynb").stdout
+    planned = git("show", f"{NEURONS}:runs/again/neurons.yaml").stdout
+    assert planned == (ROOT / "runs" / "again" / "neurons.yaml").read_text()
+    configs = read("again/neurons.yaml")
+    assert len(configs) == 50 and {config.seed for config in configs} == set(range(120, 130))
+    made = [ROOT / "runs" / "again" / "records" / f"{config.path}.json" for config in configs]
+    made = [json.loads(path.read_text()) for path in made if path.exists()]
+    counted = records.files(RECORDS / "desk", records.ANALYSIS)
+    counted = [json.loads(path.read_text()) for path in counted]
+    made += [analysis for analysis in counted if "active_all" in analysis["metrics"]]
+    for commit in {each["git"]["commit"] for each in made}:
+        assert git("merge-base", "--is-ancestor", NEURONS, commit).returncode == 0, commit
 
 
 def test_every_run_of_the_campaign_comes_after_its_protocol():
