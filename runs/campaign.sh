@@ -63,6 +63,15 @@ step() { # commit, store, grids and options...
   wait "$child" || [ $? -eq 1 ] # 1: some run failed, and it said so
 }
 
+# Active neurons of the desk students whose weights are in the repository; what is counted already is passed over.
+count_neurons() {
+  local tree=$home/tree-$neurons
+  sed 's/seed: \[.*\]/seed: 300..303/' "$runs/desk.yaml" >"$home/desk-neurons.yaml"
+  (cd "$tree" && PYTHONPATH=$tree IEKD_RUNS=$runs OMP_NUM_THREADS=$cores exec "$python" -m iekd analyse "$home/desk-neurons.yaml") &
+  child=$!
+  wait "$child" || true # what went wrong stands in the log
+}
+
 queue() {
   # A session of its own gets an equal share of the processor, whatever its nice value, unless its group is nice too.
   echo 19 2>/dev/null >/proc/self/autogroup || true
@@ -72,6 +81,7 @@ queue() {
   if grep -qE 'amx_bf16|avx512_bf16' /proc/cpuinfo; then
     jobs=1 threads=$cores step "$plan" "$runs" "$runs/desk.yaml" "$runs/desk-secondary.yaml" --pack 5 --analyse
   fi
+  count_neurons
   step "$plan" "$runs" "$runs/controls.yaml" --pack 8
   step "$pilot" "$runs" "$runs/imagenette-pilot.yaml"
   step "$later" "$runs" "$runs/detection-pilot.yaml"
@@ -95,12 +105,6 @@ is_wanted() { # runs/records/PRESET/DATASET/PAIR/VARIANT/seedN.json
   # the pilots' are nobody's parents, but for detection's teachers with the setting that was chosen
   [[ $pair != *-* && $seed -lt 100 && $dataset/$pair != imagenette/resnet10* ]] || return
   [[ $dataset != bccd || $pair == *x0.25_3x3 && $variant =~ epochs=48-(teacher_)?lr=0.04$ ]]
-}
-
-# The desk students whose weights are at hand: most weights are not kept.
-count_neurons() {
-  local tree=$home/tree-$neurons
-  [ ! -e "$tree" ] || PYTHONPATH=$tree IEKD_RUNS=$runs OMP_NUM_THREADS=1 nice -n 19 "$python" -m iekd analyse "$runs/desk.yaml" | tail -n 1
 }
 
 commit_records() {
@@ -132,7 +136,7 @@ case ${1:-} in
     while kill -0 "$(cat "$home/pid")" 2>/dev/null; do sleep 1; done
     echo "stopped: every run has its checkpoint"
     ;;
-  commit) count_neurons || true; commit_records ;;
+  commit) commit_records ;;
   status) tail -c 400 "$home/log"; echo; git -C "$runs" status --short -- records again/records | wc -l | xargs echo "records not committed:" ;;
   *) sed -n 2,3p "$runs/campaign.sh"; exit 2 ;;
 esac
