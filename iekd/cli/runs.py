@@ -271,7 +271,7 @@ def merge(options: Options) -> int:
 
 @command("analyse", option("grid", GRID, type=Path))
 def analyse(options: Options) -> None:
-    """measure what the finished runs of a grid learned: similarity, flatness, maps, active neurons"""
+    """measure what the finished runs of a grid learned: similarity, flatness, maps, neurons"""
     students = [config for config in grid.read(options.grid) if config.student != "none"]
     skipped = []
     for config in tqdm(students, desc="analyses", unit="run"):
