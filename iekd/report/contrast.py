@@ -115,6 +115,30 @@ def _contrast(ours: Arm, rival: Arm, teachers: int) -> Contrast:
     return Contrast(rival.label, result, differences, (ours, rival), students)
 
 
+def kept(frame: pd.DataFrame, claim: Claim, preset: str, **setting: Any) -> float:
+    """Part of its test error that the student alone has on its training images, too; mean of seeds.
+
+    Where its training errors are not on record, that of all students of its pair. NaN if nothing is
+    known. Above a half the student under-fits, as the book's protocol says.
+    """
+    if claim.a is None or "last_train" not in frame:
+        return np.nan
+    fields = {**setting, **claim.fields}
+    fields |= _pair(preset, fields, claim.swapped)
+    try:
+        alone = RunConfig.create(preset, **{**fields, "method": "supervised"})
+    except ConfigError:  # a data set that this version does not have
+        return np.nan
+
+    # its own runs, else those of its pair
+    known = frame.dropna(subset=["last_train"])
+    runs = runs_of(known, alone)
+    if runs.empty:
+        wanted = [preset, alone.dataset, f"{fields['teacher']}-{alone.student}", alone.epochs]
+        runs = known[(known[["preset", "dataset", "pair", "epochs"]] == wanted).all(axis=1)]
+    return float((runs["last_train"] / runs["last"]).mean())
+
+
 def _pair(preset: str, setting: dict[str, Any], swapped: bool) -> dict[str, Any]:
     """The networks; swapped, the small teacher is trained no longer than the student."""
     usually = usual(preset, setting.get("dataset", PRESETS[preset]["dataset"]))

@@ -11,7 +11,7 @@ from iekd.config import RunConfig
 from iekd.report import html, tuning
 from iekd.report.claims import CLAIMS, FAMILIES, PLANNED, SMALLEST, TEACHER, TRUST, Claim
 from iekd.report.comparison import METRICS, smallest
-from iekd.report.contrast import Contrast, Tested, examine
+from iekd.report.contrast import Contrast, Tested, examine, kept
 from iekd.report.html import Cell
 from iekd.report.labels import label
 from iekd.report.phrases import difference, p_text
@@ -43,8 +43,8 @@ def board(
     percentage points or the unit of that metric), low, high, n (pairs; against the teacher a pair
     is a teacher with its students), p, p_holm (corrected over the tested claims; an open
     one has neither), two_versions (pairs made with different versions of PyTorch), rival, note,
-    links. `setting` changes fields of the preset in every arm, `metric` the column that claims
-    about errors look at.
+    links, kept (`contrast.kept`). `setting` changes fields of the preset in every arm, `metric` the
+    column that claims about errors look at.
 
     An outcome is in favour of the claim, "supported", or against it, "contradicted"; or
     "reproduced" and "not reproduced" where the paper claims it of its own pair and recipe (preset
@@ -64,6 +64,7 @@ def board(
             verdict = PAPERS_OWN.get(verdict, verdict)
         row = {"id": claim.id, "preset": preset, "sentence": claim.sentence, "source": claim.source}
         row |= {"verdict": WORDS.get(verdict, verdict), "metric": claim.metric}
+        row |= {"kept": kept(frame, claim, preset, **setting)}
         rows.append(row | _evidence_of(test, index, p, p_holm))
         if test.contrasts:
             remarks = [missing, test.note]
@@ -156,7 +157,8 @@ def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
     for row in table.to_dict("records"):
         verdict = row["verdict"]
         kind = f"verdict {verdict.replace(' ', '-')}"
-        word = Cell(f"{SIGNS[verdict]} {verdict}", [f"{row['preset']} scale"], kind)
+        about = [f"{row['preset']} scale", *_regime(row)]
+        word = Cell(f"{SIGNS[verdict]} {verdict}", about, kind)
         cells = word, _evidence(row), TRUST[row["source"]]
         rows.append(html.row(row["sentence"], *cells, id=f"claim-{row['id']}"))
     equal = f"equivalent: interval of an error within ±{SMALLEST[preset]:g} points; or "
@@ -167,7 +169,9 @@ def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
         "corrected; negative is in favour of the claim. Supported or contradicted (of the paper's "
         "own recipe: reproduced or not): p below 0.05, Holm-corrected over the tested claims, and "
         f"before that over a claim's rivals. Else {equal}inconclusive, which is no proof of "
-        "equality. Open: planned seeds are missing."
+        "equality. Open: planned seeds are missing. Under-fit: the student alone (where that is "
+        "not on record, the students of its pair) keeps more than half of its test error on its "
+        "own training images."
     )
     size = tuning.size_note(usual_configs(preset, set(table["id"])))
     command = command or SWEEPS.get(preset, "")
@@ -191,6 +195,11 @@ def usual_configs(preset: str, ids: Container[str]) -> list[RunConfig]:
     named = [arm for claim in about if claim.a for arm in (claim.a, *claim.b)]
     methods = dict.fromkeys(arm["method"] for arm in named if arm != TEACHER)
     return [RunConfig.create(preset, method=method) for method in methods]
+
+
+def _regime(row: Mapping[str, Any]) -> list[str]:
+    """What stands below a verdict whose student under-fits."""
+    return ["under-fit"] if row["kept"] > 0.5 and row["verdict"] != "not tested" else []
 
 
 def pairs(row: Mapping[str, Any]) -> str:

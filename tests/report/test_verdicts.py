@@ -172,6 +172,27 @@ def test_the_board_names_the_metric():
     )
 
 
+def test_a_verdict_says_that_its_student_under_fits():
+    def label(kept, *arms):
+        table = frame("class", *arms)
+        table = board(table.assign(last_train=kept * table["last"]), "class")
+        shown = str(board_html(table, "Claims")).partition("</caption>")[2]
+        return table.set_index("id").loc["ie-ft", "kept"], "under-fit" in shown
+
+    arms = arm(40.0), arm(41.0, -1, method="ft"), arm(45.0, method="supervised")
+    assert label(0.6, *arms) == (pytest.approx(0.6), True)
+    assert label(0.4, *arms) == (pytest.approx(0.4), False)
+    # without the student alone its pair tells, and without training errors nothing is said
+    assert label(0.6, *arms[:2]) == (pytest.approx(0.6), True)
+    unknown, shown = label(np.nan, *arms)
+    assert np.isnan(unknown) and not shown
+    # the student alone decides, whatever the arms are
+    table = frame("class", *arms)
+    alone = table["method"].eq("supervised")
+    table["last_train"] = table["last"] * np.where(alone, 0.7, 0.1)
+    assert board(table, "class").set_index("id").loc["ie-ft", "kept"] == pytest.approx(0.7)
+
+
 def test_best_of_many():
     assert measure([41, 42, 41, 43, 41, 42, 41])["verdict"] == "supported"
     # one rival is as good
