@@ -30,7 +30,7 @@ RULES = {
 }
 NO_VALIDATION = "no validation images"
 # Columns of the CSV file of runs: beside these the arm, the seed and METRICS.
-MEASURED = ("cka_inherit", "cka_explore", "cka_teacher", "rise_validation")
+MEASURED = ("last_train", "cka_inherit", "cka_explore", "cka_teacher", "rise_validation")
 
 
 def summary_cell(row: Mapping[str, Any], s: Summary, digits: int = 2) -> Cell:
@@ -121,10 +121,11 @@ def _grid_table(
         taught = runs.loc[runs["role"] == "teacher", "variant"].unique()
         names = {("teacher", v): "Teacher" for v in [*taught] or [""]} | names
     ours, compared = rows_of(runs, metric, baselines)
+    fitted = _training_errors(runs) if metric == "last" else {}
     rows = []
     for arm, name in names.items():
         differences = [_difference_cell(compared[b].get(arm)) for b in baselines]
-        error = error_cell(ours.get(arm), absent(configs[0], metric))
+        error = error_cell(ours.get(arm), absent(configs[0], metric), *fitted.get(arm, []))
         rows.append(html.row(name, *differences, error))
     note = (
         f"{METRICS[metric]}: mean ± standard deviation over n seeds, {100 * LEVEL:.0f} % "
@@ -134,9 +135,18 @@ def _grid_table(
         "Differences are paired by seed; their intervals are not corrected, p is Holm-corrected "
         f"over the arms of a column. {phrases.legend(configs[0].preset)}"
     )
-    remarks = [compared_by if baselines else "", phrases.outliers(runs, metric)]
+    of_training = "Training: the same on training images, not augmented, in evaluation mode; mean."
+    remarks = [of_training if fitted else "", compared_by if baselines else ""]
+    remarks += [phrases.outliers(runs, metric)]
     note = _joined([note, *remarks, no_validation(configs[0], metric)])
     return html.table(caption, note, ["method", *minus, "error, %"], rows)
+
+
+def _training_errors(runs: pd.DataFrame) -> dict[tuple[str, str], list[str]]:
+    """What stands below a test error, by role and variant; nothing where it is not on record."""
+    known = runs.dropna(subset=["last_train"]) if "last_train" in runs else runs[:0]
+    means = {arm: of["last_train"].mean() for arm, of in known.groupby(["role", "variant"])}
+    return {arm: [f"training {number(mean)}"] for arm, mean in means.items()}
 
 
 Rows = dict[tuple[str, str], dict[str, Any]]

@@ -88,6 +88,18 @@ def test_a_table_without_differences_does_not_explain_them(runs, grid):
     assert not any(word in alone for word in explained)
 
 
+def test_training_errors_stand_beside_test_errors_where_they_are_on_record(runs, grid):
+    runs["last_train"] = runs["last"].where(runs["method"].eq("ft")) / 2
+    html = tables.grid_html(runs, grid, "Table")
+    by_rule = {title: cells(html, title) for title in panes(html)}
+    mean = runs.loc[runs["method"].eq("ft"), "last_train"].mean()
+    assert f"training {mean:.2f}" in by_rule["last epoch"]["FT"][0]
+    assert "training" not in by_rule["last epoch"]["KD"][0]
+    # after the last epoch, and no other
+    assert "training" not in by_rule["best on test (biased)"]["FT"][0]
+    assert "last_train" not in tables.grid_html(class_runs(), grid, "Table")
+
+
 def test_grid_table_leaves_other_arms_alone(runs, grid):
     assert "KD" not in cells(
         tables.grid_html(runs, [c for c in grid if c.method != "kd"], "caption")
