@@ -9,6 +9,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import yaml
+from tiny import SMALL
 
 from iekd import records
 from iekd.analysis.metrics import analyse
@@ -16,15 +17,7 @@ from iekd.config import grid
 from iekd.training import runner
 
 SCRIPTS = Path(__file__).parents[2] / "runs"
-DIGITS = dict(preset="smoke", method=["supervised", "kd", "ie-ft"], epochs=3)
-DIGITS |= dict(
-    train_images=200,
-    validation_images=100,
-    teacher="resnet8x0.5",
-    student="resnet8x0.25",
-    teacher_epochs=2,
-    ae_epochs=2,
-)
+DIGITS = dict(preset="smoke", method=["supervised", "kd", "ie-ft"], **SMALL)
 DISCS = dict(preset="smoke", dataset="discs", method=["supervised", "ie-ft"])
 DISCS |= dict(train_images=24, validation_images=8, epochs=1, teacher_epochs=1, ae_epochs=1)
 
