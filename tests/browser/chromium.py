@@ -7,8 +7,10 @@ import select
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
@@ -29,25 +31,35 @@ def binary() -> str | None:
     return wanted or next((found for name in NAMES if (found := shutil.which(name))), None)
 
 
+class Gone(RuntimeError):
+    """Chromium ended, hangs, or lost its page to a crash: often no fault of the page."""
+
+
 class Chromium:
     """One browser with one page. `events` are those since the page was opened."""
 
-    def __init__(self, program: str, profile: str, patience: float = 180) -> None:
-        self.patience, self.events, self._rest, self._count = patience, [], b"", 0
+    def __init__(self, program: str, patience: float = 90) -> None:
+        self.program, self.patience, self.events = program, patience, []
+        self._start()
+
+    def _start(self) -> None:
+        self._rest, self._count, self.session = b"", 0, {}
+        self._profile = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+        self._log = Path(self._profile.name, "log")
         read, self._out = os.pipe()
         self._in, write = os.pipe()
         high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 10) for fd in (read, write)]
-        words = [program, *OPTIONS.split(), f"--user-data-dir={profile}", "about:blank"]
+        folder = f"--user-data-dir={self._profile.name}"
+        words = [self.program, *OPTIONS.split(), folder, "about:blank"]
         launch = [sys.executable, "-c", LAUNCH, *map(str, high), *words]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        self.process = subprocess.Popen(launch, pass_fds=high, **quiet)
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(launch, pass_fds=high, stdout=log, stderr=log)
         for fd in (read, write, *high):
             os.close(fd)
-        self.session: dict[str, str] = {}
         target = self("Target.createTarget", url="about:blank")["targetId"]
         attached = self("Target.attachToTarget", targetId=target, flatten=True)
         self.session = {"sessionId": attached["sessionId"]}
-        for domain in ("Page", "Runtime", "Log", "Network"):
+        for domain in ("Page", "Runtime", "Log", "Network", "Inspector"):
             self(f"{domain}.enable")
         self("Network.setCacheDisabled", cacheDisabled=False)
 
@@ -55,14 +67,17 @@ class Chromium:
         """The answer to a command of the protocol."""
         self._count += 1
         command = {"id": self._count, "method": method, "params": params, **self.session}
-        os.write(self._out, json.dumps(command).encode() + b"\0")
+        try:
+            os.write(self._out, json.dumps(command).encode() + b"\0")
+        except BrokenPipeError:
+            raise self._gone("Chromium ended by itself") from None
         for message in self._messages():
             if message.get("id") == self._count:
                 if "error" in message:
                     raise RuntimeError(f"{method}: {message['error']}")
                 return message["result"]
             self.events.append(message)
-        raise TimeoutError(f"{method}: no answer of Chromium in {self.patience} s")
+        raise self._gone(f"{method}: no answer of Chromium in {self.patience} s")
 
     def open(self, url: str, width: int, dark: bool = False) -> None:
         """Load a page, and wait for its formulas and fonts."""
@@ -86,11 +101,17 @@ class Chromium:
             raise RuntimeError(given["exceptionDetails"]["exception"]["description"])
         return given["result"].get("value")
 
+    def restart(self) -> None:
+        """A fresh browser in the place of this one, which may be dead or deaf."""
+        self.close()
+        self._start()
+
     def close(self) -> None:
-        self.process.terminate()
+        self.process.kill()
         self.process.wait(20)
         os.close(self._in)
         os.close(self._out)
+        self._profile.cleanup()
 
     def _wait(self, event: str) -> None:
         if any(message.get("method") == event for message in self.events):
@@ -99,16 +120,23 @@ class Chromium:
             self.events.append(message)
             if message.get("method") == event:
                 return
-        raise TimeoutError(f"{event} did not come in {self.patience} s")
+        raise self._gone(f"{event} did not come in {self.patience} s")
+
+    def _gone(self, what: str) -> Gone:
+        said = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
+        return Gone("\n".join([what, *(f"  it said: {line}" for line in said[-3:])]))
 
     def _messages(self) -> Iterator[dict[str, Any]]:
         """Messages as they come, until patience ends."""
         end = time.monotonic() + self.patience
         while (left := end - time.monotonic()) > 0:
             while b"\0" in self._rest:
-                message, _, self._rest = self._rest.partition(b"\0")
-                yield json.loads(message)
+                text, _, self._rest = self._rest.partition(b"\0")
+                message = json.loads(text)
+                if message.get("method") == "Inspector.targetCrashed":
+                    raise self._gone("the page crashed")
+                yield message
             if select.select([self._in], [], [], left)[0]:
                 self._rest += (read := os.read(self._in, 1 << 20))
                 if not read:
-                    raise RuntimeError("Chromium ended by itself")
+                    raise self._gone("Chromium ended by itself")

@@ -10,13 +10,14 @@ import json
 import re
 import struct
 import threading
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chromium import Chromium, binary
+from chromium import Chromium, Gone, binary
 
 ROOT = Path(__file__).parents[2]
 SITE = ROOT / "_build" / "html"
@@ -65,12 +66,12 @@ def host() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+def browser() -> Iterator[Chromium]:
     if not (program := binary()):
         pytest.skip(
             "there is no Chromium; Debian: apt install chromium; else name it, CHROMIUM=..."
         )
-    found = Chromium(program, str(tmp_path_factory.mktemp("profile")))
+    found = Chromium(program)
     yield found
     found.close()
 
@@ -105,7 +106,23 @@ def judged(browser: Chromium, axe: str, **options: Any) -> list[str]:
     return [f"{what}: {', '.join(where[:3])}" for impact, what, where in found if impact in SERIOUS]
 
 
+def steady(test: Callable[..., None]) -> Callable[..., None]:
+    """The test, once more in a fresh browser if Chromium dies or hangs: twice is the page's fault."""
+
+    @functools.wraps(test)
+    def twice(browser: Chromium, **given: Any) -> None:
+        try:
+            test(browser, **given)
+        except Gone as gone:
+            warnings.warn(f"once more in a fresh browser: {gone}", stacklevel=2)
+            browser.restart()
+            test(browser, **given)
+
+    return twice
+
+
 @pytest.mark.parametrize("page", PAGES)
+@steady
 def test_no_script_fails_and_all_can_be_read_by_all(browser, host, axe, page):
     browser.open(f"{host}/{page}.html", WIDE)
     assert broken(browser.events) == []
@@ -115,6 +132,7 @@ def test_no_script_fails_and_all_can_be_read_by_all(browser, host, axe, page):
 
 
 @pytest.mark.parametrize("page", PAGES)
+@steady
 def test_a_page_is_read_on_a_phone(browser, host, page):
     browser.open(f"{host}/{page}.html", PHONE)
     assert broken(browser.events) == []
@@ -133,6 +151,40 @@ def test_a_page_is_read_on_a_phone(browser, host, page):
     for theme in ("light", "dark"):
         browser.value(f"document.documentElement.dataset.theme = '{theme}'")
         assert browser.value(UNTOLD) == [], f"{theme}: it scrolls, and no shadow says so"
+
+
+@pytest.mark.parametrize("death", ["ends", "crashes", "hangs"])
+def test_a_dead_browser_fails_no_page(browser, host, death):
+    """One that ends, loses its page or hangs is replaced; one that does it again is told of."""
+    opened = []
+
+    @steady
+    def test(browser, deaths):
+        opened.append(browser.process.pid)
+        if len(opened) <= deaths:
+            die(browser, death)
+        browser.open(f"{host}/index.html", WIDE)
+        assert "explore" in browser.value("document.title")
+
+    with pytest.warns(UserWarning, match="once more in a fresh browser"):
+        test(browser, deaths=1)
+    assert len(set(opened)) == 2
+    opened.clear()
+    with pytest.warns(UserWarning), pytest.raises(Gone):
+        test(browser, deaths=2)
+    browser.restart()
+
+
+def die(browser: Chromium, death: str) -> None:
+    if death == "ends":
+        browser.process.kill()
+        browser.process.wait(20)
+    elif death == "crashes":
+        browser("Page.navigate", url="chrome://crash")
+    else:
+        with pytest.MonkeyPatch.context() as hasty:
+            hasty.setattr(browser, "patience", 3)
+            browser.value("(() => { while (true) {} })()")
 
 
 def smallest(picture: Path) -> float:
