@@ -431,7 +431,9 @@ WRONG = [
     ),
     ("ablations", dict(method="kd"), "choose ie-ft"),
     ("small-teacher", dict(seeds=True), "seeds: True is no int"),
-    ("analysis", dict(split_ratio=1.5), "split_ratio: 1.5 is not usable"),
+    # arms without a split are measured on halves: a quarter has no control there
+    ("analysis", dict(split_ratio=0.25), "split_ratio: this notebook has no such parameter"),
+    ("looks", dict(split_ratio=0.25), "split_ratio: this notebook has no such parameter"),
     ("mutual", dict(turns="hour"), "turns: 'hour' is not usable; choose one of batch, epoch"),
     ("gpu", dict(minutes=0), "minutes: 0 is not usable"),
     ("gpu", dict(rate="inf"), "rate: 'inf' is no float"),
@@ -458,6 +460,15 @@ WRONG = [
 def test_a_chapter_refuses_before_anything_trains(kernel, runs, stem, values, message):
     found = kernel(*until_check(stem, **values))
     assert isinstance(found, str) and re.search(message, found) and not runs.exists(), found
+
+
+def test_a_page_that_measures_halves_of_plain_students_cuts_in_half():
+    """`similarity.reference` divides them as IE-FT does by default, whatever a page says."""
+    measured = [stem for stem in PAGES if "metrics.analyse(" in "\n".join(code(stem))]
+    assert {"analysis", "looks"} <= set(measured)
+    for stem in measured:
+        own = {name for line in cells.read(code(stem)[0]).lines for name in line.names}
+        assert not {"split", "split_ratio"} & own, stem
 
 
 def test_lists_take_blanks_and_commas(kernel):
