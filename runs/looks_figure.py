@@ -45,13 +45,6 @@ def trusted(runs, teachers):
     return [kind for kind, test in tests.items() if test.difference < 0 and test.p < 0.05]
 
 
-def maps_of(kind, network, images, labels, box, parts=relevance.WHOLE):
-    """Maps by part, (N, H, W), or for class activation (N, h, w)."""
-    if kind == "cam":
-        return relevance.cam(network, images, labels, parts)
-    return relevance.relevance(network, images, labels, box, parts)
-
-
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
 parser.add_argument("grid", nargs="?", default="imagenette.yaml")
 parser.add_argument("--seed", type=int, default=100)
@@ -92,12 +85,14 @@ images, labels = augment.normalise(pixels[index], mean, std), truth[index]
 # Their maps.
 box, rows = relevance.corners(mean, std), {}
 halves = halves_of(plain["ie-ft"], networks["IE-FT"].feature_channels)
+whole = {
+    name: relevance.maps_of(networks[name], images, labels, box)
+    for name in ("teacher", "KD", "IE-FT")
+}
+parts = relevance.maps_of(networks["IE-FT"], images, labels, box, halves)
 for kind in kinds:
-    for name in ("teacher", "KD", "IE-FT"):
-        whole = maps_of(kind, networks[name], images, labels, box)["all"]
-        rows[f"{name}, {KINDS[kind]}"] = whole
-    parts = maps_of(kind, networks["IE-FT"], images, labels, box, halves)
-    rows |= {f"{half}, {KINDS[kind]}": parts[half] for half in ("inherit", "explore")}
+    rows |= {f"{name}, {KINDS[kind]}": maps[kind]["all"] for name, maps in whole.items()}
+    rows |= {f"{half}, {KINDS[kind]}": map_ for half, map_ in parts[kind].items()}
 
 titles = [f"{one.label}{' ✓' if one.rescued else ''}" for one in picked]
 maps_grid(pixels[index], rows, titles).savefig(given.out, dpi=200)

@@ -15,6 +15,8 @@ ours; `relevance` and `neurons` define what is measured.
   student, its halves and the teacher.
 """
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,31 +31,48 @@ IMAGES, SAMPLES = 500, 2000  # for maps and deletions; for what is counted
 TILES, SHARE = 8, 12 / 64
 
 
-def measure(
-    run: Run, teacher: nn.Module, other: nn.Module | None, halves: Parts, seed: int
-) -> dict[str, float | None]:
+class Taught(NamedTuple):
+    """What is measured of a teacher, once for all of its students."""
+
+    network: nn.Module  # in eval mode
+    maps: dict[str, Tensor]  # of the sampled images, by kind
+    numbers: dict[str, float | None]
+    answers: str
+
+
+def of_teacher(run: Run, network: nn.Module, other: nn.Module | None) -> Taught:
+    """`run` has the images; `other` is another teacher, for the ceiling. Both in eval mode."""
+    (images, labels), box = sample(run, IMAGES), relevance.corners(run.mean, run.std)
+    maps = {k: v["all"] for k, v in relevance.maps_of(network, images, labels, box).items()}
+    found = relevance.floors(network, other, images, labels, box, maps["relevance"])
+
+    orders = {
+        "relevance": maps["relevance"],
+        "cam": F.interpolate(maps["cam"][:, None], images.shape[2:])[:, 0],
+        "centre": relevance.centre(images),
+    }
+    for name, order in orders.items():
+        changed = grey(images, order)
+        found[f"left_{name}"] = relevance.left(network, images, changed, labels)["all"]
+    found |= neurons.measure(network, *sample(run, SAMPLES), {"teacher": slice(None)})
+    return Taught(network, maps, found, answers(run, network))
+
+
+def measure(run: Run, taught: Taught, halves: Parts, seed: int) -> dict[str, float | None]:
     """The numbers of this page for a finished run.
 
-    `teacher` and `other`, another teacher for the ceiling, are plain networks in eval mode. Nothing
-    is measured where a half has no channels, or the last features differ in height and width.
+    Nothing is measured where a half has no channels, or the last features differ in height and
+    width.
     """
     student, (images, labels) = run.learner["student"], sample(run, IMAGES)
-    sizes = {tuple(net(images[:1]).feature.shape[2:]) for net in (student, teacher)}
+    sizes = {tuple(net(images[:1]).feature.shape[2:]) for net in (student, taught.network)}
     if len(sizes) > 1 or not all(len(part) for part in halves.values()):
         return {}
 
     box = relevance.corners(run.mean, run.std)
-    found: dict[str, float | None] = {}
-    found |= relevance.compare(student, teacher, images, labels, box, halves)
-    known = relevance.floors(teacher, other or teacher, images, labels, box)
-    for name in ("another image", "another class", "random last stage"):
-        found[f"floor_{name.split()[-1]}"] = known[name]
-    found["ceiling"] = known["another teacher"] if other else None
-    found |= deletions(student, teacher, images, labels, box, halves, seed)
-
-    images, labels = sample(run, SAMPLES)
-    found |= neurons.measure(student, images, labels, {**WHOLE, **halves})
-    found |= neurons.measure(teacher, images, labels, {"teacher": slice(None)})
+    found = taught.numbers | relevance.compare(student, taught.maps, images, labels, box, halves)
+    found |= deletions(student, taught, images, labels, halves, seed)
+    found |= neurons.measure(student, *sample(run, SAMPLES), {**WHOLE, **halves})
     return found
 
 
@@ -65,32 +84,23 @@ def sample(run: Run, count: int) -> tuple[Tensor, Tensor]:
 
 
 def deletions(
-    student: nn.Module,
-    teacher: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    box: relevance.Box,
-    halves: Parts,
-    seed: int,
-) -> dict[str, float | None]:
-    """`lost_` of the student's halves, and `left_` of the teacher."""
+    student: nn.Module, taught: Taught, images: Tensor, labels: Tensor, halves: Parts, seed: int
+) -> dict[str, float]:
+    """`lost_` of the student's halves, and `left_random` of its teacher."""
     drawn = torch.rand(images[:, 0].shape, generator=torch.Generator().manual_seed(seed))
-    cells = relevance.cam(teacher, images, labels)["all"]
-    orders = {
-        "relevance": relevance.relevance(teacher, images, labels, box)["all"],
-        "cam": F.interpolate(cells[:, None], images.shape[2:])[:, 0],
-        "centre": relevance.centre(images),
-        "random": drawn.to(images.device),
-    }
-    tile, found = max(1, images.shape[-1] // TILES), {}
-    for name, order in orders.items():
-        changed = relevance.delete(images, order, SHARE, tile)
-        found[f"left_{name}"] = relevance.left(teacher, images, changed, labels)["all"]
-        if name in ("relevance", "random"):
-            prefix = "lost_" if name == "relevance" else "lost_random_"
-            for half, kept in relevance.left(student, images, changed, labels, halves).items():
-                found[prefix + half] = 1 - kept
+    found = {}
+    for prefix, order in (("lost_", taught.maps["relevance"]), ("lost_random_", drawn)):
+        changed = grey(images, order)
+        for half, kept in relevance.left(student, images, changed, labels, halves).items():
+            found[prefix + half] = 1 - kept
+    # the images that lost tiles at random
+    found["left_random"] = relevance.left(taught.network, images, changed, labels)["all"]
     return found
+
+
+def grey(images: Tensor, order: Tensor) -> Tensor:
+    """The images with the tiles that come first in `order` deleted."""
+    return relevance.delete(images, order, SHARE, max(1, images.shape[-1] // TILES))
 
 
 @torch.no_grad()

@@ -7,9 +7,8 @@ and the loss under Gaussian weight noise, not how they were computed: every defi
 choice. The relevance maps and active neurons that they also name are measured in `looks`.
 """
 
+import functools
 from typing import Any
-
-from torch import nn
 
 from iekd import data, records
 from iekd.analysis import looks
@@ -47,33 +46,40 @@ def analyse(config: RunConfig) -> Analysis:
 
     # measure
     run = runner.load_run(config)
-    taught_by = reference(config).teacher_run()
-    network = runner.load_network(taught_by)
-    teacher = run.teacher or Teacher(network, None)
+    taught_by, other = reference(config).teacher_run(), _another(config)
+    weights = [records.find(each).weights for each in (taught_by, other) if each]
+    taught = _taught(taught_by, other, *weights)
+    teacher = run.teacher or Teacher(taught.network, None)
     noise = weight_noise(run, config.seed)
     metrics = {**similarity(config, run, teacher), **rises(noise)}
     halves = halves_of(config, run.learner["student"].feature_channels)
-    metrics |= looks.measure(run, network, _another(config), halves, config.seed)
-    answers = {"student": looks.answers(run, run.learner["student"])}
-    answers["teacher"] = looks.answers(run, network)
+    metrics |= looks.measure(run, taught, halves, config.seed)
+    answers = {"student": looks.answers(run, run.learner["student"]), "teacher": taught.answers}
 
     # write, and read what was written: it is rounded
     made_by: dict[str, Any] = {name: records.provenance()[name] for name in ("git", "versions")}
-    made_by["parents"] = {"teacher": records.find(taught_by).weights} | record.parents
+    made_by["parents"] = {"teacher": weights[0]} | record.parents
     found: dict[str, Any] = {"metrics": metrics, "noise": noise.to_dict("list")}
     found["answers"] = answers
     Analysis(hash=config.hash, weights=record.weights, **made_by, **found).save(config)
     return records.read_analysis(records.analysis_path(config), record)
 
 
-def _another(config: RunConfig) -> nn.Module | None:
+@functools.lru_cache(maxsize=8)
+def _taught(teacher: RunConfig, other: RunConfig | None, *weights: str) -> looks.Taught:
+    """What its students share; another one after a teacher was trained again to other `weights`."""
+    networks = (runner.load_network(each) if each else None for each in (teacher, other))
+    return looks.of_teacher(runner.make_run(teacher), *networks)
+
+
+def _another(config: RunConfig) -> RunConfig | None:
     """The teacher of the seed before this one, if it is another and its weights are at hand."""
     if config.seed == 0:
         return None
     own, other = (
         reference(config.replace(seed=k)).teacher_run() for k in (config.seed, config.seed - 1)
     )
-    return runner.load_network(other) if other != own and records.weights_at_hand(other) else None
+    return other if other != own and records.weights_at_hand(other) else None
 
 
 def impossible(config: RunConfig) -> str:

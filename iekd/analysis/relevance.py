@@ -21,7 +21,7 @@ gradient" of the whole is the relevance. It is linear in the score: maps of halv
 
 import copy
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, fx, nn
@@ -171,10 +171,24 @@ def agreement(one: Tensor, other: Tensor) -> float:
     return F.cosine_similarity(a, b, eps=1e-30).mean().item()
 
 
+def maps_of(
+    network: nn.Module, images: Tensor, labels: Tensor, box: Box, parts: Parts = WHOLE
+) -> dict[str, dict[str, Tensor]]:
+    """Both kinds of map, 'relevance' and 'cam', by part."""
+    by_rule = relevance(network, images, labels, box, parts)
+    return {"relevance": by_rule, "cam": cam(network, images, labels, parts)}
+
+
 def compare(
-    student: nn.Module, teacher: nn.Module, images: Tensor, labels: Tensor, box: Box, halves: Parts
+    student: nn.Module,
+    wanted: Mapping[str, Tensor],
+    images: Tensor,
+    labels: Tensor,
+    box: Box,
+    halves: Parts,
 ) -> dict[str, float]:
-    """Agreement of a student's maps with the teacher's, and of its two `halves` with each other.
+    """Agreement of a student's maps with the `wanted` ones, its teacher's by kind, and of its two
+    `halves` with each other.
 
     One number each for a run; `labels` are the true ones, for both networks. Keys relevance_<x> and
     cam_<x>: x is 'teacher' for the whole student against the teacher, a half's name for its own map
@@ -182,47 +196,36 @@ def compare(
     networks need one height and width.
     """
     found = {}
-    for kind in ("relevance", "cam"):
-        look = _maps_of(kind, images, labels, box)
-        wanted, maps = look(teacher, WHOLE)["all"], look(student, halves)
+    for kind, maps in maps_of(student, images, labels, box, halves).items():
         one, other = maps.values()
-        found[f"{kind}_teacher"] = agreement(one + other, wanted)
-        found |= {f"{kind}_{name}": agreement(own, wanted) for name, own in maps.items()}
+        found[f"{kind}_teacher"] = agreement(one + other, wanted[kind])
+        found |= {f"{kind}_{name}": agreement(own, wanted[kind]) for name, own in maps.items()}
         found[f"{kind}_halves"] = agreement(one, other)
     return found
 
 
 def floors(
     teacher: nn.Module,
-    other: nn.Module,
+    other: nn.Module | None,
     images: Tensor,
     labels: Tensor,
     box: Box,
-    kind: str = "relevance",
-    seed: int = 0,
-) -> dict[str, float]:
-    """What an agreement with the teacher's map must be read against: agreements of that map itself.
+    own: Tensor,
+) -> dict[str, float | None]:
+    """What an agreement with the teacher's relevance map must be read against: agreements of that
+    map, its `own`.
 
     Floors: with the map of another image, of another class, and of the teacher with its last stage
-    drawn anew. A ceiling: with the map of an `other` teacher. `kind` is 'relevance' or 'cam'.
+    drawn anew. A ceiling: with the map of an `other` teacher, None without one.
     """
-    look, following = _maps_of(kind, images, labels, box), (labels + 1) % teacher.head.out_features
-    own = look(teacher)["all"]
+    following = (labels + 1) % teacher.head.out_features
+    drawn = random_last_stage(teacher)
     return {
-        "another image": agreement(own, own.roll(1, 0)),
-        "another class": agreement(own, _maps_of(kind, images, following, box)(teacher)["all"]),
-        "random last stage": agreement(own, look(random_last_stage(teacher, seed))["all"]),
-        "another teacher": agreement(own, look(other)["all"]),
+        "floor_image": agreement(own, own.roll(1, 0)),
+        "floor_class": agreement(own, relevance(teacher, images, following, box)["all"]),
+        "floor_stage": agreement(own, relevance(drawn, images, labels, box)["all"]),
+        "ceiling": agreement(own, relevance(other, images, labels, box)["all"]) if other else None,
     }
-
-
-def _maps_of(
-    kind: str, images: Tensor, labels: Tensor, box: Box
-) -> Callable[..., dict[str, Tensor]]:
-    """The function from a network, and its parts, to its maps of these images."""
-    if kind == "cam":
-        return lambda network, parts=WHOLE: cam(network, images, labels, parts)
-    return lambda network, parts=WHOLE: relevance(network, images, labels, box, parts)
 
 
 def random_last_stage(network: nn.Module, seed: int = 0) -> nn.Module:

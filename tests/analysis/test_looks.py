@@ -6,7 +6,7 @@ import torch
 from tiny import tiny
 
 from iekd import networks
-from iekd.analysis import looks, relevance
+from iekd.analysis import looks, metrics
 from iekd.analysis.metrics import analyse
 from iekd.analysis.rescue import rescue, said
 from iekd.analysis.similarity import halves_of, reference
@@ -66,16 +66,34 @@ def test_deleting_everything_loses_the_whole_of_both_halves(finished, monkeypatc
     run, teacher = runner.load_run(config), runner.load_network(reference(config).teacher_run())
     halves = halves_of(config, run.learner["student"].feature_channels)
     images, labels = looks.sample(run, looks.IMAGES)
-    box = relevance.corners(run.mean, run.std)
-    monkeypatch.setattr(looks, "SHARE", 1.0)
-    found = looks.deletions(run.learner["student"], teacher, images, labels, box, halves, 0)
+
+    def deleted(share):
+        monkeypatch.setattr(looks, "SHARE", share)
+        taught = looks.of_teacher(run, teacher, None)
+        found = looks.deletions(run.learner["student"], taught, images, labels, halves, 0)
+        return found | {k: v for k, v in taught.numbers.items() if k.startswith("left_")}
+
+    found = deleted(1.0)
     left = [value for name, value in found.items() if name.startswith("left_")]
-    assert max(left) - min(left) < 1e-6
+    assert len(left) == 4 and max(left) - min(left) < 1e-6
     for half in halves:
         assert found[f"lost_{half}"] == pytest.approx(found[f"lost_random_{half}"], abs=1e-6)
-    monkeypatch.setattr(looks, "SHARE", 0.0)
-    kept = looks.deletions(run.learner["student"], teacher, images, labels, box, halves, 0)
+    kept = deleted(0.0)
     assert all(abs(value - (name[:4] == "left")) < 1e-6 for name, value in kept.items())
+
+
+def test_what_students_share_is_measured_once(finished, monkeypatch):
+    """Once a teacher; again after the teacher was trained again to other weights."""
+    asked = []
+    whole = looks.of_teacher
+    monkeypatch.setattr(looks, "of_teacher", lambda *of: asked.append(1) or whole(*of))
+    metrics._taught.cache_clear()
+    finished(seed=1)
+    for seed in (2, 4, 6):
+        analyse(finished(seed=seed, teachers=2))
+    assert len(asked) == 1
+    own = reference(tiny("ie-ft")).teacher_run()
+    assert metrics._taught(own, None, "here") is not metrics._taught(own, None, "anew")
 
 
 def test_answers_of_more_than_ten_classes_are_words(finished):

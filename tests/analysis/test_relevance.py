@@ -357,16 +357,19 @@ def digits(tmp_path_factory):
 
 def test_maps_depend_on_class_image_and_weights(digits):
     (teacher, other), student, images, labels, box = digits
-    found = relevance.floors(teacher, other, images, labels, box)
-    assert found["another teacher"] > found["another image"] > found["another class"]
-    assert found["another teacher"] > 0.3 + found["random last stage"]
-    assert abs(found["random last stage"]) < 0.3
+    maps = {kind: m["all"] for kind, m in relevance.maps_of(teacher, images, labels, box).items()}
+    own = maps["relevance"]
+    assert torch.equal(own, relevance.relevance(teacher, images, labels, box)["all"])
+    assert torch.equal(maps["cam"], relevance.cam(teacher, images, labels)["all"])
+    found = relevance.floors(teacher, other, images, labels, box, own)
+    assert found["ceiling"] > found["floor_image"] > found["floor_class"]
+    assert found["ceiling"] > 0.3 + found["floor_stage"]
+    assert abs(found["floor_stage"]) < 0.3
     halves = dict(zip("ab", channel_split(16, 0.5, "random", 0), strict=True))
-    numbers = relevance.compare(student, teacher, images, labels, box, halves)
+    numbers = relevance.compare(student, maps, images, labels, box, halves)
     untrained = relevance.random_last_stage(student)
-    drawn = relevance.compare(untrained, teacher, images, labels, box, halves)
+    drawn = relevance.compare(untrained, maps, images, labels, box, halves)
     assert numbers["relevance_teacher"] > 0.2 + drawn["relevance_teacher"]
-    own = relevance.relevance(teacher, images, labels, box)["all"]
     parts = relevance.relevance(student, images, labels, box, halves)
     assert numbers["relevance_a"] == pytest.approx(agreement(parts["a"], own), abs=1e-6)
     assert numbers["relevance_halves"] == pytest.approx(agreement(parts["a"], parts["b"]), abs=1e-6)
