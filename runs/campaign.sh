@@ -15,7 +15,7 @@ detection=c2d3ce935defe90a553c4288d33c5235490bc2e4
 # The second set of controls.
 mirror=35859c8fb9e1b48d2bedcaab21baf1e84f51c7ed
 # Active neurons on CIFAR-10: counted by this library, also in desk students that an older one trained.
-neurons=ca54c0c9422abc0da5905b829297f334f464104c
+neurons=fbeabaed306c2b4b2b919b3f20a89d9e03df6b6b
 python=$home/env/bin/python
 cores=$(nproc)
 export IEKD_DATA=${IEKD_DATA:-$PWD/../shared/data}
