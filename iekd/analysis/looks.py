@@ -99,8 +99,13 @@ def deletions(
 
 
 def grey(images: Tensor, order: Tensor) -> Tensor:
-    """The images with the tiles that come first in `order` deleted."""
-    return relevance.delete(images, order, SHARE, max(1, images.shape[-1] // TILES))
+    """The images with the tiles that come first in `order` deleted.
+
+    Tiles are smaller, and more, where `TILES` in a row do not fill the image.
+    """
+    side = images.shape[-1]
+    tile = next(size for size in range(max(1, side // TILES), 0, -1) if side % size == 0)
+    return relevance.delete(images, order, SHARE, tile)
 
 
 @torch.no_grad()

@@ -96,6 +96,14 @@ def test_what_students_share_is_measured_once(finished, monkeypatch):
     assert metrics._taught(own, None, "here") is not metrics._taught(own, None, "anew")
 
 
+@pytest.mark.parametrize("side", [8, 28, 32, 37, 44, 64])
+def test_images_of_any_size_lose_the_same_share(side):
+    """28 and 44 pixels are not eight tiles of whole pixels."""
+    images, order = torch.ones(2, 3, side, side), torch.rand(2, side, side)
+    lost = (looks.grey(images, order) == 0).float().mean((1, 2, 3))
+    assert torch.allclose(lost, torch.tensor(looks.SHARE), atol=0.01)
+
+
 def test_answers_of_more_than_ten_classes_are_words(finished):
     run = runner.load_run(finished())
     wide = networks.build("resnet8x0.25", 12, 1).eval()
