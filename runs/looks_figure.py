@@ -3,20 +3,21 @@
     IEKD_DATA=... python runs/looks_figure.py [GRID] [--seed 100] [--out FILE.png]
 
 Writes book/_static/looks.png, or FILE.png, and beside it a recipe, looks.json: command, images,
-weights and data by checksum. It needs the images; the weights of seed 100 are committed. Images and
-kinds of map are chosen by the rules of book/campaign.ipynb: the images by answers, and a kind of
-map is shown if deleting what it finds first takes more of the teacher's score than deleting at
-random.
+weights and data by checksum, and the deletion curves of all teachers. It needs the images; the
+weights of seed 100 are committed. Images and kinds of map are chosen by the rules of
+book/campaign.ipynb: the images by answers, and a kind of map is shown if deleting what it finds
+first takes more of the teacher's score than deleting at random.
 """
 
 import argparse
 import json
 from pathlib import Path
 
+import pandas as pd
 import torch
 
-from iekd import data, records
-from iekd.analysis import relevance
+from iekd import records
+from iekd.analysis import looks, relevance
 from iekd.analysis.rescue import pick
 from iekd.analysis.similarity import halves_of
 from iekd.checkout import ROOT
@@ -63,8 +64,8 @@ if not kinds:
 
 # The images that the rule picks.
 networks = {name: runner.load_network(config) for name, config in shown.items()}
-dataset = data.load(plain["ie-ft"])
-mean, std = (torch.tensor(each).view(1, -1, 1, 1) for each in (dataset.mean, dataset.std))
+run = runner.load_run(plain["ie-ft"])
+mean, std, dataset = run.mean, run.std, run.dataset
 pixels, truth = dataset.test.images, dataset.test.labels
 
 
@@ -96,12 +97,23 @@ for kind in kinds:
 
 titles = [f"{one.label}{' ✓' if one.rescued else ''}" for one in picked]
 maps_grid(pixels[index], rows, titles).savefig(given.out, dpi=200)
+
+# What deletion takes of the score of every teacher.
+teachers = [plain["ie-ft"].replace(seed=k).teacher_run() for k in range(plain["ie-ft"].teachers)]
+curves = pd.concat(
+    looks.deletion_curve(run, runner.load_network(each), each.seed).assign(seed=each.seed)
+    for each in teachers
+)
+
 recipe = {
     "command": f"python runs/looks_figure.py {given.grid} --seed {given.seed}",
     "images": {str(one.label): one.image for one in picked},
     "maps": kinds,
     "data": dataset.checksum,
-    "weights": {config.path: records.find(config).weights for config in shown.values()},
+    "weights": {
+        config.path: records.find(config).weights for config in [*shown.values(), *teachers]
+    },
+    "curves": curves.round(4).to_dict("list"),
 }
 given.out.with_suffix(".json").write_text(json.dumps(recipe, indent=1) + "\n")
 print(given.out)

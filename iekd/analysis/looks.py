@@ -15,8 +15,10 @@ ours; `relevance` and `neurons` define what is measured.
   student, its halves and the teacher.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,6 +31,7 @@ from iekd.training.run import Run
 IMAGES, SAMPLES = 500, 2000  # for maps and deletions; for what is counted
 # Of 8 x 8 tiles, what is deleted: as many as the three innermost rings of distance hold.
 TILES, SHARE = 8, 12 / 64
+SHARES = (0, 4 / 64, 8 / 64, SHARE, 16 / 64, 24 / 64, 32 / 64, 48 / 64, 1)  # of a curve
 
 
 class Taught(NamedTuple):
@@ -43,16 +46,10 @@ class Taught(NamedTuple):
 def of_teacher(run: Run, network: nn.Module, other: nn.Module | None) -> Taught:
     """`run` has the images; `other` is another teacher, for the ceiling. Both in eval mode."""
     (images, labels), box = sample(run, IMAGES), relevance.corners(run.mean, run.std)
-    maps = {k: v["all"] for k, v in relevance.maps_of(network, images, labels, box).items()}
+    maps = _maps(run, network, images, labels)
     found = relevance.floors(network, other, images, labels, box, maps["relevance"])
-
-    orders = {
-        "relevance": maps["relevance"],
-        "cam": F.interpolate(maps["cam"][:, None], images.shape[2:])[:, 0],
-        "centre": relevance.centre(images),
-    }
-    for name, order in orders.items():
-        changed = grey(images, order)
+    for name, order in orders(maps, images).items():
+        changed = grey(images, order, SHARE)
         found[f"left_{name}"] = relevance.left(network, images, changed, labels)["all"]
     found |= neurons.measure(network, *sample(run, SAMPLES), {"teacher": slice(None)})
     return Taught(network, maps, found, answers(run, network))
@@ -87,10 +84,12 @@ def deletions(
     student: nn.Module, taught: Taught, images: Tensor, labels: Tensor, halves: Parts, seed: int
 ) -> dict[str, float]:
     """`lost_` of the student's halves, and `left_random` of its teacher."""
-    drawn = torch.rand(images[:, 0].shape, generator=torch.Generator().manual_seed(seed))
     found = {}
-    for prefix, order in (("lost_", taught.maps["relevance"]), ("lost_random_", drawn)):
-        changed = grey(images, order)
+    for prefix, order in (
+        ("lost_", taught.maps["relevance"]),
+        ("lost_random_", at_random(images, seed)),
+    ):
+        changed = grey(images, order, SHARE)
         for half, kept in relevance.left(student, images, changed, labels, halves).items():
             found[prefix + half] = 1 - kept
     # the images that lost tiles at random
@@ -98,14 +97,51 @@ def deletions(
     return found
 
 
-def grey(images: Tensor, order: Tensor) -> Tensor:
-    """The images with the tiles that come first in `order` deleted.
+def deletion_curve(run: Run, network: nn.Module, seed: int = 0) -> pd.DataFrame:
+    """Share of a network's score that is left, the more of the sampled images turns grey.
+
+    Columns order, share and left: a row for each of `orders`, and at random with this `seed`, and
+    each of `SHARES`.
+    """
+    images, labels = sample(run, IMAGES)
+    by_order = orders(_maps(run, network, images, labels), images)
+    by_order["random"] = at_random(images, seed)
+    rows = []
+    for name, order in by_order.items():
+        for share in SHARES:
+            changed = grey(images, order, share)
+            kept = relevance.left(network, images, changed, labels)["all"]
+            rows.append({"order": name, "share": share, "left": kept})
+    return pd.DataFrame(rows)
+
+
+def orders(maps: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
+    """The orders (N, H, W) in which an image can turn grey: by either kind of map, and the centre
+    first, which knows nothing of the image.
+    """
+    cells = F.interpolate(maps["cam"][:, None], images.shape[2:])[:, 0]
+    return {"relevance": maps["relevance"], "cam": cells, "centre": relevance.centre(images)}
+
+
+def at_random(images: Tensor, seed: int) -> Tensor:
+    """An order (N, H, W) drawn anew for each image."""
+    return torch.rand(images[:, 0].shape, generator=torch.Generator().manual_seed(seed))
+
+
+def grey(images: Tensor, order: Tensor, share: float) -> Tensor:
+    """The images with a share of their tiles deleted, those that come first in `order`.
 
     Tiles are smaller, and more, where `TILES` in a row do not fill the image.
     """
     side = images.shape[-1]
     tile = next(size for size in range(max(1, side // TILES), 0, -1) if side % size == 0)
-    return relevance.delete(images, order, SHARE, tile)
+    return relevance.delete(images, order, share, tile)
+
+
+def _maps(run: Run, network: nn.Module, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """The network's maps of images by kind."""
+    maps = relevance.maps_of(network, images, labels, relevance.corners(run.mean, run.std))
+    return {kind: parts["all"] for kind, parts in maps.items()}
 
 
 @torch.no_grad()

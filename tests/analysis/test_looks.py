@@ -96,11 +96,24 @@ def test_what_students_share_is_measured_once(finished, monkeypatch):
     assert metrics._taught(own, None, "here") is not metrics._taught(own, None, "anew")
 
 
+def test_a_deletion_curve_begins_with_all_and_meets_the_numbers_of_the_analysis(finished):
+    config = finished()
+    run, teacher = runner.load_run(config), runner.load_network(reference(config).teacher_run())
+    curve = looks.deletion_curve(run, teacher, config.seed).pivot(
+        index="share", columns="order", values="left"
+    )
+    assert tuple(curve.index) == looks.SHARES and (curve.loc[0] == 1).all()
+    assert curve.loc[1].nunique() == 1  # all grey, whatever the order
+    found = analyse(config).metrics
+    for order, left in curve.loc[looks.SHARE].items():
+        assert found[f"left_{order}"] == pytest.approx(left, rel=1e-5)
+
+
 @pytest.mark.parametrize("side", [8, 28, 32, 37, 44, 64])
 def test_images_of_any_size_lose_the_same_share(side):
     """28 and 44 pixels are not eight tiles of whole pixels."""
     images, order = torch.ones(2, 3, side, side), torch.rand(2, side, side)
-    lost = (looks.grey(images, order) == 0).float().mean((1, 2, 3))
+    lost = (looks.grey(images, order, looks.SHARE) == 0).float().mean((1, 2, 3))
     assert torch.allclose(lost, torch.tensor(looks.SHARE), atol=0.01)
 
 

@@ -60,7 +60,8 @@ def test_maps_are_drawn_of_the_kinds_that_beat_deletion_at_random(draw):
     recipe = draw("looks_figure.py", **arms)
     assert recipe["maps"] == ["relevance"]
     assert recipe["images"] and set(recipe["images"]) <= set("0123456789")
-    assert all(recipe["weights"].values()) and len(recipe["weights"]) == 4
+    assert all(recipe["weights"].values()) and len(recipe["weights"]) == 6
+    assert set(recipe["curves"]["seed"]) == {0, 1, 2} and max(recipe["curves"]["left"]) >= 1
 
 
 def test_no_kind_of_map_is_chosen_before_students_of_all_teachers_are_analysed(draw):
