@@ -13,12 +13,13 @@ from iekd.method.registry import Method, Networks
 
 
 def registered(config: RunConfig) -> Method:
-    """The row of a run's method. Raises `ConfigError` for one that is not known here."""
-    if config.method not in known.methods():
-        raise ConfigError(
-            f"{config.path}: its method is not known here; import the file that registers it "
-            "(IEKD_IMPORT=FILE)"
-        )
+    """The row of a run's method. Raises `ConfigError` if that or a measure is not known here."""
+    for field in ("method", "inherit", "explore"):
+        if (name := getattr(config, field)) not in known.choices(field):
+            raise ConfigError(
+                f"{config.path}: {field} {name!r} is not known here; import the file that "
+                "registers it (--import FILE, or IEKD_IMPORT=FILE before Python starts)"
+            )
     return known.methods()[config.method]
 
 

@@ -2,8 +2,8 @@
 
 It reads the method's class, the measures that the run names, and what these use of this library, as
 syntax trees: docstrings, comments, annotations and layout do not count, nor does the module that a
-name comes from. So reformatting a file or moving it leaves the digest alone, and every change of
-the arithmetic changes it.
+name comes from, nor what an exception has to say. So reformatting a file or moving it leaves the
+digest alone, and every change of the arithmetic changes it.
 """
 
 import ast
@@ -16,16 +16,24 @@ from types import FunctionType, ModuleType
 from typing import Any
 
 from iekd import data
-from iekd.config import RunConfig, known
+from iekd.config import RunConfig, methods
+from iekd.errors import ConfigError
 from iekd.method import detection, registry
 from iekd.records import Record
 
 PLAIN = (bool, int, float, str)  # constants whose value is code
 
 
-def of(config: RunConfig) -> str | None:
-    """Twelve hexadecimal digits for the loss of a run; None where its source cannot be read."""
-    losses: list[Callable] = [known.methods()[config.method].kind]
+def of(config: RunConfig, exceptions: bool = False) -> str | None:
+    """Twelve hexadecimal digits for the loss of a run; None where its source cannot be read, or
+    its method or measures are not known here.
+
+    `exceptions`: with the bodies of exceptions, which the digests of older records hold.
+    """
+    try:
+        losses: list[Callable] = [methods.registered(config).kind]
+    except ConfigError:
+        return None
     if config.method == "ie-ft":
         tables = {"inherit": registry.INHERIT, "explore": registry.EXPLORE}
         for side, table in tables.items():
@@ -34,12 +42,15 @@ def of(config: RunConfig) -> str | None:
                 losses += [table[name], registry.MEASURES[name].function]
     if data.has_boxes(config.dataset):
         losses.append(detection.ssd_loss)
-    return digest(*losses)
+    return digest(*losses, exceptions=exceptions)
 
 
 def is_edited(record: Record) -> bool:
     """Whether the loss of a finished run was edited since."""
-    return record.loss_digest is not None and of(record.config) not in (record.loss_digest, None)
+    if record.loss_digest is None:
+        return False
+    now = {of(record.config), of(record.config, exceptions=True)}
+    return now.isdisjoint((record.loss_digest, None))
 
 
 def is_void(record: Record) -> bool:
@@ -47,24 +58,26 @@ def is_void(record: Record) -> bool:
     return record.config.preset == "smoke" and is_edited(record)
 
 
-def digest(*things: Callable) -> str | None:
+def digest(*things: Callable, exceptions: bool = False) -> str | None:
     """The digest of classes and functions, with all that they use of their own packages."""
     ours = {"iekd", *(thing.__module__.partition(".")[0] for thing in things)}
     seen: dict[int, str] = {}
     try:
         for thing in things:
-            _read(thing, ours, seen)
+            _read(thing, ours, seen, exceptions)
     except (OSError, TypeError):  # no source: code without a file
         return None
     return hashlib.sha256("\n".join(sorted(seen.values())).encode()).hexdigest()[:12]
 
 
-def _read(thing: Callable, ours: set[str], seen: dict[int, str]) -> None:
+def _read(thing: Callable, ours: set[str], seen: dict[int, str], exceptions: bool) -> None:
     """Put the normalised text of a class or function into `seen`, and that of what it uses."""
     if id(thing) in seen or thing.__module__.partition(".")[0] not in ours:
         return
     seen[id(thing)] = ""  # it may use itself
     tree = _WithoutGoal().visit(ast.parse(textwrap.dedent(_source(thing))))
+    if isinstance(thing, type) and issubclass(thing, BaseException) and not exceptions:
+        tree.body[0].body = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             node.decorator_list = [each for each in node.decorator_list if not _registers(each)]
@@ -72,7 +85,7 @@ def _read(thing: Callable, ours: set[str], seen: dict[int, str]) -> None:
     constants = {}
     for name, value in _used(tree, names):
         if isinstance(value, FunctionType | type):
-            _read(value, ours, seen)
+            _read(value, ours, seen, exceptions)
         elif isinstance(value, PLAIN):
             constants[name] = value
     seen[id(thing)] = f"{_text(tree, names)} {sorted(constants.items())}"
