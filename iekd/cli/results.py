@@ -8,7 +8,7 @@ from iekd import records
 from iekd.cli.parser import Options, command, flag, option
 from iekd.config import grid
 from iekd.config.presets import PRESETS
-from iekd.errors import ConfigError, StoreError
+from iekd.errors import ConfigError, StoreError, file_beside
 from iekd.records import store
 
 
@@ -92,12 +92,15 @@ def export(options: Options) -> None:
     print(f"{len(rows)} rows written to {options.file}")
 
 
-@command("show", option("run", "its path, as sweeps and tables print it", metavar="RUN"))
+@command("show", option("run", "its path, as tables print it, or its file", metavar="RUN"))
 def show(options: Options) -> None:
     """what is known of one finished run"""
-    path = options.run.removesuffix(".json")
-    if not (file := store.record_file(path)).exists():
-        raise StoreError(f"{file}: there is no such record")
+    file = Path(options.run)
+    if not file.is_file():
+        file = store.record_file(options.run.removesuffix(".json"))
+    named = "/".join(file.absolute().parts[-2:])
+    if not records.is_place(named, ".json") or not store.exists(file):
+        raise StoreError(f"{file}: there is no such record{file_beside(file)}")
     record = records.read(file)
     print(record.config.command())
     for rule, metric in record.metrics.items():

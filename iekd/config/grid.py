@@ -25,6 +25,7 @@ from iekd.errors import ConfigError, file_beside
 
 KEYS = ("title", "notebook", "import", "base", "runs")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")  # of seeds, both ends among them
+OF_A_RUN = re.compile(r"seed\d+(\.\w+)?\.json")
 SEVERAL = re.compile(r"[\d.]+ *(-|,|\.\.) *[\d.]+")  # as people write several numbers
 NEEDED = "it needs a list `runs:` of mappings"
 
@@ -57,6 +58,8 @@ def read(path: Path) -> list[RunConfig]:
 
 def _content(path: Path) -> dict[str, Any]:
     """A grid file's mapping, its keys and their kinds checked. Raises `ConfigError`."""
+    if OF_A_RUN.fullmatch(path.name):
+        raise ConfigError(f"{path} is not a grid: it is the record of a run, for `iekd show`")
     try:
         grid = strict.read(path.read_text(encoding="utf-8"))
     except OSError as error:

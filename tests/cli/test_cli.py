@@ -17,6 +17,7 @@ from tiny import SMALL, made_up, tiny
 from iekd import records
 from iekd.cli import main, options, parser
 from iekd.config import RunConfig
+from iekd.records import store
 from iekd.report.labels import label_of
 
 
@@ -412,6 +413,15 @@ def test_what_is_known_of_a_run(iekd, grid):
     status, out, _ = iekd("show", tiny("kd").path)
     assert status == 0 and out.startswith(tiny("kd").command()) and "test_error 18" in out
     assert iekd("show", f"{tiny('kd').path}.json")[1] == out
+    file = store.record_file(tiny("kd").path)
+    assert iekd("show", file)[1] == out
+    status, _, err = iekd("show", file.with_name("seed0.jso"))
+    assert status == 1 and "there is no such record (did you mean 'seed0.json'?)" in err
+    (analysis := file.with_name("seed0.analysis.json")).write_text("{}")
+    status, _, err = iekd("show", analysis)
+    assert status == 1 and "there is no such record" in err and "delete" not in err
+    status, _, err = iekd("table", file)
+    assert status == 1 and "is not a grid: it is the record of a run, for `iekd show`" in err
     status, _, err = iekd("show", "smoke/nothing/seed0")
     assert status == 1 and "smoke/nothing/seed0.json: there is no such record" in err
 
