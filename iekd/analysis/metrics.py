@@ -16,6 +16,7 @@ from iekd.analysis.flatness import rises, weight_noise
 from iekd.analysis.similarity import halves_of, reference, similarity
 from iekd.config import RunConfig
 from iekd.records import Analysis, store
+from iekd.speed import precision
 from iekd.training import runner
 from iekd.training.teacher import Teacher
 
@@ -32,6 +33,7 @@ METRICS = {
 }
 
 
+@precision.undisturbed()
 def analyse(config: RunConfig) -> Analysis:
     """The analysis of a finished run: from its file, or measured now. Nothing is trained.
 

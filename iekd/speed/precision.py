@@ -6,6 +6,8 @@ bfloat16 pays on GPUs with tensor cores and on processors with AMX; elsewhere it
 float32.
 """
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from types import MethodType
 
 import torch
@@ -22,6 +24,24 @@ def set_tf32(precision: str) -> None:
     made (packs have one precision).
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Whatever the caller has asked PyTorch for, a run comes out the same: no gradients, autocast,
+    another default type or device.
+    """
+    dtype = torch.get_default_dtype()
+    with ExitStack() as asked:
+        asked.enter_context(torch.inference_mode(False))
+        asked.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda"):
+            asked.enter_context(torch.autocast(device, enabled=False))
+        if torch.get_default_device().type != "cpu":
+            asked.enter_context(torch.device("cpu"))
+        torch.set_default_dtype(torch.float32)
+        asked.callback(torch.set_default_dtype, dtype)
+        yield
 
 
 def train_in_bf16(network: nn.Module) -> nn.Module:

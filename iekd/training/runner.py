@@ -20,6 +20,7 @@ from iekd.config import RunConfig
 from iekd.errors import ConfigError, TrainingError
 from iekd.method.factor import FactorAutoEncoder
 from iekd.records import Record, store
+from iekd.speed import precision
 from iekd.training import ddp, digest, given, pack, session, views
 from iekd.training.checks import check_pair, check_shards
 from iekd.training.locks import claim
@@ -109,6 +110,7 @@ def _ready(config: RunConfig, claims: ExitStack, progress: bool) -> Record | Non
     return finished(config)
 
 
+@precision.undisturbed()
 def fit(configs: Sequence[RunConfig], progress: bool) -> list[Record | TrainingError]:
     """Train runs whose parents are finished, from their last checkpoints to their records."""
     return session.Session(configs, make_training_run, progress).train()
@@ -191,6 +193,7 @@ def load_network(config: RunConfig) -> nn.Module:
     return network.eval().requires_grad_(False)
 
 
+@precision.undisturbed()
 def load_run(config: RunConfig) -> Run:
     """All moving parts of a finished run at their trained values, in eval mode on the CPU."""
     tensors, _ = store.load_tensors(_weights(config, progress=False))

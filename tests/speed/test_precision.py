@@ -3,6 +3,7 @@ float32.
 """
 
 import copy
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -116,6 +117,36 @@ def test_making_a_run_settles_whether_a_gpu_may_use_tf32(name, allowed, before):
 def test_tf32_computes_in_float32_on_a_cpu():
     (_, terms), (_, expected) = step_of(tiny("ie-ft", precision="tf32")), step_of(tiny("ie-ft"))
     assert terms == expected
+
+
+@contextmanager
+def in_float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+ASKED = {
+    "no gradient": torch.no_grad,
+    "inference": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "another type": in_float64,
+    "another device": lambda: torch.device("meta"),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_what_the_caller_asks_pytorch_for_changes_no_run(asked, lent):
+    """A cell asks for no gradients, and a run whose weights are not at hand is trained in it."""
+    record, plain = runner.train(tiny("ft"), progress=False), runner.load_run(tiny("ft"))
+    kinds = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    with ASKED[asked]():
+        assert content(runner.train(tiny("ft"), progress=False, again=True)) == content(record)
+        within = runner.load_run(tiny("ft")).learner.state_dict()
+    for name, tensor in plain.learner.state_dict().items():
+        assert tensor.dtype == within[name].dtype and torch.equal(tensor, within[name])
+    now = torch.get_default_dtype(), torch.get_default_device(), torch.is_grad_enabled()
+    assert now == kinds
 
 
 def test_the_paper_preset_computes_in_tf32_and_its_paths_do_not_say_so():
