@@ -92,7 +92,7 @@ def picture(board: pd.DataFrame) -> Figure:
         ax.plot(row["effect"], y, marker, color=paint, markersize=7)
     figures.mark(ax, 0.0, "no difference")
     ax.tick_params(axis="y", labelsize=figures.SMALL)
-    ax.set_xlabel("Difference in test error (points)\nbelow 0 is in favour of the claim")
+    ax.set_xlabel("Difference in test error (points)\nbelow 0 favours the claim")
 
     # The verdicts that occur.
     handles = []

@@ -55,10 +55,10 @@ def methods_html(measured: Mapping[str, Any] | None, caption: str, command: str 
         cells = about, html.lines(weighed), *_cost(costs.get(row["method"]))
         body.append(html.row(row["label"], *cells))
     note = (
-        "Weights: the usual ones; the folded text says where they were published, or that they are "
-        "ours. Extra parameters: trained beside the student and thrown away afterwards (for two "
-        "networks that teach each other: without the other network). Time of a step: relative to "
-        "plain training of the same student, median and range over rounds."
+        "Weights: the usual ones; the folded text says where they were published, or that we chose "
+        "them. Extra parameters: trained along with the student and then discarded (for two "
+        "networks that teach each other, not counting the other network). Time per step: relative "
+        "to plain training of the same student, median and range over rounds."
     )
     texts = pd.DataFrame(listed).drop(columns=["weights", "more"])
     times = pd.DataFrame(costs.values(), columns=COSTS)

@@ -129,7 +129,7 @@ def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
         ax.plot(row.effect, y, marker, color=paint, markersize=7)
     mark(ax, 0.0, "no difference")
     what = "Test error of the claim's arm minus that of its rival (points)"
-    ax.set_xlabel(f"{what}\nbelow 0 is in favour of the claim")
+    ax.set_xlabel(f"{what}\nbelow 0 favours the claim")
     return fig
 
 

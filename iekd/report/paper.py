@@ -71,8 +71,8 @@ def _paper_table(ours: dict[tuple[str, str], pd.DataFrame], caption: str, metric
     heads = html.tag("tr", html.column("method", rowspan=2), *pairs) + html.tag("tr", *sides)
     config = next(iter(paper_configs(*paper.columns[0]).values()))
     note = (
-        "Paper: one number a cell, without spread, number of seeds or the rule that chose the "
-        f"epoch. Ours: {METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard "
+        "Paper: one number per cell, without a spread, the number of seeds or the rule that chose "
+        f"the epoch. Ours: {METRICS[metric][0].lower()}{METRICS[metric][1:]}, mean ± standard "
         f"deviation over n seeds, {100 * LEVEL:.0f} % t-interval of the mean; last line: ours − "
         "paper with the same interval, as if the paper's number were exact; p is Holm-corrected "
         f"over the cells of a pair. {phrases.legend('paper')} "

@@ -75,7 +75,7 @@ def compared(
         return NO_RUNS
     if variant == baseline:
         students = students_of(runs).set_index("variant")["label"]
-        return f"nothing to be compared with: it is {students[[variant]].iloc[0]} itself"
+        return f"nothing to compare it with: it is {students[[variant]].iloc[0]} itself"
     pairs = [(rival, baseline) for rival in errors if rival != baseline]
     return family(runs, pairs, metric, noun, brief)[pairs.index((variant, baseline))]
 
@@ -184,9 +184,9 @@ def _by(rows: pd.DataFrame, noun: str) -> str:
 def legend(preset: str) -> str:
     """What sign and word of a difference in error mean."""
     return (
-        f"{SIGNS['lower']} lower, {SIGNS['higher']} higher: corrected p below {ALPHA:g}. Else "
-        f"{SIGNS['equivalent']} equivalent: interval within ±{SMALLEST[preset]:g} points, the "
-        f"smallest difference of interest; or {SIGNS['inconclusive']} inconclusive."
+        f"{SIGNS['lower']} lower, {SIGNS['higher']} higher: corrected p below {ALPHA:g}. "
+        f"Otherwise {SIGNS['equivalent']} equivalent: interval within ±{SMALLEST[preset]:g} "
+        f"points, the smallest difference of interest; or {SIGNS['inconclusive']} inconclusive."
     )
 
 
@@ -216,7 +216,7 @@ def outliers(runs: pd.DataFrame, metric: str = "last") -> str:
         of_arm = f"(median of the arm: {number(middle)})"
         found += [f"{name}, seed {seed}: {number(value)} {of_arm}" for seed, value in far.items()]
     far_away = f"More than {ROBUST_SDS} robust standard deviations from the median of its arm"
-    return f"{far_away}, and counted all the same: {'; '.join(found)}." if found else ""
+    return f"{far_away}, but still counted: {'; '.join(found)}." if found else ""
 
 
 def remark(runs: pd.DataFrame) -> str:
@@ -226,8 +226,8 @@ def remark(runs: pd.DataFrame) -> str:
         return ""
     return (
         f"{RECOMPRESSED} of the {TEST_IMAGES:,} test images of CIFAR-10 are recompressed in the "
-        f"copy used here. On the other {TEST_IMAGES - RECOMPRESSED:,} the error of no run here "
-        f"differs by more than {number(shift.max())} points."
+        f"copy used here. On the other {TEST_IMAGES - RECOMPRESSED:,} no run's error differs by "
+        f"more than {number(shift.max())} points."
     )
 
 

@@ -91,7 +91,7 @@ def _setting(configs: list[RunConfig], runs: pd.DataFrame) -> str:
     size = f" at {config.image_size} × {config.image_size} pixels" if config.image_size else ""
     planned = PLANNED[config.preset]
     missing = students_of(runs).groupby("variant")["seed"].nunique().min() < planned
-    regime = REGIME.get(config.preset, "It is a small setting, not the paper's")
+    regime = REGIME.get(config.preset, "The setting is small, not the paper's")
     sentences = [
         f"**{config.preset.capitalize()} scale** ({config.teacher} teaches {config.student}; "
         f"{config.dataset}{size}, {data.image_count(config):,} training images, {config.epochs} "
@@ -100,9 +100,9 @@ def _setting(configs: list[RunConfig], runs: pd.DataFrame) -> str:
         f"Differences are paired by seed, with {100 * LEVEL:.0f} % interval and p Holm-corrected "
         f"over a column. {phrases.legend(config.preset)}",
         f"Every method has its usual weight; FT's is {ft.ft_weight / config.inherit_weight:g} "
-        "times IE-FT's (the book compares them at one weight, too).",
+        "times IE-FT's (the book also compares them at the same weight).",
         tuning.size_note(configs),
-        f"{regime}; the book says what it can tell.",
+        f"{regime}; the book explains what it can show.",
     ]
     return " ".join(filter(None, sentences))
 

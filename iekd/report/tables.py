@@ -132,10 +132,10 @@ def _grid_table(
         "t-interval of the mean."
     )
     compared_by = (
-        "Differences are paired by seed; their intervals are not corrected, p is Holm-corrected "
-        f"over the arms of a column. {phrases.legend(configs[0].preset)}"
+        "Differences are paired by seed. Intervals are uncorrected; p is Holm-corrected over the "
+        f"arms of a column. {phrases.legend(configs[0].preset)}"
     )
-    of_training = "Training: the same on training images, not augmented, in evaluation mode; mean."
+    of_training = "Training: mean error on the training images, unaugmented, in evaluation mode."
     remarks = [of_training if fitted else "", compared_by if baselines else ""]
     remarks += [phrases.outliers(runs, metric)]
     note = _joined([note, *remarks, no_validation(configs[0], metric)])

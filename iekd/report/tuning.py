@@ -50,7 +50,7 @@ def size_note(configs: Sequence[RunConfig]) -> str:
         return ""
     listed = [f"{n:g} times as much for {', '.join(names)}" for n, names in counts.items()]
     sizes = f"{ours} × {ours} positions instead of the paper's {theirs} × {theirs}"
-    return f"On last maps of {sizes} a weight counts {'; '.join(listed)}."
+    return f"The last feature maps have {sizes}, so a weight counts {'; '.join(listed)}."
 
 
 def search(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:

@@ -164,14 +164,14 @@ def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
     equal = f"equivalent: interval of an error within ±{SMALLEST[preset]:g} points; or "
     equal = equal if (table["metric"] == "").any() else ""
     note = (
-        "Effect: difference in test error in percentage points, or in the quantity that is named, "
-        "paired by seed (against the teacher, by teacher), with its 95 % interval, which is not "
-        "corrected; negative is in favour of the claim. Supported or contradicted (of the paper's "
-        "own recipe: reproduced or not): p below 0.05, Holm-corrected over the tested claims, and "
-        f"before that over a claim's rivals. Else {equal}inconclusive, which is no proof of "
-        "equality. Open: planned seeds are missing. Under-fit: the student alone (where that is "
-        "not on record, the students of its pair) keeps more than half of its test error on its "
-        "own training images."
+        "Effect: difference in test error (percentage points) or in the quantity named, paired by "
+        "seed (by teacher where the rival is the teacher), with its uncorrected 95 % interval; "
+        "negative favours the claim. Supported or contradicted (for the paper's own recipe: "
+        "reproduced or not reproduced): p below 0.05, Holm-corrected over a claim's rivals and "
+        f"then over all tested claims. Otherwise {equal}inconclusive, which does not prove "
+        "equality. Open: planned seeds are missing. Under-fit: the training error of the student "
+        "alone (or, if that was not recorded, of the students of its pair) is more than half its "
+        "test error."
     )
     size = tuning.size_note(usual_configs(preset, set(table["id"])))
     command = command or SWEEPS.get(preset, "")

@@ -234,7 +234,8 @@ def test_a_grid_says_what_its_weights_count_and_which_versions_it_compares(commi
         ).itertext()
     )
     assert (
-        "On last maps of 4 × 4 positions" in text and "2 times as much for inherit, explore" in text
+        "The last feature maps have 4 × 4 positions" in text
+        and "2 times as much for inherit, explore" in text
     )
     assert "differences the two runs were made with different versions of PyTorch (2." in text
     assert "IE-FT, inherit weight 500, explore weight 500, seed 103: 39.10" in text

@@ -102,7 +102,9 @@ def test_the_note_on_size_names_the_weights_that_a_run_reads():
     def note(preset, *methods):
         return tuning.size_note([RunConfig.create(preset, method=m) for m in methods])
 
-    assert note("class", "kd", "at", "ie-od").startswith("On last maps of 4 × 4 positions")
+    assert note("class", "kd", "at", "ie-od").startswith(
+        "The last feature maps have 4 × 4 positions"
+    )
     assert note("class", "kd", "at", "ie-od").endswith(
         "4 times as much for at; 0.25 times as much for od; 2 times as much for explore."
     )

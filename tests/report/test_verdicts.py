@@ -385,7 +385,7 @@ def test_a_family_of_claims_has_its_own_data_set_seeds_and_correction():
         shown = str(board_html(found, "Looks", "iekd sweep x"))
         assert 'class="ie-fold' not in shown[:200]
         # for what is no error no smallest difference was fixed
-        assert "equivalent" not in shown and "inconclusive, which is no proof" in shown
+        assert "equivalent" not in shown and "inconclusive, which does not prove" in shown
         return found.set_index("id")
 
     table = of(10)
