@@ -51,7 +51,7 @@ def write(folder: Path, names: Sequence[str] = (), solutions: bool = False) -> l
     chosen = [name for name in known if name in names or not names]
     places = {name: folder / f"{name}.ipynb" for name in chosen}
     if there := [place for place in places.values() if place.exists()]:
-        raise ConfigError(f"{there[0]} is there already, and may hold work; choose another folder")
+        raise ConfigError(f"{there[0]} already exists and may hold work; choose another folder")
 
     folder.mkdir(parents=True, exist_ok=True)
     for name, place in places.items():

@@ -26,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
             status = left.code if isinstance(left.code, int) else 1
     if (lost := printed.error) is None or lost.errno in output.GONE:
         return status
-    print(f"iekd: what was to be printed is lost: {lost.strerror}", file=sys.stderr)
+    print(f"iekd: the output was lost: {lost.strerror}", file=sys.stderr)
     return status or 1
 
 
@@ -36,7 +36,7 @@ def _command(words: list[str]) -> int:
             return _do(words)
         except signals.Stopped as stopped:
             print(
-                f"iekd: stopped by {stopped}; the same command goes on from the last checkpoint",
+                f"iekd: stopped by {stopped}; the same command continues from the last checkpoint",
                 file=sys.stderr,
             )
             return stopped.status

@@ -11,7 +11,7 @@ from iekd.errors import did_you_mean
 def count(text: str) -> int:
     """A whole number from 1, as argparse's `type`."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
@@ -19,14 +19,14 @@ def seconds(text: str) -> float:
     """A number above 0, as argparse's `type`."""
     if (number := _number(text)) > 0:
         return number
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
 
 
 def megabytes(text: str) -> float:
     """A number from 0, as argparse's `type`."""
     if (number := _number(text)) >= 0:
         return number
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of megabytes")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a number of megabytes")
 
 
 def _number(text: str) -> float:

@@ -214,7 +214,7 @@ def _report(outcomes: list, configs: list[RunConfig]) -> collections.Counter[str
     _print_arms(pd.DataFrame(rows), configs)
     ended = collections.Counter(outcome.state for outcome in outcomes)
     unfinished = ended["stopped"] + ended["pending"]
-    again = f", {unfinished} to go on with by the same command" if unfinished else ""
+    again = f", {unfinished} unfinished; the same command continues them" if unfinished else ""
     print(f"{len(outcomes)} runs, {ended['failed']} failed{again}")
     return ended
 
@@ -257,7 +257,7 @@ def bundle(options: Options) -> None:
 def _print_bundled(contents: str) -> None:
     print(contents)
     if contents.endswith(": 0 records, 0 weights, 0 checkpoints"):
-        why = "of these runs nothing is finished or begun here"
+        why = "none of these runs has been started here"
         print(f"iekd: the archive is empty: {why}", file=sys.stderr)
 
 

@@ -94,7 +94,7 @@ def runs(entry: dict[str, Any]) -> list[RunConfig]:
         for each in value if isinstance(value, list) else [value]:
             if isinstance(each, str) and SEVERAL.fullmatch(each):
                 way = "a list, [0, 1, 2]" + (", or 0..2" if name == "seed" else "")
-                raise ConfigError(f"{name}: {each!r} is no value; write several as {way}")
+                raise ConfigError(f"{name}: {each!r} is not a value; write several as {way}")
     return [RunConfig.create(**fields) for fields in expand(entry)]
 
 

@@ -35,8 +35,8 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode):
                 if key.value in first:
-                    before = f"line {first[key.value]} has it already; keep one"
-                    raise ConfigError(f"line {_line(key)}: {key.value} stands twice, {before}")
+                    before = f"line {first[key.value]} already has it; keep one"
+                    raise ConfigError(f"line {_line(key)}: {key.value} appears twice, {before}")
                 first[key.value] = _line(key)
                 if key.tag != MERGE:
                     key.tag, key.style = TEXT, '"'  # `on:` is the key on, not True

@@ -63,7 +63,7 @@ def read(name: str, folder: Path, side: int) -> Raw:
                     square = opened.convert("RGB").resize((side, side), Image.Resampling.BOX)
             except (OSError, ValueError, AttributeError, ElementTree.ParseError) as error:
                 raise DataError(
-                    f"{annotation}, or its image: cannot be read ({error}). Get {name} anew."
+                    f"{annotation}, or its image: cannot be read ({error}). Get {name} again."
                 ) from None
             image[:] = np.asarray(square).transpose(2, 0, 1)
         pixels.append(torch.from_numpy(images))
@@ -81,7 +81,7 @@ def _listed(name: str, folder: Path, splits: tuple[str, ...]) -> Iterator[tuple[
             if split == "test" and place.endswith("2012"):
                 continue
             if not names.is_file():
-                raise DataError(f"{names}: is missing. Get {name} anew: {WAYS[name]}.")
+                raise DataError(f"{names}: is missing. Get {name} again: {WAYS[name]}.")
             for each in names.read_text().split():
                 home = folder / place
                 yield home / "JPEGImages" / f"{each}.jpg", home / "Annotations" / f"{each}.xml"

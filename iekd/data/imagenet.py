@@ -75,7 +75,7 @@ def read_squashed(name: str, folder: Path) -> Raw:
             raise ValueError("its SHA-256 is not that of its images")
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{folder}: cannot be used ({error}). Copy it again, or make it anew with `iekd data "
+            f"{folder}: cannot be used ({error}). Copy it again, or recreate it with `iekd data "
             "pack imagenet64`."
         ) from None
     images, labels, test_images, test_labels = map(torch.from_numpy, arrays)

@@ -162,7 +162,7 @@ def _read_sheet(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray
 
 
 def _bad(path: Path, why: str) -> DataError:
-    ways_out = "Copy the folder again from where it came from, or make it anew with"
+    ways_out = "Copy the folder again from where it came from, or recreate it with"
     return DataError(f"{path}: {why}. {ways_out} `iekd data pack`.")
 
 

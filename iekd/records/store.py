@@ -33,7 +33,7 @@ NO_FOLDER = {
     r"[A-Za-z][\w+.@-]+:/.*": "is an address; name a folder of this machine, "
     "for example where that storage is mounted",
     r"['\"].*|.*['\"]": "has quotation marks; leave them out",
-    r"\s.*|.*\s": "begins or ends with a blank; leave it out",
+    r"\s.*|.*\s": "begins or ends with a space; leave it out",
     r".*(\$\w|\$\{\w|%\w+%).*": "has a variable that no shell has filled in; "
     "write out what it stands for",
 }
@@ -57,7 +57,7 @@ def _folder(named: str) -> Path:
         return Path(named).expanduser()  # a shell leaves the ~ of IEKD_RUNS='~/x' as it is
     except RuntimeError:
         raise StoreError(
-            f"IEKD_RUNS: {named!r} is the home of nobody who is known here; write out the folder"
+            f"IEKD_RUNS: {named!r} names the home of an unknown user; write out the folder"
         ) from None
 
 
@@ -192,7 +192,7 @@ def _cannot_write(path: Path, error: OSError) -> StoreError:
         case _:
             do = "Make its folder writable"
     other = "set IEKD_RUNS to another folder" if trained else "name another place"
-    then = ": it goes on from the last checkpoint" if trained else ""
+    then = ": it continues from the last checkpoint" if trained else ""
     return StoreError(
         f"cannot write {path}: {error.strerror or error}. {do} (or {other}) "
         f"and start the same command again{then}."

@@ -175,7 +175,7 @@ def _unpack(file: Path, folder: Path) -> None:
             digests = json.loads(_content(archive, MANIFEST))["files"]
             listed = [name for name in digests if not _is_hidden(name)]
             if sorted([*listed, MANIFEST]) != sorted(names):
-                raise ValueError("its files are not those of its list")
+                raise ValueError("its files do not match its list")
             for name in listed:
                 content = _content(archive, name)
                 if hashlib.sha256(content).hexdigest() != digests[name]:
@@ -189,7 +189,7 @@ def _unpack(file: Path, folder: Path) -> None:
             raise StoreError(f"{file} cannot be read: {error.strerror}") from error
         reason = str(error).partition("\n")[0].rstrip(":")
         raise StoreError(
-            f"{file} is damaged or no archive of `iekd bundle` ({reason}). "
+            f"{file} is damaged or not an archive of `iekd bundle` ({reason}). "
             "Nothing was taken in; copy it again."
         ) from error
 
@@ -201,7 +201,7 @@ def _names(file: Path, archive: tarfile.TarFile) -> list[str]:
     for member in ours:
         if not member.isfile() or not (member.name == MANIFEST or _is_member(member.name)):
             raise StoreError(
-                f"{file} is refused: {member.name!r} is nothing that iekd packs. "
+                f"{file} is refused: {member.name!r} is not something that iekd packs. "
                 "Nothing was taken in."
             )
     records.pass_over(f"{file}: {each.name}" for each in members if _is_hidden(each.name))

@@ -82,7 +82,7 @@ class Child(NamedTuple):
             return None
         if code in STOPPED:
             begun = checkpoint.path_of(config).exists()
-            reason = "goes on from its checkpoint" if begun else "before its first checkpoint"
+            reason = "continues from its checkpoint" if begun else "before its first checkpoint"
             return Outcome(config, "stopped", reason)
         if code < 0:
             return Outcome(config, "failed", f"killed by {signal.Signals(-code).name}")

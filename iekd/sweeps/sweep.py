@@ -179,7 +179,7 @@ class Sweep:
             if not runner.finished(job.config):
                 with locks.claim(job.config, wait=False):
                     return True
-            self.settle(Outcome(job.config, "loaded", "another process made it"))
+            self.settle(Outcome(job.config, "loaded", "made by another process"))
         except Busy:
             job.look_again = time.monotonic() + LOOK_AGAIN_SECONDS
         except (OSError, StoreError) as error:

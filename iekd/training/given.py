@@ -82,7 +82,7 @@ def fetch(network: str) -> Path:
         # in a download and in a damaged file anything can be wrong
         reason, kept = str(error).partition("\n")[0], Path(torch.hub.get_dir()) / "checkpoints"
         raise DataError(
-            f"{weights}: cannot be had ({reason}). Connect to the network, and delete "
+            f"{weights}: cannot be downloaded ({reason}). Connect to the network, and delete "
             f"{kept / Path(weights.url).name} if it is there; or bring {weights.url} here as a "
             "file teachers/NAME.pth (IEKD_DATA)."
         ) from error

@@ -62,7 +62,7 @@ class GraphedPack(Pack):
         except CaptureError as error:
             self.streams = None
             tqdm.write(
-                f"no CUDA graphs ({error}): going on step by step, with the same numbers; "
+                f"no CUDA graphs ({error}): continuing step by step, with the same numbers; "
                 "IEKD_GRAPHS=off does so from the start"
             )
             return super().step(part, epoch)

@@ -35,7 +35,7 @@ def write(place: Path, path: str, history: list[dict]) -> None:
         store.write_atomic(place / f"{path}.csv", rows.to_csv(index=False).encode())
         _tell_board(place / path, history)
     except (OSError, StoreError) as error:
-        tqdm.write(f"iekd: the curves of {path} are not up to date: {error}")
+        tqdm.write(f"iekd: the curves of {path} are out of date: {error}")
 
 
 def _tell_board(place: Path, history: list[dict]) -> None:

@@ -148,8 +148,8 @@ def _is_outdated(record: Record) -> bool:
     if config.preset != "smoke":
         if digest.is_edited(record):
             _say_once(
-                f"{config.path}: its loss was edited since it was trained; train(config, "
-                "again=True) trains anew"
+                f"{config.path}: its loss has been edited since it was trained; train(config, "
+                "again=True) retrains it"
             )
         return False
     if digest.is_void(record):
@@ -227,8 +227,8 @@ def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Pat
     if path := records.weights_at_hand(config):
         return path
     tqdm.write(
-        f"{config.path}: its weights are not at hand; training it again; if they come out "
-        "different, its record is replaced, unless others learned from it"
+        f"{config.path}: its weights are missing, so it is trained again; if they come out "
+        "different, its record is replaced, unless other runs learned from it"
     )
     train(config, progress=progress, again=True, wait=wait)
     if path := records.weights_at_hand(config):

@@ -121,8 +121,8 @@ def compute(config: RunConfig, run: Run, missing: dict[str, tuple[int, ...]]) ->
     broken = [name for name, tensor in made.items() if not tensor.isfinite().all()]
     if broken:
         raise ConfigError(
-            f"views: the teacher's {broken[0]} goes beyond float16 (65504); choose 0: the teacher "
-            "computes in every step"
+            f"views: the teacher's {broken[0]} exceeds the range of float16 (65504); choose 0, so "
+            "that the teacher computes in every step"
         )
     return made
 

@@ -119,14 +119,14 @@ def test_an_autoencoder_prints_its_loss(iekd):
             "iekd data list: --rooot: no such option (did you mean '--root'?); see iekd data list "
             "--help",
         ),
-        (["sweep", "g.yaml", "--jobs", "0"], "'0' is no number from 1"),
-        (["sweep", "g.yaml", "--jobs", "two"], "'two' is no number from 1"),
-        (["sweep", "g.yaml", "--time-limit", "0"], "'0' is no number of seconds"),
-        (["sweep", "g.yaml", "--time-limit", "1h"], "'1h' is no number of seconds"),
-        (["sweep", "g.yaml", "--time_limit", "0"], "'0' is no number of seconds"),
-        (["bundle", "r.tar", "--limit", "nan"], "'nan' is no number of megabytes"),
-        (["bundle", "r.tar", "--limit", "-1"], "'-1' is no number of megabytes"),
-        (["bundle", "r.tar", "--limit=1GB"], "'1GB' is no number of megabytes"),
+        (["sweep", "g.yaml", "--jobs", "0"], "'0' is not a whole number of at least 1"),
+        (["sweep", "g.yaml", "--jobs", "two"], "'two' is not a whole number of at least 1"),
+        (["sweep", "g.yaml", "--time-limit", "0"], "'0' is not a number of seconds"),
+        (["sweep", "g.yaml", "--time-limit", "1h"], "'1h' is not a number of seconds"),
+        (["sweep", "g.yaml", "--time_limit", "0"], "'0' is not a number of seconds"),
+        (["bundle", "r.tar", "--limit", "nan"], "'nan' is not a number of megabytes"),
+        (["bundle", "r.tar", "--limit", "-1"], "'-1' is not a number of megabytes"),
+        (["bundle", "r.tar", "--limit=1GB"], "'1GB' is not a number of megabytes"),
         (["table", "--rule", "best"], "choose from"),
         (["dance"], "dance"),
         ([], "COMMAND"),
@@ -197,7 +197,7 @@ def test_a_signal_gives_a_status_of_its_own_and_a_last_line(iekd, monkeypatch, n
     assert found == status
     assert (
         err.splitlines()[-1]
-        == f"iekd: stopped by {number.name}; the same command goes on from the last checkpoint"
+        == f"iekd: stopped by {number.name}; the same command continues from the last checkpoint"
     )
 
 
@@ -338,7 +338,7 @@ def test_ctrl_c_while_the_libraries_are_imported_needs_no_traceback(tmp_path):
     _, err = process.communicate(timeout=30)
     assert (process.returncode, err) == (
         130,
-        "iekd: stopped by SIGINT; the same command goes on from the last checkpoint\n",
+        "iekd: stopped by SIGINT; the same command continues from the last checkpoint\n",
     )
 
 
@@ -454,7 +454,10 @@ def test_a_sweep_without_a_file(iekd):
     for words, message in [
         ([], "name a grid, or the fields of runs"),
         (["--method", "kd", "--explore", "l1"], "explore: kd does not read it"),
-        (["--seed", "0-4"], "seed: '0-4' is no value; write several as a list, [0, 1, 2], or 0..2"),
+        (
+            ["--seed", "0-4"],
+            "seed: '0-4' is not a value; write several as a list, [0, 1, 2], or 0..2",
+        ),
     ]:
         status, _, err = iekd("sweep", *words)
         assert status == 1 and message in err

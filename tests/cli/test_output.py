@@ -103,7 +103,7 @@ def test_a_reader_that_has_gone_and_a_full_disk_and_a_closed_stream(to, words):
     usual = 2 if "--exlore" in words else 0
     assert to(gone(), *words)[0] == usual
     status, errors = to(full(), *words)
-    lost = "iekd: what was to be printed is lost: No space left on device\n"
+    lost = "iekd: the output was lost: No space left on device\n"
     assert (status, lost in errors) == (
         (2, False) if usual else (1, True)
     ) and "Traceback" not in errors

@@ -80,7 +80,7 @@ def test_an_entry_overrides_the_base(write):
         ({"runs": [{}, {"seed": []}]}, "run 2: seed: an empty list, so the entry has no runs"),
         (
             {"base": {"seed": "0-4"}, "runs": [{}]},
-            r"run 1: seed: '0-4' is no value; write several as a list, \[0, 1, 2\]",
+            r"run 1: seed: '0-4' is not a value; write several as a list, \[0, 1, 2\]",
         ),
         (
             {"runs": [{"method": ["kd", "ft"], "explore": "cka"}]},

@@ -101,7 +101,7 @@ def test_what_can_be_misread_is_refused_with_its_line_and_what_to_write(text, me
 )
 def test_a_key_stands_once_at_every_level(text):
     with pytest.raises(
-        ConfigError, match=r"^line \d+: \S+ stands twice, line \d+ has it already; keep one$"
+        ConfigError, match=r"^line \d+: \S+ appears twice, line \d+ already has it; keep one$"
     ):
         strict.read(text)
 
@@ -125,10 +125,10 @@ def test_keys_are_text_and_merging_is_no_repetition():
         ("runs: [{}]\nbase: {epochs: 020}", "line 2: YAML takes 020 for 16; write 20"),
         (
             "runs:\n- {method: supervised, seed: 1, seed: 2}",
-            "line 2: seed stands twice, line 2 has it already",
+            "line 2: seed appears twice, line 2 already has it",
         ),
-        ("runs: [{}]\nruns: [{seed: 1}]", "line 2: runs stands twice, line 1 has it already"),
-        ("base: {seed: 1}\nbase: {seed: 2}\nruns: [{}]", "line 2: base stands twice"),
+        ("runs: [{}]\nruns: [{seed: 1}]", "line 2: runs appears twice, line 1 already has it"),
+        ("base: {seed: 1}\nbase: {seed: 2}\nruns: [{}]", "line 2: base appears twice"),
         ("runs: [{epochs: yes}]", "line 1: YAML takes yes for true or false"),
         ("runs: [{views: on}]", "line 1: YAML takes on for true or false"),
         ("runs: [{seed: !!int x}]", "is no YAML"),
@@ -225,7 +225,7 @@ def test_any_repetition_is_found(entries):
     ]
     keys = [key for key, _ in entries]
     if len(set(keys)) < len(keys) or any(len(set(inside)) < len(inside) for _, inside in entries):
-        with pytest.raises(ConfigError, match="stands twice"):
+        with pytest.raises(ConfigError, match="appears twice"):
             strict.read("\n".join(lines))
     else:
         assert strict.read("\n".join(lines) or "{}") == {

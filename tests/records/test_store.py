@@ -71,14 +71,14 @@ def test_the_checksum_sees_every_change(tensors, change):
         ('"/x/y"', "has quotation marks"),
         ("'/x/y'", "has quotation marks"),
         ("/x/y'", "has quotation marks"),
-        ("/x/y\r", "ends with a blank"),
+        ("/x/y\r", "ends with a space"),
         (" /x/y", "begins or ends"),
         (" ", "begins or ends"),
         ("/x/y\n", "begins or ends"),
         ("$SCRATCH/runs", "has a variable"),
         ("/x/${USER}/runs", "has a variable"),
         ("%USERPROFILE%/runs", "has a variable"),
-        ("~nobody-of-this-name/runs", "is the home of nobody"),
+        ("~nobody-of-this-name/runs", "names the home of an unknown user"),
     ],
 )
 def test_what_cannot_be_a_folder_is_refused_and_made_nowhere(tmp_path, monkeypatch, named, why):
@@ -194,7 +194,7 @@ def test_only_what_belongs_to_a_training_promises_to_go_on_from_a_checkpoint(
     )
     for path, end in (
         (tmp_path / "b.tar", "again."),
-        (runs / "cache" / "x", "again: it goes on from the last checkpoint."),
+        (runs / "cache" / "x", "again: it continues from the last checkpoint."),
     ):
         with pytest.raises(StoreError, match=f"cannot write .*{words}.*same command {end}$"):
             store.write_atomic(path, b"")

@@ -254,7 +254,7 @@ def test_a_member_that_is_none_of_ours_is_refused(runs, tmp_path, name):
     file = tmp_path / "b.tar"
     forge(file, {name: b"{}"})
     assert not transfer._is_member(name)
-    refused(runs, file, "is nothing that iekd packs")
+    refused(runs, file, "is not something that iekd packs")
     assert not (tmp_path / "out.json").exists()
 
 
@@ -326,7 +326,7 @@ def test_a_compressed_archive_that_was_cut_off_or_altered_is_refused(
 @pytest.mark.parametrize("made", [b"PK\x03\x04", b"\n<!DOCTYPE html><title>Sign in"])
 def test_what_is_another_kind_of_file_is_said_to_be_no_archive(runs, tmp_path, archive, made):
     (tmp_path / "b.tar").write_bytes(made + archive)
-    refused(runs, tmp_path / "b.tar", "b.tar is damaged or no archive of `iekd bundle`")
+    refused(runs, tmp_path / "b.tar", "b.tar is damaged or not an archive of `iekd bundle`")
 
 
 @pytest.mark.parametrize("limit", [-1, float("nan"), -0.001, -float("inf")])
@@ -344,7 +344,7 @@ def test_links_and_devices_are_refused(runs, tmp_path, kind):
         member = tarfile.TarInfo("records/a.json")
         member.type, member.linkname = kind, "/etc/passwd"
         archive.addfile(member)
-    refused(runs, file, "is nothing that iekd packs")
+    refused(runs, file, "is not something that iekd packs")
 
 
 def test_a_record_at_the_place_of_another_is_refused(runs, tmp_path):

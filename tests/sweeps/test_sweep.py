@@ -308,7 +308,7 @@ def test_what_was_stopped_says_whether_it_has_a_checkpoint(monkeypatch):
     monkeypatch.setattr(
         process, "start", lambda config, *_: process.Child(config, Ended(143), 0, 0)
     )
-    assert sweep.sweep([tiny()]) == [Outcome(tiny(), "stopped", "goes on from its checkpoint")]
+    assert sweep.sweep([tiny()]) == [Outcome(tiny(), "stopped", "continues from its checkpoint")]
 
 
 def test_in_the_log_of_a_pack_seed_1_is_not_seed_10():
@@ -503,7 +503,7 @@ def test_a_sweep_that_is_asked_to_stop_takes_its_children_along_and_keeps_what_t
     assert running.returncode == 128 + number
     assert (
         err.strip().splitlines()[-1]
-        == f"iekd: stopped by {number.name}; the same command goes on from the last checkpoint"
+        == f"iekd: stopped by {number.name}; the same command continues from the last checkpoint"
     )
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == ["stopped", "stopped", "pending"] and lines[

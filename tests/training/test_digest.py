@@ -250,9 +250,9 @@ def test_elsewhere_the_evidence_stays_and_a_line_says_so(edit, capsys):
     before = train(config)
     edit("supervised")
     assert train(config).loss_digest == before.loss_digest
-    assert "was edited since" in capsys.readouterr().out
+    assert "has been edited since" in capsys.readouterr().out
     train(config)
-    assert "was edited since" not in capsys.readouterr().out  # once
+    assert "has been edited since" not in capsys.readouterr().out  # once
 
 
 @pytest.mark.parametrize("field", ["method", "explore"])

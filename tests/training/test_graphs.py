@@ -183,7 +183,7 @@ def test_a_capture_that_fails_costs_one_line_and_no_number(recorder, monkeypatch
     said = "".join(capsys.readouterr())
     assert (
         said.count("no CUDA graphs (") == 1
-        and "going on step by step, with the same numbers; IEKD_GRAPHS=off" in said
+        and "continuing step by step, with the same numbers; IEKD_GRAPHS=off" in said
     )
     assert len(said.strip().splitlines()) == 1
 

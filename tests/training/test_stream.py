@@ -143,7 +143,7 @@ def test_a_signal_to_all_processes_ends_the_run_in_good_order(runs, folder, tmp_
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGTERM)
     said = process.communicate(timeout=60)[1]
-    assert process.returncode == 143 and "goes on from the last checkpoint" in said, said
+    assert process.returncode == 143 and "continues from the last checkpoint" in said, said
     assert "Traceback" not in said
 
 

@@ -663,7 +663,7 @@ def test_lost_or_damaged_weights(runs, capsys):
     path = store.cache_folder() / f"{teacher.path}.safetensors"
     path.unlink()
     load_network(teacher)
-    assert "its weights are not at hand; training it again" in "".join(capsys.readouterr())
+    assert "its weights are missing, so it is trained again" in "".join(capsys.readouterr())
     assert store.stored_checksum(path) == weights
     content = bytearray(path.read_bytes())
     content[-1] ^= 1

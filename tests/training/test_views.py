@@ -165,7 +165,7 @@ def test_values_beyond_half_precision_are_refused():
     run = runner.make_run(config)
     with torch.no_grad():
         run.teacher.network.head.bias.fill_(1e5)
-    with pytest.raises(ConfigError, match="beyond float16"):
+    with pytest.raises(ConfigError, match="exceeds the range of float16"):
         views.with_stored_teacher(config, run)
     assert not files()
 
