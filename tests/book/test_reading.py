@@ -302,7 +302,7 @@ def test_answers_are_those_of_the_execution_whenever_that_was(site, tmp_path):
 
 # Cheap ones: a page of sentences without any record, and a live chapter with other parameters.
 EXECUTED = [
-    ("protocol", {"preset": "paper", "seeds": 5}, "sees what the last two columns say"),
+    ("protocol", {"preset": "paper", "seeds": 5}, "can detect with 5 seeds"),
     (
         "teacher-and-student",
         {"seeds": 2, "epochs": 1, "kd_temperature": 1.0, "train_images": 60},
