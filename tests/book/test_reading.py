@@ -342,8 +342,8 @@ def test_an_executed_page_is_read_however_far_its_grid_has_come(site, monkeypatc
     configs = grid.read(tmp_path / "photographs.yaml")
     alone = [config for config in configs if config.method == "supervised"]
     stages = {
-        "no run of IE-FT is analysed beside both rivals yet": alone,
-        "is not yet tested against that with inheritance only": configs[:4],  # all of a seed
+        "IE-FT and its two rivals have not all been analysed yet": alone,
+        "has not yet been tested against that with inheritance only": configs[:4],  # all of a seed
         "of its teacher's active neurons (90 % interval": configs,
     }
     for sentence, finished in stages.items():
