@@ -27,7 +27,7 @@ METRICS = {
     "cka_explore": "the same of the exploring channels alone",
     "factor_inherit": "F_inh (FT: the whole factor) against F_T in the method's own measure",
     "factor_explore": "F_exp against F_T in the method's own measure",
-    "rise_train": "rise of the cross-entropy on training images under weight noise of size SIGMA, "
+    "rise_train": "rise in the cross-entropy on training images under weight noise of size SIGMA, "
     "mean over the draws",
     "rise_validation": "the same on validation images",
 }

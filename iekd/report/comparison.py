@@ -16,7 +16,7 @@ METRICS = {
     "best_on_test": "Best test error over all epochs (biased: selected on the test images)",
     "last_exact": "Test error after the last epoch, on test images that were not recompressed",
     "cka_halves": "CKA between the two halves of the student's feature",
-    "rise_train": "Rise of the training loss under weight noise",
+    "rise_train": "Rise in the training loss under weight noise",
     "explore_lost": "Score lost by the exploring half minus the inheriting half",
     "explore_agrees": "Agreement with the teacher's map, exploring minus inheriting half",
     "active_all": "Active neurons",

@@ -31,7 +31,7 @@ AXIS = {
     "last_exact": "Test error, exact test images (%)",
     # What iekd.analysis.metrics measures.
     "cka_halves": "CKA between the two halves of the feature",
-    "rise_train": "Rise of the training loss under weight noise",
+    "rise_train": "Rise in the training loss under weight noise",
 }
 # Marker and colour of an outcome; the others are black dots.
 OUTCOMES = {"lower": ("v", COLOURS["ft"]), "higher": ("^", COLOURS["ie-ft"])}
