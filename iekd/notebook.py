@@ -322,7 +322,7 @@ def _namespace() -> dict[str, Any]:
 
 
 def _show_figures() -> None:
-    """Show figures inline and sharp in a kernel, even where containers and CI set MPLBACKEND=Agg."""
+    """Show figures inline and sharp in a kernel, even if a container or CI sets MPLBACKEND=Agg."""
     from IPython import get_ipython
 
     shell, backend = get_ipython(), os.environ.get("MPLBACKEND", INLINE)
