@@ -242,7 +242,7 @@ class RunConfig(Fields):
             defaults = {name: field.default for name, field in Fields.model_fields.items()}
             preset = defaults | usual(self.preset, self.dataset)
         changed = {name: value for name, value in fields.items() if value != preset[name]}
-        if not row:  # a record's method is not known here: unread fields are at their defaults
+        if not row:  # a record whose method is unknown here: unread fields are at their defaults
             changed = {name: v for name, v in changed.items() if v != defaults[name]}
         return {**changed, **self.options}
 
