@@ -1,4 +1,4 @@
-"""SSD (Liu et al. 2016) on a ResNet of ImageNet: one pass gives boxes and their classes.
+"""SSD (Liu et al. 2016) on an ImageNet ResNet: one pass gives boxes and their classes.
 
 Every cell of stages 2, 3 and 4 has four default boxes: two squares, one of 2 : 1, one of
 1 : 2. Anchors, coding and selection are torchvision's, written for a whole batch of one size;
