@@ -19,14 +19,14 @@ from typing import Any
 
 __version__ = "0.2.0"
 
-# The front door, by the module where each name lives. They are imported on first use: torch takes
-# seconds.
+# The front door: each public name with the module that defines it. They are imported on first use,
+# because importing torch takes seconds.
 _DOOR = dict.fromkeys(("ConfigError", "DataError", "StoreError", "TrainingError"), "errors")
 _DOOR |= {"RunConfig": "config.run", "train": "training.runner"}
 _DOOR |= dict.fromkeys(("load_student", "compare", "table", "plot"), "front")
 _DOOR |= {"measure": "config.known", "check_measure": "method.check"}
 _DOOR |= {"unit": "method.measures", "Batch": "method.features"}
-# Two rooms bear the name of what is done there: `iekd.config(...)` makes a configuration,
+# Two rooms are named after what they do: `iekd.config(...)` makes a configuration,
 # `@iekd.method(...)` registers a method, and `iekd.config.grid`, `iekd.method.measures` are
 # modules.
 _CALLED = {"config": ("config.run", "RunConfig.create"), "method": ("config.known", "method")}
@@ -71,7 +71,7 @@ def _function_of(room: str) -> Any:
     return function
 
 
-# A package that can be called; `help` says how. (It has no docstring: its instances have one each.)
+# A callable package; `help` shows how to call it. (No docstring here: each instance has its own.)
 class _CalledRoom(_Room):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return _function_of(self.__name__)(*args, **kwargs)
@@ -87,7 +87,7 @@ class _CalledRoom(_Room):
 
 
 class _House(ModuleType):
-    """This package: the import system sets each room that it has imported, which opens it."""
+    """This package. The import system sets each imported room on it, which opens the room."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if type(value) is ModuleType and hasattr(value, "__path__"):
@@ -99,5 +99,5 @@ sys.modules[__name__].__class__ = _House
 
 
 def _open(room: str) -> None:
-    """Make a package callable; its `__init__` asks for it."""
+    """Make a package callable; its `__init__` calls this."""
     sys.modules[room].__class__ = _CalledRoom

@@ -1,8 +1,8 @@
-"""Which lines of a notebook set which names, read from the cells that ran before its parameters are
-checked.
+"""Which lines of a notebook set which names, read from the cells that ran before its parameter
+check.
 
 The cells are those of the kernel's history, of the notebook that `%run` executes, or of a script
-made of one.
+made from one.
 """
 
 import ast
@@ -33,7 +33,7 @@ class Line(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """The lines of a cell that set names, until it checks the parameters, if it does."""
+    """The lines of a cell that set names, up to the parameter check if it has one."""
 
     lines: list[Line]
     checks: bool
@@ -46,7 +46,7 @@ class Cell(NamedTuple):
 def executed(namespace: dict[str, Any]) -> list[str]:
     """The sources of a namespace's cells, oldest first; none if they cannot be found."""
     history, file = list(namespace.get("In", ())), namespace.get("__file__")
-    # else it is `%run` that asks, whose cells are not in the history
+    # else the caller runs under `%run`, whose cells are not in the history
     if not file or (history and read(history[-1]).checks):
         return history
     try:
@@ -60,11 +60,11 @@ def executed(namespace: dict[str, Any]) -> list[str]:
 
 
 def before_check(sources: Sequence[str], declared: set[str]) -> list[Line]:
-    """The lines that set names from the latest parameters cell on until the check that follows it.
+    """The lines that set names, from the latest parameters cell to the check that follows it.
 
-    The parameters cell is the one that sets half of the `declared` names or more. As long as
-    nothing was checked, the other cells before it count too; a parameters cell that was edited and
-    run again does not.
+    The parameters cell is the one that sets at least half of the `declared` names. Until the first
+    check, the other cells before it count too, but not earlier versions of a parameters cell that
+    was edited and run again.
     """
     cells = [read(source) for source in sources]
     known = [2 * len(declared & cell.names) >= len(declared) for cell in cells]
@@ -94,13 +94,13 @@ def read(source: str) -> Cell:
 
 
 def _statements(source: str) -> Iterator[tuple[ast.stmt, str]]:
-    """The statements of a cell, under a cell magic (`%%time`) too, with their first lines."""
+    """The statements of a cell, also under a cell magic (`%%time`), with their first lines."""
     from IPython.core.inputtransformer2 import TransformerManager
 
     try:
         python = TransformerManager().transform_cell(source)
         body = ast.parse(python).body
-    except SyntaxError:  # it is no Python
+    except SyntaxError:  # not Python
         return
     texts = python.splitlines()
     for statement in body:
@@ -112,7 +112,7 @@ def _statements(source: str) -> Iterator[tuple[ast.stmt, str]]:
 
 
 def _checks(node: ast.AST) -> bool:
-    """Whether this is a call of `notebook.parameters` or its like, with names of the page."""
+    """Whether this is a call of `notebook.parameters` or the like, with names of the page."""
     match node:
         case ast.Call(ast.Name(name) | ast.Attribute(attr=name), [_, *_]):
             return name in CHECKS

@@ -1,4 +1,4 @@
-"""Where the checkout lies that this package is imported from, if it is not installed."""
+"""The location of the checkout from which this package is imported, if it is not installed."""
 
 from pathlib import Path
 
@@ -6,5 +6,5 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def from_root(path: Path) -> str:
-    """A path as it reads from the checkout's root; elsewhere as it is."""
+    """A path relative to the checkout's root; outside it, the path itself."""
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)

@@ -1,4 +1,4 @@
-"""What goes wrong, each with a message that names the cause and the way out."""
+"""Errors; each message names the cause and the way out."""
 
 import difflib
 from collections.abc import Iterable
@@ -6,11 +6,11 @@ from pathlib import Path
 
 
 class ConfigError(ValueError):
-    """A parameter that cannot be used, with the list of what can."""
+    """A parameter that cannot be used; the message lists what can."""
 
     def _render_traceback_(self) -> list[str]:
-        """What a notebook shows: the message. Where in the library it was found helps nobody who
-        made a typing mistake.
+        """A notebook shows only the message: a traceback into the library does not help with a
+        typo.
         """
         return [f"{type(self).__name__}: {self}"]
 
@@ -24,11 +24,11 @@ class StoreError(RuntimeError):
 
 
 class TrainingError(RuntimeError):
-    """A run that cannot go on; the message says where it stopped and what to do."""
+    """A run that cannot continue; the message says where it stopped and what to do."""
 
 
 class Busy(TrainingError):
-    """Another process trains this run now."""
+    """Another process is training this run."""
 
 
 OURS = (ConfigError, DataError, StoreError, TrainingError)
@@ -41,5 +41,5 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def file_beside(path: Path) -> str:
-    """The same for a file that is not there, among those of its folder."""
+    """The same for a missing file, among the files in its folder."""
     return "" if path.exists() else did_you_mean(path.name, (f.name for f in path.parent.glob("*")))

@@ -1,6 +1,6 @@
-"""What a notebook does with runs: train arms over seeds, put them in a table, draw them.
+"""What a notebook does with runs: train arms over seeds, tabulate and plot them.
 
-An arm is a configuration with a name; its runs differ in the seed alone.
+An arm is a named configuration; its runs differ only in the seed.
 """
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from iekd.training import runner
 
 
 def load_student(config: RunConfig) -> nn.Module:
-    """The trained network of a run, in eval mode without gradient; it is trained first if need be.
+    """The trained network of a run, in eval mode without gradients; trained first if necessary.
 
     Called with normalised images (B, C, H, W) it returns `Output(logits, features)`.
     """
@@ -26,12 +26,12 @@ def load_student(config: RunConfig) -> nn.Module:
 
 
 def compare(arms: Mapping[str, RunConfig], seeds: Iterable[int] = range(3)) -> pd.DataFrame:
-    """Train, or load, every arm with every seed: one row a run, as in `iekd.records.load`.
+    """Train or load every arm with every seed: one row per run, as in `iekd.records.load`.
 
-    On a terminal a bar shows how many runs are done.
+    On a terminal, a progress bar shows how many runs are done.
 
     Args:
-        arms: configurations by name; their own seeds do not count.
+        arms: configurations by name; their own seeds are ignored.
         seeds: the same for every arm, so that differences can be paired.
 
     Returns:
@@ -51,7 +51,7 @@ def compare(arms: Mapping[str, RunConfig], seeds: Iterable[int] = range(3)) -> p
 
 
 def table(runs: pd.DataFrame, baseline: str, metric: str = "last") -> pd.DataFrame:
-    """Every arm with mean, spread and interval, and its difference to the baseline, paired by seed.
+    """Mean, spread and interval of every arm, and its difference from the baseline, paired by seed.
 
     Args:
         runs: as `compare` returns them.
@@ -59,13 +59,13 @@ def table(runs: pd.DataFrame, baseline: str, metric: str = "last") -> pd.DataFra
         metric: a column of `runs`.
 
     Returns:
-        One row an arm: n, mean, sd, low, high (95 % interval), difference (arm - baseline) with its
-        interval, p (Holm-corrected over the arms of this table) and outcome: 'lower' or 'higher' if
-        p is below 5 %, 'equivalent' if the interval lies within the smallest difference of
-        interest, else 'inconclusive'.
+        One row per arm: n, mean, sd, low, high (95 % interval), difference (arm - baseline) with
+        its interval, p (Holm-corrected over the arms of this table) and outcome: 'lower' or
+        'higher' if p is below 5 %, 'equivalent' if the interval lies within the smallest difference
+        of interest, else 'inconclusive'.
 
     Raises:
-        ConfigError: no arm has the baseline's label, or these are no runs.
+        ConfigError: no arm has the baseline's label, or `runs` does not hold runs.
     """
     _check_runs(runs)
     errors = runs.set_index("seed").groupby("label", sort=False)[metric]
@@ -90,9 +90,9 @@ def table(runs: pd.DataFrame, baseline: str, metric: str = "last") -> pd.DataFra
 
 
 def plot(runs: pd.DataFrame, baseline: str = "", metric: str = "last") -> Figure:
-    """Every seed a point, every arm a row with its mean and 95 % interval.
+    """Plot every seed as a point and every arm as a row, with its mean and 95 % interval.
 
-    With a `baseline` (a label) the differences to it, seed by seed.
+    With a `baseline` (a label): the differences from it, seed by seed.
     """
     _check_runs(runs)
     if baseline:
@@ -101,7 +101,7 @@ def plot(runs: pd.DataFrame, baseline: str = "", metric: str = "last") -> Figure
 
 
 def _check_runs(runs: object) -> None:
-    """Refuse arms that are still to be trained, and frames of something else."""
+    """Refuse arms that have not been trained yet, and other data frames."""
     if not isinstance(runs, pd.DataFrame) or not {"label", "seed"} <= set(runs):
         raise ConfigError(
             "runs: this takes what iekd.compare returns, one row a run with its label and seed"

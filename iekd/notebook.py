@@ -1,10 +1,10 @@
-"""What every notebook of the book does first: check its parameters, and make a configuration of
+"""What every notebook of the book does first: check its parameters and build a configuration from
 them.
 
-A page names what it reads, `notebook.parameters("preset, seeds >= 2")`. The values are those that
-its variables have by then, however a person wrote the parameters cell and whatever runs it. What
-cannot be so is refused before anything trains: a name that the page does not read, one that no line
-sets or two lines set, a value of another type or out of range. `iekd.cells` reads the lines.
+A page names what it reads: `notebook.parameters("preset, seeds >= 2")`. The values are those of its
+variables at that point, however the parameters cell was written and whatever runs it. Mistakes are
+refused before anything trains: a name that the page does not read, one that no line or two lines
+set, a value of another type or out of range. `iekd.cells` reads the lines.
 """
 
 import functools
@@ -31,12 +31,12 @@ np.set_printoptions(legacy="1.25")  # numbers print and glue as 1.23, not as np.
 TYPES = {"int": int, "float": float, "str": str, "bool": bool}
 INLINE = "module://matplotlib_inline.backend_inline"
 DECLARATION = re.compile(r"(\w+)(?: *: *(int|float|str|bool))?(?: *>= *(\d+))?")
-# 1e-3 is text in YAML, and so from papermill -f
+# YAML, and so papermill -f, reads 1e-3 as text
 EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", re.ASCII)
 
 
 def _folder(name: str) -> str:
-    """A folder of reports; '' is the checkout's own."""
+    """A folder of reports; '' means the checkout's own."""
     path = Path(name).expanduser()
     if name and not path.is_dir():
         raise ValueError(f"there is no such folder (seen from {Path.cwd()})")
@@ -46,7 +46,7 @@ def _folder(name: str) -> str:
 
 
 def _registered(name: str, value: str) -> str:
-    """A name that this library or the reader has registered."""
+    """A name registered by this library or by the reader."""
     if value not in (known := choices(name)):
         raise ValueError(f"choose one of {', '.join(known)}")
     return value
@@ -59,7 +59,7 @@ def _options(text: str) -> str:
     return text
 
 
-# Parameters of pages that are no fields of a run: their types and ranges, the same for all
+# Parameters of pages that are not fields of a run: their types and ranges, the same in all
 # chapters.
 OWN = {
     "seeds": Annotated[int, Field(ge=1)],
@@ -74,7 +74,7 @@ OWN = {
 
 
 class Parameter(NamedTuple):
-    """What a page reads under a name: type, range, and the least value on this page, if any."""
+    """A parameter that a page reads: name, type, range, and its minimum on this page, if any."""
 
     name: str
     type: type
@@ -82,12 +82,12 @@ class Parameter(NamedTuple):
     least: int | None
 
     def usable(self, value: Any) -> Any:
-        """The value in the parameter's type. Raises `ConfigError` for a wrong type or range."""
+        """The value as the parameter's type. Raises `ConfigError` for a wrong type or range."""
         if self.type is float and isinstance(value, str) and EXPONENT.fullmatch(value):
             value = float(value)
         if type(value) not in {float: (float, int)}.get(self.type, (self.type,)):
             raise ConfigError(f"{self.name}: {value!r} is no {self.type.__name__}")
-        # the preset's own value
+        # stands for the preset's own value
         unset = self.name in RunConfig.model_fields and self.name != "seed" and value in ("", -1)
         try:
             value = self.type(value) if unset else self.range.validate_python(value)
@@ -104,13 +104,13 @@ def parameters(*names: str) -> dict[str, Any]:
     """The notebook's parameters by name, checked: `parameters("preset, seeds >= 2", "share:
     float")`.
 
-    Call it below the parameters cell with every name that the notebook reads. A name of its own,
-    which is no field of a run and not in `OWN`, has its type with it. Raises `ConfigError` that
-    lists the parameters there are and names the lines at fault.
+    Call it below the parameters cell with every name that the notebook reads. A name that is
+    neither a field of a run nor in `OWN` needs its type. Raises a `ConfigError` that lists the
+    available parameters and names the lines at fault.
     """
     namespace = _namespace()
     values = check(names, cells.executed(namespace), namespace)
-    namespace.update(values)  # 1 as 1.0 where a float is meant
+    namespace.update(values)  # 1 becomes 1.0 where a float is meant
     _show_figures()
     return values
 
@@ -128,11 +128,11 @@ def given(*names: str) -> dict[str, Any]:
 
 
 def run_config(*names: str, **fields: Any) -> RunConfig:
-    """The run that the notebook's parameters describe (see `parameters`); `fields` fill in what is
-    no parameter there.
+    """The run that the notebook's parameters describe (see `parameters`); `fields` supplies what is
+    not a parameter there.
 
-    A parameter that the method does not read is refused. (`given` cannot do that: on a page of
-    several methods one of them may read it.)
+    A parameter that the method does not read is refused. (`given` cannot do that: on a page with
+    several methods, one of them may read it.)
     """
     own = given(*names)
     config = RunConfig.create(**{**fields, **own})
@@ -143,8 +143,8 @@ def run_config(*names: str, **fields: Any) -> RunConfig:
 def exercise(check: Callable[..., str]) -> Callable[..., None]:
     """Makes a function that says whether an answer is right.
 
-    `check` takes the answer; it fails an assertion whose message says what is wrong, or returns why
-    the answer is right. An answer of `...`, or a function that returns `...`, is none yet.
+    `check` takes the answer. It fails an assertion whose message says what is wrong, or returns why
+    the answer is right. `...`, or a function that returns `...`, does not count as an answer yet.
 
     >>> @exercise
     ... def check_bits(answer):
@@ -163,7 +163,7 @@ def exercise(check: Callable[..., str]) -> Callable[..., None]:
             print(f"Right: {check(*(_filled(answer) for answer in answers))}")
         except _NothingYet:
             print("Nothing to check yet: replace the dots.")
-        except Exception as problem:  # whatever a student's answer does
+        except Exception as problem:  # a student's answer may raise anything
             kind = "" if isinstance(problem, AssertionError) else f"{type(problem).__name__}: "
             print(f"Not yet: {kind}{problem}")
 
@@ -175,7 +175,7 @@ class _NothingYet(Exception):
 
 
 def _filled(answer: Any) -> Any:
-    """The answer, a function such that it raises `_NothingYet` where it returns dots."""
+    """The answer; a function is wrapped to raise `_NothingYet` where it returns dots."""
     if any(part is ... for part in (answer if isinstance(answer, tuple) else (answer,))):
         raise _NothingYet
     if not inspect.isfunction(answer):
@@ -184,12 +184,12 @@ def _filled(answer: Any) -> Any:
 
 
 def listed(text: str) -> list[str]:
-    """The names of a list in one text: 'kd, ft,' is ['kd', 'ft']."""
+    """The names listed in a text: 'kd, ft,' gives ['kd', 'ft']."""
     return re.findall(r"[^\s,]+", text)
 
 
 def command(page: str) -> str:
-    """The command that executes this page again with the parameters that papermill gave it."""
+    """The command that executes this page again with the parameters that papermill passed."""
     return again(page, cells.executed(_namespace()))
 
 
@@ -206,7 +206,7 @@ def again(page: str, sources: Iterable[str]) -> str:
 def check(
     names: Iterable[str], sources: Sequence[str], namespace: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The work of `parameters` on plain data: names, the cells run so far, what they left."""
+    """The work of `parameters` on plain data: names, the cells run so far, their variables."""
     declared = declarations(names)
     lines = cells.before_check(sources, set(declared))
     if not any(name in declared for line in lines for name in line.names):
@@ -229,13 +229,13 @@ def check(
             problems.append(str(error))
     if problems:
         known = "\n".join(f"  {p.name}: {p.type.__name__}" for p in declared.values())
-        # last what a screen shows
+        # the problems last, where a screen shows them
         raise ConfigError(f"the parameters of this notebook are:\n{known}\n" + "\n".join(problems))
     return values
 
 
 def declarations(names: Iterable[str]) -> dict[str, Parameter]:
-    """The parameters that a page names, 'preset, seeds >= 2', by name."""
+    """The parameters that a page names ('preset, seeds >= 2'), by name."""
     words = [word.strip() for text in names for word in text.split(",")]
     if not words:
         raise ConfigError(
@@ -272,7 +272,7 @@ def _declaration(word: str) -> Parameter:
 
 
 def _value(parameter: Parameter, lines: Sequence[cells.Line], namespace: Mapping[str, Any]) -> Any:
-    """The parameter's value. Raises `ConfigError` that names the line."""
+    """The parameter's value. Raises a `ConfigError` that names the line."""
     name = parameter.name
     own = [line for line in lines if name in line.names]
     if not own:
@@ -287,7 +287,7 @@ def _value(parameter: Parameter, lines: Sequence[cells.Line], namespace: Mapping
             "or condition"
         )
     for before, after in itertools.pairwise(own):
-        # papermill's cell stands below the parameters cell, and overrides it
+        # papermill's cell follows the parameters cell and overrides it
         if not after.injected:
             tagged = "give the cell of the second the tag `parameters`"
             way_out = tagged if before.injected else "keep one"
@@ -322,9 +322,7 @@ def _namespace() -> dict[str, Any]:
 
 
 def _show_figures() -> None:
-    """Pictures are outputs in a kernel, sharp ones, also where containers and CI set
-    MPLBACKEND=Agg.
-    """
+    """Show figures inline and sharp in a kernel, even if a container or CI sets MPLBACKEND=Agg."""
     from IPython import get_ipython
 
     shell, backend = get_ipython(), os.environ.get("MPLBACKEND", INLINE)
@@ -334,5 +332,5 @@ def _show_figures() -> None:
     if backend == INLINE:
         return
     os.environ["MPLBACKEND"] = INLINE
-    if "matplotlib" in sys.modules:  # which has read the variable
+    if "matplotlib" in sys.modules:  # has already read the variable
         shell.run_line_magic("matplotlib", "inline")

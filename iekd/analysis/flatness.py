@@ -1,4 +1,4 @@
-"""Flatness of the minimum: how far the loss rises under Gaussian noise on the weights."""
+"""Flatness of the minimum: how much the loss rises under Gaussian noise on the weights."""
 
 from collections.abc import Iterator
 
@@ -14,12 +14,12 @@ from iekd.records import store
 from iekd.training.run import Run
 
 SIGMAS = (0.05, 0.1, 0.2, 0.4)  # size of the weight noise, relative to each filter
-# The size that the columns rise_* and the claim about flatness are about: the loss of the student
-# alone rises by about a third, and it still classifies. Chosen on that arm of the pilot, before any
-# other was looked at.
+# The size used for the columns rise_* and the claim about flatness: the loss of the student alone
+# rises by about a third, and it still classifies. Chosen on that arm of the pilot, before looking
+# at any other.
 SIGMA = 0.2
-DRAWS = 5  # random directions; all sizes go along the same ones
-NOISE_IMAGES = 1000  # the first of either split: the directions differ by more than the images
+DRAWS = 5  # random directions, shared by all sizes
+NOISE_IMAGES = 1000  # the first of either split: directions differ by more than images
 BATCH = 500
 
 
@@ -52,10 +52,10 @@ def filter_noise(network: nn.Module, seed: int) -> dict[str, Tensor]:
     """Gaussian noise for every weight of a convolution or linear layer, in units of the root mean
     square of its own filter (output row).
 
-    Batch normalisation makes the network blind to the scale of a filter, so noise of one absolute
-    size would make any minimum look as flat as its filters are long; noise relative to each filter
-    does not depend on that scale (filter normalisation, Li et al. 2018). Biases and batch
-    normalisation, its statistics included, stay as they were trained.
+    Batch normalisation makes the network blind to the scale of a filter, so noise of a fixed
+    absolute size would make a minimum look flatter the longer its filters are; noise relative to
+    each filter does not depend on that scale (filter normalisation, Li et al. 2018). Biases and
+    batch normalisation, including its statistics, stay as trained.
     """
     generator = torch.Generator().manual_seed(seed)
     noise = {}

@@ -1,16 +1,16 @@
 """Where a student and its halves look, and how many of their directions count: numbers for a run.
 
-Of test images that are spread evenly over the test set, the same for every run. All choices are
-ours; `relevance` and `neurons` define what is measured.
+Measured on test images spread evenly over the test set, the same for every run. All choices are
+ours; `relevance` and `neurons` define the quantities.
 
 * `relevance_<x>`, `cam_<x>`: agreement of maps, see `relevance.compare`; `floor_<x>` and `ceiling`
-  are what it is read against, see `relevance.floors`.
+  are what to compare it with, see `relevance.floors`.
 * `lost_<half>`: share of the half's score that is lost when what the *teacher* finds most relevant
-  turns grey; `lost_random_<half>` with as much of the image drawn at random. It needs no map of the
-  student.
-* `left_<order>`: share of the teacher's own score that is left so, by order of deletion: what
-  relevance or the class activation map finds first, the centre first, or at random. A map that
-  leaves as much as random tells nothing.
+  turns grey; `lost_random_<half>` if as much of the image, drawn at random, does. It needs no map
+  of the student.
+* `left_<order>`: share of the teacher's own score that is then left, by order of deletion: what
+  relevance or the class activation map ranks first, the centre first, or at random. A map that
+  leaves as much as random is uninformative.
 * `active_`, `pca99_`, `participation_`, `ablation_<part>`: see `neurons.measure`; the parts are the
   student, its halves and the teacher.
 """
@@ -28,14 +28,14 @@ from iekd.analysis.relevance import WHOLE, Parts
 from iekd.data import augment
 from iekd.training.run import Run
 
-IMAGES, SAMPLES = 500, 2000  # for maps and deletions; for what is counted
-# Of 8 x 8 tiles, what is deleted: as many as the three innermost rings of distance hold.
+IMAGES, SAMPLES = 500, 2000  # for maps and deletions; for counts
+# Of 8 x 8 tiles, the share deleted: as many as in the three innermost rings of distance.
 TILES, SHARE = 8, 12 / 64
 SHARES = (0, 4 / 64, 8 / 64, SHARE, 16 / 64, 24 / 64, 32 / 64, 48 / 64, 1)  # of a curve
 
 
 class Taught(NamedTuple):
-    """What is measured of a teacher, once for all of its students."""
+    """The measurements of a teacher, made once for all of its students."""
 
     network: nn.Module  # in eval mode
     maps: dict[str, Tensor]  # of the sampled images, by kind
@@ -58,8 +58,7 @@ def of_teacher(run: Run, network: nn.Module, other: nn.Module | None) -> Taught:
 def measure(run: Run, taught: Taught, halves: Parts, seed: int) -> dict[str, float | None]:
     """The numbers of this page for a finished run.
 
-    Nothing is measured where a half has no channels, or the last features differ in height and
-    width.
+    Nothing is measured if a half has no channels, or the last features differ in height and width.
     """
     student, (images, labels) = run.learner["student"], sample(run, IMAGES)
     sizes = {tuple(net(images[:1]).feature.shape[2:]) for net in (student, taught.network)}
@@ -74,7 +73,7 @@ def measure(run: Run, taught: Taught, halves: Parts, seed: int) -> dict[str, flo
 
 
 def sample(run: Run, count: int) -> tuple[Tensor, Tensor]:
-    """So many normalised test images and their labels, spread evenly over the test set."""
+    """`count` normalised test images and their labels, spread evenly over the test set."""
     split = run.dataset.test
     chosen = torch.linspace(0, len(split.labels) - 1, min(count, len(split.labels))).long()
     return augment.normalise(split.images[chosen], run.mean, run.std), split.labels[chosen]
@@ -92,16 +91,16 @@ def deletions(
         changed = grey(images, order, SHARE)
         for half, kept in relevance.left(student, images, changed, labels, halves).items():
             found[prefix + half] = 1 - kept
-    # the images that lost tiles at random
+    # the images with randomly deleted tiles
     found["left_random"] = relevance.left(taught.network, images, changed, labels)["all"]
     return found
 
 
 def deletion_curve(run: Run, network: nn.Module, seed: int = 0) -> pd.DataFrame:
-    """Share of a network's score that is left, the more of the sampled images turns grey.
+    """Share of a network's score that is left as more and more of the sampled images turns grey.
 
-    Columns order, share and left: a row for each of `orders`, and at random with this `seed`, and
-    each of `SHARES`.
+    Columns order, share and left: one row for each of `orders` and a random order with this `seed`,
+    and each of `SHARES`.
     """
     images, labels = sample(run, IMAGES)
     by_order = orders(_maps(run, network, images, labels), images)
@@ -116,22 +115,22 @@ def deletion_curve(run: Run, network: nn.Module, seed: int = 0) -> pd.DataFrame:
 
 
 def orders(maps: Mapping[str, Tensor], images: Tensor) -> dict[str, Tensor]:
-    """The orders (N, H, W) in which an image can turn grey: by either kind of map, and the centre
-    first, which knows nothing of the image.
+    """The orders (N, H, W) in which an image can turn grey: by either kind of map, and centre
+    first, which ignores the image.
     """
     cells = F.interpolate(maps["cam"][:, None], images.shape[2:])[:, 0]
     return {"relevance": maps["relevance"], "cam": cells, "centre": relevance.centre(images)}
 
 
 def at_random(images: Tensor, seed: int) -> Tensor:
-    """An order (N, H, W) drawn anew for each image."""
+    """An order (N, H, W) drawn separately for each image."""
     return torch.rand(images[:, 0].shape, generator=torch.Generator().manual_seed(seed))
 
 
 def grey(images: Tensor, order: Tensor, share: float) -> Tensor:
     """The images with a share of their tiles deleted, those that come first in `order`.
 
-    Tiles are smaller, and more, where `TILES` in a row do not fill the image.
+    Tiles are smaller and more numerous if `TILES` in a row do not fill the image.
     """
     side = images.shape[-1]
     tile = next(size for size in range(max(1, side // TILES), 0, -1) if side % size == 0)
@@ -146,9 +145,9 @@ def _maps(run: Run, network: nn.Module, images: Tensor, labels: Tensor) -> dict[
 
 @torch.no_grad()
 def answers(run: Run, network: nn.Module) -> str:
-    """What a network says of each test image: '.' if that is right, else the class.
+    """A network's answer for each test image: '.' if it is right, else the class.
 
-    One character an image; of more than ten classes words with blanks between them.
+    One character per image; with more than ten classes, words separated by blanks.
     """
     split = run.dataset.test
     images = split.images.split(relevance.BATCH)

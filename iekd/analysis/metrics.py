@@ -1,10 +1,11 @@
 """What the halves learned, measured on the weights of finished runs: similarity, flatness, and
 where they look.
 
-`analyse(config)` measures once and leaves `seed<k>.analysis.json` beside the record; `records.load`
-then has the columns that `METRICS` lists. The sources say that the paper shows CKA between features
-and the loss under Gaussian weight noise, not how they were computed: every definition is our
-choice. The relevance maps and active neurons that they also name are measured in `looks`.
+`analyse(config)` measures once and writes `seed<k>.analysis.json` next to the record;
+`records.load` then has the columns listed in `METRICS`. The sources say that the paper shows CKA
+between features and the loss under Gaussian weight noise, but not how they were computed: every
+definition is our choice. The relevance maps and active neurons that they also name are measured in
+`looks`.
 """
 
 import functools
@@ -37,7 +38,7 @@ METRICS = {
 def analyse(config: RunConfig) -> Analysis:
     """The analysis of a finished run: from its file, or measured now. Nothing is trained.
 
-    Raises `StoreError` if the run is not finished or weights are not at hand.
+    Raises `StoreError` if the run is not finished or weights are missing.
     """
     if reason := impossible(config):
         raise store.StoreError(f"{config.path} cannot be analysed: {reason}")
@@ -58,7 +59,7 @@ def analyse(config: RunConfig) -> Analysis:
     metrics |= looks.measure(run, taught, halves, config.seed)
     answers = {"student": looks.answers(run, run.learner["student"]), "teacher": taught.answers}
 
-    # write, and read what was written: it is rounded
+    # write, then read back what was written: it is rounded
     made_by: dict[str, Any] = {name: records.provenance()[name] for name in ("git", "versions")}
     made_by["parents"] = {"teacher": weights[0]} | record.parents
     found: dict[str, Any] = {"metrics": metrics, "noise": noise.to_dict("list")}
@@ -69,13 +70,13 @@ def analyse(config: RunConfig) -> Analysis:
 
 @functools.lru_cache(maxsize=8)
 def _taught(teacher: RunConfig, other: RunConfig | None, *weights: str) -> looks.Taught:
-    """What its students share; another one after a teacher was trained again to other `weights`."""
+    """What its students share; measured again if a teacher was retrained to other `weights`."""
     networks = (runner.load_network(each) if each else None for each in (teacher, other))
     return looks.of_teacher(runner.make_run(teacher), *networks)
 
 
 def _another(config: RunConfig) -> RunConfig | None:
-    """The teacher of the seed before this one, if it is another and its weights are at hand."""
+    """The teacher of the previous seed, if it is a different one and its weights are available."""
     if config.seed == 0:
         return None
     own, other = (
@@ -99,6 +100,6 @@ def impossible(config: RunConfig) -> str:
 
 
 def _missing(config: RunConfig) -> list[str]:
-    """The runs, of those whose weights it takes to analyse one, whose weights are not at hand."""
+    """The runs whose weights are needed to analyse this one but are not available."""
     needed = [config, *config.parents().values(), reference(config).teacher_run()]
     return list(dict.fromkeys(run.path for run in needed if not records.weights_at_hand(run)))

@@ -1,25 +1,25 @@
 """How many neurons are active: the number of directions of a feature that the loss responds to.
 
-The sources name a "number of active neurons" of the paper and give no definition. This one is our
-inference (tag X): Cui et al. (SIAM J. Math. Data Sci. 2020) use that name for the dimension of the
-*active subspace* of a loss. With g the gradient of an image's cross-entropy with respect to a
+The sources mention a "number of active neurons" in the paper but give no definition. This one is
+our inference (tag X): Cui et al. (SIAM J. Math. Data Sci. 2020) use that name for the dimension of
+the *active subspace* of a loss. With g the gradient of an image's cross-entropy with respect to a
 feature and M = E[g g'], it is the smallest number of eigenvalues of M, largest first, that hold
-95 % of their sum. A half of the channels has its block of M.
+95 % of their sum. A half of the channels has its own block of M.
 
-* A neuron is a **channel**, and every position of every image a sample. Counted over C*H*W neurons
-  (`positions=False`) the number grows with the number of images: the gradients of a fitted network
-  are nearly zero for most images, and unlike each other in the rest.
-* The feature is one **before** its ReLU. Behind the last ReLU only a mean and a linear layer
+* A neuron is a **channel**, and every position of every image is a sample. Counted over C*H*W
+  neurons (`positions=False`), the number grows with the number of images: the gradients of a fitted
+  network are nearly zero for most images, and dissimilar for the rest.
+* The feature is taken **before** its ReLU. After the last ReLU, only a mean and a linear layer
   follow, and all gradients lie in the span of its rows: at most classes - 1 directions, whatever
   the network.
-* The number depends on the share, and on the scale of the channels; not on rotations of the
+* The number depends on the share and on the scale of the channels, but not on rotations of the
   feature.
 
-**Control**: the number of a half means something only beside that of a random half of a student
-that was never divided. `similarity.halves_of` names one for the student alone: the channels that
-IE-FT with its seed would divide.
+**Control**: the number of a half is only meaningful next to that of a random half of a student that
+was never divided. `similarity.halves_of` gives one for the student alone: the channels as IE-FT
+with its seed would divide them.
 
-Beside it, of the pooled feature: the directions that hold 99 % of its variance (PCA), the
+In addition, for the pooled feature: the directions that hold 99 % of its variance (PCA), the
 participation ratio, and the number of channels that cannot be replaced by their mean (Morcos et al.
 2018).
 """
@@ -61,7 +61,7 @@ def measure(
 def loss_gradients(
     network: nn.Module, images: Tensor, labels: Tensor, feature: str | None = None
 ) -> Tensor:
-    """Gradient (N, C, H, W) of each image's cross-entropy with respect to a feature of it.
+    """Gradient (N, C, H, W) of each image's cross-entropy with respect to one of its features.
 
     Without a name, the last feature before its ReLU. `network` must be in eval mode: images must
     not depend on each other.
@@ -92,7 +92,7 @@ def covariance(pooled: Tensor) -> Tensor:
 
 
 def directions(matrix: Tensor, share: float) -> int:
-    """The smallest number of eigenvalues that hold a `share` of the trace; 0 of a zero matrix."""
+    """The smallest number of eigenvalues that hold a `share` of the trace; 0 for a zero matrix."""
     held = _eigenvalues(matrix).cumsum(0)
     if not len(held) or held[-1] == 0:
         return 0
@@ -100,14 +100,14 @@ def directions(matrix: Tensor, share: float) -> int:
 
 
 def participation(matrix: Tensor) -> float:
-    """(sum of eigenvalues)^2 / sum of their squares: r for r equal ones; 0 of a zero matrix."""
+    """(sum of eigenvalues)^2 / sum of their squares: r for r equal ones; 0 for a zero matrix."""
     values = _eigenvalues(matrix)
     squares = values.square().sum()
     return (values.sum().square() / squares).item() if squares else 0.0
 
 
 def _eigenvalues(matrix: Tensor) -> Tensor:
-    """Largest first, without the small negative ones that rounding makes."""
+    """Largest first, without the small negative ones due to rounding."""
     return torch.linalg.eigvalsh(matrix).flip(0).clamp(min=0)
 
 
@@ -115,7 +115,7 @@ def _eigenvalues(matrix: Tensor) -> Tensor:
 def ablation(head: nn.Linear, pooled: Tensor, labels: Tensor) -> Tensor:
     """Cost (C,), in points of error, of replacing a channel of `pooled` (N, C) by its mean.
 
-    No network has to run: the logits lose W_ck (pooled_k - mean).
+    No forward pass is needed: the logits lose W_ck (pooled_k - mean).
     """
     logits, deviation = head(pooled), pooled - pooled.mean(0)
     changes = [deviation[:, k, None] * head.weight[:, k] for k in range(pooled.shape[1])]

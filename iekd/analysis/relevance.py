@@ -1,22 +1,25 @@
-"""Where a network looks: which pixels make the score of a class, for all channels or for a half.
+"""Where a network looks: which pixels produce the score of a class, for all channels or for a half.
 
 **Score.** The networks end in a mean over positions and a linear head, so channel k adds (W_yk -
-mean over classes of W_ck) * pooled_k to the centred logit of class y (softmax does not see what
-centring takes out). The score of a half is the sum over its channels; two halves make the whole.
+mean over classes of W_ck) * pooled_k to the centred logit of class y (softmax ignores what centring
+removes). The score of a half is the sum over its channels; the two halves add up to the whole.
 
-**Relevance** (layer-wise relevance propagation, Bach et al. 2015) hands the score down to the
+**Relevance** (layer-wise relevance propagation, Bach et al. 2015) passes the score down to the
 pixels, layer by layer, in parts that add up to it. The rule is z+ (Montavon et al. 2017): a unit's
 relevance goes to its inputs in proportion to their *positive* contributions; biases get nothing.
-Residual sums follow the same rule, the pixels the z-box rule. By autograd: a layer that computes y,
-and whose contributions add up to z, is replaced by r = z * stop(y / z). That equals y, and "input x
-gradient" of the whole is the relevance. It is linear in the score: maps of halves add up, too.
+Residual sums follow the same rule, the pixels the z-box rule. It is computed by autograd: a layer
+that computes y, and whose contributions add up to z, is replaced by r = z * stop(y / z). That
+equals y, and "input x gradient" of the whole network is the relevance. It is linear in the score,
+so maps of halves add up, too.
 
-* A residual sum could also share by both signs, which explodes where a normalisation follows it
+* A residual sum could also be shared by both signs, which explodes if a normalisation follows it
   (WRN): its input may be near zero while its output is not. Maps depend on this choice.
-* A unit that fires by its bias alone keeps its relevance, so the sum may fall short of the score:
-  by a little on the digits' black ground, by much in MobileNetV2, whose filters see one channel.
+* A unit that fires because of its bias alone keeps its relevance, so the sum may fall short of the
+  score: by a little on the digits' black background, by a lot in MobileNetV2, whose filters see one
+  channel.
 
-**Class activation map** (Zhou et al. 2016): the same score before the mean over positions, no rule.
+**Class activation map** (Zhou et al. 2016): the same score before the mean over positions, without
+a rule.
 """
 
 import copy
@@ -30,8 +33,8 @@ from torch.nn import functional as F
 from iekd.networks.common import he_init
 from iekd.speed.fold import fold
 
-Parts = Mapping[str, Tensor | slice]  # channels of the last feature, as of `similarity.halves_of`
-Box = tuple[Tensor, Tensor]  # the least and the largest normalised pixel, each (1, C, 1, 1)
+Parts = Mapping[str, Tensor | slice]  # channels of the last feature, as from `similarity.halves_of`
+Box = tuple[Tensor, Tensor]  # the smallest and largest normalised pixel, each (1, C, 1, 1)
 WHOLE: Parts = {"all": slice(None)}
 BATCH = 250
 
@@ -46,7 +49,7 @@ def contributions(network: nn.Module, feature: Tensor, labels: Tensor) -> Tensor
 def scores(
     network: nn.Module, images: Tensor, labels: Tensor, parts: Parts = WHOLE
 ) -> dict[str, Tensor]:
-    """Score (N,) of the class `labels` by part, of normalised images (N, C, H, W)."""
+    """Score (N,) of the class `labels` by part, for normalised images (N, C, H, W)."""
     pooled = torch.cat([network(batch).features["pooled"] for batch in images.split(BATCH)])
     channels = contributions(network, pooled, labels)
     return {name: channels[:, part].sum(1) for name, part in parts.items()}
@@ -63,7 +66,7 @@ def cam(
 
 
 def corners(mean: Tensor, std: Tensor) -> Box:
-    """The box of normalised pixels: 0 and 1 with the mean and deviation (1, C, 1, 1) taken out."""
+    """The box of normalised pixels: 0 and 1, normalised by mean and std (1, C, 1, 1)."""
     return (0 - mean) / std, (1 - mean) / std
 
 
@@ -88,7 +91,7 @@ def relevance(
 
 
 def with_rules(network: nn.Module) -> fx.GraphModule:
-    """A folded copy in eval mode that computes the same, and whose input x gradient is relevance.
+    """A folded copy in eval mode that computes the same; its input x gradient is the relevance.
 
     Its input (B, 3C, H, W) is the image and the two corners of its box, each with its own part of
     the relevance.
@@ -108,24 +111,24 @@ def with_rules(network: nn.Module) -> fx.GraphModule:
 
 
 def shared_by(y: Tensor, z: Tensor) -> Tensor:
-    """`y` with the gradient of z * stop(y / z), and with none where z is 0.
+    """`y` with the gradient of z * stop(y / z), and no gradient where z is 0.
 
     `z` is the sum of the contributions that share the relevance of `y`.
     """
     nothing = z == 0
     r = z * torch.where(nothing, 0, y / torch.where(nothing, 1, z)).detach()
-    return r + (y - r).detach()  # the value is y where z is 0, too
+    return r + (y - r).detach()  # the value is y even where z is 0
 
 
 def add(u: Tensor, v: Tensor) -> Tensor:
-    """u + v, shared by the summands that have the sign of the sum."""
+    """u + v, shared among the summands that have the sign of the sum."""
     y = u + v
     positive, negative = u.clamp(min=0) + v.clamp(min=0), u.clamp(max=0) + v.clamp(max=0)
     return shared_by(y, torch.where(y > 0, positive, negative))
 
 
 class Pass(nn.Module):
-    """A normalisation that could not be folded: every output has one input, which gets all."""
+    """A normalisation that could not be folded: each output has one input, which gets all."""
 
     def __init__(self, norm: nn.BatchNorm2d) -> None:
         super().__init__()
@@ -145,7 +148,7 @@ class ZPlus(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y, weight, bias = self.convolution(x), self.convolution.weight, self.convolution.bias
         positive = self._apply(x.clamp(min=0), weight.clamp(min=0))
-        if x.min() < 0:  # never behind a ReLU
+        if x.min() < 0:  # never after a ReLU
             positive = positive + self._apply(x.clamp(max=0), weight.clamp(max=0))
         every = y if bias is None else y - bias[:, None, None]
         return shared_by(y, torch.where(positive > 0, positive, every))
@@ -187,13 +190,13 @@ def compare(
     box: Box,
     halves: Parts,
 ) -> dict[str, float]:
-    """Agreement of a student's maps with the `wanted` ones, its teacher's by kind, and of its two
+    """Agreement of a student's maps with the `wanted` ones (its teacher's, by kind), and of its two
     `halves` with each other.
 
-    One number each for a run; `labels` are the true ones, for both networks. Keys relevance_<x> and
+    One number each per run; `labels` are the true ones, for both networks. Keys relevance_<x> and
     cam_<x>: x is 'teacher' for the whole student against the teacher, a half's name for its own map
     against the teacher's, and 'halves' for one half against the other. The last features of both
-    networks need one height and width.
+    networks need the same height and width.
     """
     found = {}
     for kind, maps in maps_of(student, images, labels, box, halves).items():
@@ -212,11 +215,11 @@ def floors(
     box: Box,
     own: Tensor,
 ) -> dict[str, float | None]:
-    """What an agreement with the teacher's relevance map must be read against: agreements of that
-    map, its `own`.
+    """What to compare an agreement with the teacher's relevance map with: agreements of that map,
+    its `own`.
 
     Floors: with the map of another image, of another class, and of the teacher with its last stage
-    drawn anew. A ceiling: with the map of an `other` teacher, None without one.
+    reinitialised. A ceiling: with the map of an `other` teacher, None without one.
     """
     following = (labels + 1) % teacher.head.out_features
     drawn = random_last_stage(teacher)
@@ -243,9 +246,9 @@ def random_last_stage(network: nn.Module, seed: int = 0) -> nn.Module:
 def delete(images: Tensor, order: Tensor, share: float, tile: int = 1) -> Tensor:
     """Normalised images (N, C, H, W) with a `share` of their tiles grey: the first in `order`.
 
-    The highest value of `order` (N, H, W) goes first. A tile has `tile` x `tile` pixels and ranks
-    by their mean; of equal ones the upper left goes first. Grey is 0, the mean of the data set.
-    Raises `ValueError` if tiles do not fill the image.
+    The highest value of `order` (N, H, W) goes first. A tile has `tile` x `tile` pixels and is
+    ranked by their mean; among equals, the upper left goes first. Grey is 0, the mean of the data
+    set. Raises `ValueError` if tiles do not fill the image.
     """
     height, width = images.shape[2:]
     if height % tile or width % tile:
@@ -257,10 +260,11 @@ def delete(images: Tensor, order: Tensor, share: float, tile: int = 1) -> Tensor
 
 
 def centre(images: Tensor) -> Tensor:
-    """The order (N, H, W) that knows nothing of the image: the nearer to its centre, the higher.
+    """The order (N, H, W) that ignores the image: the nearer to its centre, the higher.
 
-    A floor for maps, to be read at shares that end with a ring, 4 of 4 x 4 tiles: of tiles at one
-    distance `delete` takes the upper ones, and in photographs the lower ones count for more.
+    A floor for maps, to be read at shares that end with a ring, such as 4 of 4 x 4 tiles: of tiles
+    at the same distance, `delete` takes the upper ones first, and in photographs the lower ones
+    matter more.
     """
     rows, columns = (torch.arange(side) - (side - 1) / 2 for side in images.shape[2:])
     return -(rows[:, None] ** 2 + columns**2).expand(len(images), -1, -1)

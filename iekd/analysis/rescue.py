@@ -1,4 +1,4 @@
-"""Who repeats the teacher's mistakes, and which images show it: from answers, no network runs."""
+"""Who repeats the teacher's mistakes, and which images show it, from answers: no network is run."""
 
 from typing import NamedTuple
 
@@ -18,9 +18,9 @@ class Rescue(NamedTuple):
 
 
 def said(answers: str) -> Tensor:
-    """The answers that an analysis keeps (`looks.answers`), (N,): 0 is right, k + 1 the class k.
+    """The answers stored in an analysis (`looks.answers`), (N,): 0 is right, k + 1 is class k.
 
-    With zeros as labels they are what `rescue` takes.
+    With zeros as labels, they are valid input to `rescue`.
     """
     words = answers.split() if " " in answers else list(answers)
     return torch.tensor([0 if word == "." else int(word) + 1 for word in words])
@@ -39,16 +39,16 @@ def rescue(labels: Tensor, teacher: Tensor, alone: Tensor, ie: Tensor) -> Rescue
 
 
 class Picked(NamedTuple):
-    """The image that stands for a class in a figure."""
+    """The image that represents a class in a figure."""
 
     label: int
-    image: int | None  # its index; None: no image of this class fits the rule
+    image: int | None  # its index; None if no image of this class fits the rule
     rescued: bool  # False: no image of the class was; all three networks get this one right
 
 
 def pick(labels: Tensor, teacher: Tensor, alone: Tensor, ie: Tensor) -> list[Picked]:
-    """One image for each class, by a rule that was written down before any map was seen; no class
-    is left out.
+    """One image for each class, by a rule written down before any map was seen; no class is left
+    out.
 
     It is the image with the lowest index that the teacher and the student alone get wrong with the
     same answer and IE gets right; if a class has none, the one with the lowest index that all three

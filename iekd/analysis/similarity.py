@@ -18,16 +18,16 @@ from iekd.training.run import Run
 from iekd.training.teacher import Teacher
 
 HALVES = ("inherit", "explore")
-# The loss curves that are a distance of factors with a weight: the half, and the sign.
+# The loss curves that are a weighted distance between factors: the half, and the sign.
 TERMS = {"ft": ("inherit", 1), "inherit": ("inherit", 1), "explore": ("explore", -1)}
 
 
 def reference(config: RunConfig) -> RunConfig:
     """The run whose teacher and split of the channels `config` is measured with.
 
-    That is itself if its method splits, else IE-FT with its seed: so every arm with one seed is
-    divided in the same way and compared with the same teacher, whether its method knows of them or
-    not. A method without a teacher is compared with the preset's.
+    That is itself if its method splits, else IE-FT with its seed, so that all arms with the same
+    seed are divided in the same way and compared with the same teacher, whether or not their method
+    uses them. A method without a teacher is compared with the preset's.
     """
     return config if "split" in fields_of(config.method) else config.replace(method="ie-ft")
 
@@ -35,14 +35,14 @@ def reference(config: RunConfig) -> RunConfig:
 def halves_of(config: RunConfig, channels: int) -> dict[str, Tensor]:
     """Which channels of the student's last feature inherit and which explore."""
     split = reference(config)
-    # IE-AT and IE-OD divide every stage they compare anew
+    # IE-AT and IE-OD divide each stage they compare separately
     stage = len(methods.compared(config)) - 1 if split == config else 0
     halves = channel_split(channels, split.split_ratio, split.split, split.seed, stage)
     return dict(zip(HALVES, halves, strict=True))
 
 
 def similarity(config: RunConfig, run: Run, teacher: Teacher) -> dict[str, float | None]:
-    """CKA, and distance of the factors, on all test images; None where there is no such part."""
+    """CKA and distance of the factors, on all test images; None where there is no such part."""
     seen, losses = _outputs(run, teacher, _compares_factors(config.method))
     student, taught = seen["student"], seen["teacher"]
     halves = {name: student[:, c] for name, c in halves_of(config, student.shape[1]).items()}
@@ -60,8 +60,8 @@ def feature_cka(x: Tensor, y: Tensor) -> float | None:
     """Debiased linear CKA of features (N, C) and (N, D) over all N images at once, in float64.
 
     None if one has no channels or no variance. The same value as the measure `measures.cka`, by the
-    feature form of the unbiased HSIC (Song et al. 2012, eq. 4), whose cost grows with N and not
-    with its square.
+    feature form of the unbiased HSIC (Song et al. 2012, eq. 4), whose cost grows with N rather than
+    N^2.
     """
     if 0 in (x.shape[1], y.shape[1]):
         return None
@@ -90,10 +90,10 @@ def _compares_factors(method: str) -> bool:
 def _outputs(
     run: Run, teacher: Teacher, factors: bool
 ) -> tuple[dict[str, Tensor], dict[str, Callable]]:
-    """Of all test images: pooled features of student (N, C) and teacher (N, D).
+    """For all test images: pooled features of student (N, C) and teacher (N, D).
 
-    Where the method compares `factors` also the student's, (N, K, H, W), by half, and the
-    teacher's, the target; and beside them the loss of each half.
+    If the method compares `factors`, also the student's, (N, K, H, W), by half, and the teacher's,
+    the target; separately, the loss of each half.
     """
     seen, losses = defaultdict(list), {}
     for images, _ in batches(run, run.dataset.test):
@@ -103,7 +103,7 @@ def _outputs(
         if factors:
             seen["target"].append(taught.features["factor"])
             for name, part in run.learner["method"].parts(student, taught).items():
-                # a factor of the whole student is all inheritance
+                # a factor of the whole student counts as inheritance
                 half = "inherit" if part.channels is None else name
                 seen[half].append(part.student)
                 losses[half] = part.loss
@@ -113,7 +113,7 @@ def _outputs(
 def _distance(measure: str, factor: Tensor, target: Tensor, loss: Callable) -> float | None:
     """A half's factor against the teacher's, in the measure of its `loss` without sign and scale.
 
-    CKA in the form that all test images fit into.
+    CKA in the form that handles all test images at once.
     """
     if (margin := getattr(loss, "margin", None)) is not None:
         target = measures.margin_relu(target, margin)
@@ -127,7 +127,7 @@ def distances(runs: pd.DataFrame) -> pd.DataFrame:
 
     One row per run, half ('inherit', 'explore'; FT's whole factor counts as 'inherit') and epoch,
     with the run's path, variant and seed. Only halves whose measure is L1 and whose target is F_T.
-    A value is the mean over the epoch's augmented batches.
+    Values are means over the epoch's augmented batches.
     """
     columns = ["epoch", "path", "variant", "seed"]
     parts = [pd.DataFrame(columns=[*columns, "distance", "half"])]

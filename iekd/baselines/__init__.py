@@ -1,4 +1,4 @@
-"""What IE-KD is compared with, one file each. Importing this registers all methods."""
+"""The methods that IE-KD is compared with, one file each. Importing this registers all methods."""
 
 from iekd.baselines import ab, cc, crd, fitnet, kd, nst, pkt, rkd, sp, supervised, tf_kd, vid
 from iekd.method import attention_transfer, factor, factor_transfer, mutual, overhaul

@@ -38,12 +38,12 @@ class AB(nn.Module):
     """Stage 1: ab = weight * sum over the n stages of 2^(k - n) * `boundary_squares`, a sum over
     (C, H, W); weight 3e-3. Stage 2: task = CE.
 
-    The first `init_epochs` of the run's `epochs` are stage 1 (by default an eighth, RepDistiller's
-    30 beside 240), so that every method gets the same number of epochs and one learning-rate
-    schedule; the classifier, and later the connectors, stand still. Weight and the halving from
-    stage to stage are those of the authors' code for CIFAR-10, and so is the connector: 1x1 conv
-    and BN, only where the widths differ. Stage 2 is the paper's plain one (it also shows KD), so
-    that the method is what makes the difference.
+    The first `init_epochs` of the run's `epochs` are stage 1 (by default an eighth, as
+    RepDistiller's 30 to 240), so that every method gets the same number of epochs and one
+    learning-rate schedule; the classifier is not updated in stage 1, nor the connectors in stage 2.
+    Weight and the halving from stage to stage are those of the authors' code for CIFAR-10, and so
+    is the connector: 1x1 conv and BN, only where the widths differ. Stage 2 is the paper's plain
+    version (it also shows KD), so that any difference is due to the method.
     """
 
     def __init__(self, pairs: Sequence[Pair], weight: float, init_epochs: int):

@@ -37,10 +37,11 @@ class CC(nn.Module):
     """task = CE, cc = weight * mean over the B x B entries of (C_T - C_S)^2, on the pooled
     features; weight 100.
 
-    The paper adds KD, and samples batches by class; as in other comparisons this is the correlation
-    term alone, on plain batches. No weight for this form could be read in the paper: 100 is what
-    Knowledge-Distillation-Zoo uses for it on CIFAR-10. (RepDistiller's CC is another formula,
-    products of |f_S - f_T| of neighbours in the batch; its weight 0.02 belongs to that.)
+    The paper adds KD, and samples batches by class; as in other comparisons, this is the
+    correlation term alone, on plain batches. No weight for this form could be read from the paper;
+    100 is what Knowledge-Distillation-Zoo uses for it on CIFAR-10. (RepDistiller's CC is another
+    formula, products of |f_S - f_T| of neighbours in the batch; its weight of 0.02 belongs to that
+    one.)
     """
 
     def __init__(self, weight: float):

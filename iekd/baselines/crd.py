@@ -1,5 +1,6 @@
-"""CRD: an image's embedding by the student is told from those of other classes by the teacher, and
-the reverse (Tian, Krishnan, Isola, "Contrastive representation distillation", ICLR 2020).
+"""CRD: the student's embedding of an image is told apart from the teacher's embeddings of other
+classes, and vice versa (Tian, Krishnan, Isola, "Contrastive representation distillation", ICLR
+2020).
 """
 
 import math
@@ -15,7 +16,7 @@ from iekd.networks import Output
 
 SIZE = 128  # of the embeddings
 TEMPERATURE = 0.1  # the paper's for CIFAR (RepDistiller's default is its ImageNet value, 0.07)
-NEGATIVES = 16384  # N, how much all negatives together weigh against the one positive
+NEGATIVES = 16384  # N, the weight of all negatives together against the one positive
 MOMENTUM = 0.5  # of the memory, as in the authors' code
 
 
@@ -62,15 +63,15 @@ class CRD(nn.Module):
 
     For an anchor x and its positive y: -log h(x, y) - N * mean over the negatives z of log(1 - h(x,
     z)), with the critic h = e^(x.y / tau) / (e^(x.y / tau) + N m). Negatives: images of another
-    class. *Draws*: the paper draws N negatives per image from the memory; here they are all of it,
-    which is the mean of every draw: one product (B, images) instead of a gather of (B, N, 128), no
-    random numbers, and less noise. *Critic*: the paper writes e^(x.y / tau) for the probability
-    that it is in the NCE behind it, so that N / M (M images) stands for N m. Its authors' code
-    divides by Z = M m, the mean m estimated on the first batch, when the memory is still random.
-    That has expectation e^(1 / (2 SIZE tau^2)), taken here. (Without Z the loss would begin at N
-    log(1 + M / N), some 20,000.) *Positives* come from the memory like the negatives, as in the
-    authors' code. The paper's text speaks of negatives only, but a positive of this batch allows a
-    cheat: on digits all embeddings ran, as one, from where the memory still was.
+    class. *Draws*: the paper draws N negatives per image from the memory; here all of it is used,
+    the mean over every draw: one product (B, images) instead of a gather of (B, N, 128), no random
+    numbers, and less noise. *Critic*: the paper writes e^(x.y / tau) for what is a probability in
+    the underlying NCE, so that N / M (M images) takes the place of N m. Its authors' code divides
+    by Z = M m, with the mean m estimated on the first batch, when the memory is still random. The
+    expectation of m, e^(1 / (2 SIZE tau^2)), is used here. (Without Z the loss would start at N
+    log(1 + M / N), about 20,000.) *Positives* come from the memory like the negatives, as in the
+    authors' code. The paper's text only mentions negatives, but a positive from the current batch
+    allows a cheat: on digits, all embeddings ran as one away from where the memory still was.
     """
 
     def __init__(self, student_channels: int, teacher_channels: int, labels: Tensor, weight: float):
@@ -89,7 +90,7 @@ class CRD(nn.Module):
             self.student(student.features["pooled"]),
             self.teacher(teacher.features["pooled"]),
         )
-        # The memory moves before it is used: backward needs it as it was used.
+        # The memory moves before it is used: the backward pass needs it unchanged after its use.
         our_past, their_past = (
             self.student.remember(batch.index, ours),
             self.teacher.remember(batch.index, theirs),

@@ -32,11 +32,11 @@ class FitNet(nn.Module):
     of the teacher, after ReLU. Stage 2 (eq. 2): task = CE, kd = lambda * KL(teacher || student) at
     temperature 3, without T^2; batch mean, lambda from 4 to 1.
 
-    The first `init_epochs` of the run's `epochs` are stage 1, as in AB; there the student above the
-    guided layer stands still, and later the regressor r, a 1x1 conv with BN and ReLU. The paper's
-    hint loss is half the sum of squares, under RMSProp; under our SGD it is a mean with weight
-    100, which RepDistiller publishes for CIFAR-100. RepDistiller has no stages: it adds that term
-    to CE throughout. Temperature and lambda are those of the authors' code for CIFAR-10.
+    The first `init_epochs` of the run's `epochs` are stage 1, as in AB, in which the student above
+    the guided layer is not updated; in stage 2 the regressor r, a 1x1 conv with BN and ReLU, is
+    not. The paper's hint loss is half the sum of squares, under RMSProp; under our SGD it is a mean
+    with weight 100, which RepDistiller publishes for CIFAR-100. RepDistiller has no stages: it adds
+    that term to CE throughout. Temperature and lambda are those of the authors' code for CIFAR-10.
     """
 
     def __init__(self, pair: Pair, weight: float, init_epochs: int, epochs: int):
@@ -45,7 +45,7 @@ class FitNet(nn.Module):
         self.regressor = nn.Sequential(
             connector(pair.student_channels, pair.teacher_channels), nn.ReLU()
         )
-        # lambda now; a CUDA graph reads it from the device
+        # the current lambda; a CUDA graph reads it from the device
         self.register_buffer("soft", torch.tensor(torch.nan), persistent=False)
 
     def phase(self, epoch: int) -> bool:

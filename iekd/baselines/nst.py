@@ -25,7 +25,7 @@ def squared_mmd(student: Tensor, teacher: Tensor) -> Tensor:
     (x.y)^2, mean over the batch; 0 .. 2.
 
     The paper writes it as three mean kernels. For this kernel they are ||E[s s^T] - E[t t^T]||_F^2,
-    which cannot get negative.
+    which cannot become negative.
     """
     return (second_moment(student) - second_moment(teacher)).square().sum((1, 2)).mean()
 
@@ -44,8 +44,8 @@ class NST(nn.Module):
     2020, RepDistiller, for CIFAR-100).
 
     The paper's best kernel: polynomial, d = 2, c = 0; its weight is lambda / 2. One pair of layers,
-    the last, as in the paper; RepDistiller sums over all stages. Numbers of channels may differ,
-    height and width may not.
+    the last, as in the paper; RepDistiller sums over all stages. The numbers of channels may
+    differ; height and width may not.
     """
 
     def __init__(self, pair: Pair, weight: float):

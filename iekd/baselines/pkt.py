@@ -44,7 +44,7 @@ class PKT(nn.Module):
     features; weight 30000.
 
     The paper's divergence is the sum over all pairs. Weight: Tian et al. 2020 (RepDistiller) for
-    CIFAR-100, with the mean over all B x B pairs, the pairs of an image with itself among them (the
+    CIFAR-100, with the mean over all B x B pairs, including the pairs of an image with itself (the
     paper leaves them out). A divergence per pair falls like 1/B: at B = 128 a mean over pairs is
     about half of what it is at their 64.
     """

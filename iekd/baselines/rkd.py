@@ -13,7 +13,7 @@ from iekd.networks import Output
 
 
 def differences(embedding: Tensor) -> Tensor:
-    """t_i - t_j up to one factor for all, which neither relation sees. (B, D) -> (B, B, D)."""
+    """t_i - t_j up to a common factor, which affects neither relation. (B, D) -> (B, B, D)."""
     x = measures.divide_by_largest(embedding, dim=(0, 1))
     return x[:, None] - x[None, :]
 
@@ -54,9 +54,9 @@ class RKD(nn.Module):
 
     lambda_D = 25 = `weight` and lambda_A = 50, always twice as much: the paper's for
     classification, on the pooled features. Its equations sum over all pairs and triples; the
-    authors' code takes the mean over all B^2 and B^3, which for distinct ones, as in the equations,
-    is hardly another number (at B = 128 it is 1 % and 2 % larger). One batch takes memory for B^3 +
-    B^2 D values.
+    authors' code takes the mean over all B^2 and B^3, which barely differs from that over distinct
+    ones, as in the equations (at B = 128 the latter is 1 % and 2 % larger). One batch needs memory
+    for B^3 + B^2 D values.
     """
 
     def __init__(self, weight: float):

@@ -14,7 +14,7 @@ def similarity(feature: Tensor) -> Tensor:
     """G: the products Q Q^T of the flattened features (B, C*H*W), each row scaled to norm 1. (B,
     ...) -> (B, B).
     """
-    # one factor for all: G does not change, and cannot overflow
+    # one common factor: G does not change and cannot overflow
     flat = measures.divide_by_largest(feature.flatten(1), dim=(0, 1))
     return measures.unit(flat @ flat.T)
 
@@ -28,7 +28,7 @@ def similarity(feature: Tensor) -> Tensor:
     build=lambda run, networks: SP(run.sp_weight),
 )
 class SP(nn.Module):
-    """task = CE, sp = weight * ||G_T - G_S||_F^2 / B^2, that is the mean over the B x B entries;
+    """task = CE, sp = weight * ||G_T - G_S||_F^2 / B^2, the mean over the B x B entries;
     weight 3000, the paper's for CIFAR-10.
 
     Taken from the last stage, after ReLU. Channels, height and width of the two networks may

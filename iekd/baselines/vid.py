@@ -15,7 +15,7 @@ from iekd.method.registry import method
 from iekd.networks import Output
 from iekd.networks.common import he_init
 
-VARIANCE, LEAST = 5.0, 1e-5  # at the beginning, and what softplus is added to
+VARIANCE, LEAST = 5.0, 1e-5  # the initial variance, and what is added to softplus
 
 
 class Gaussian(nn.Module):
@@ -57,10 +57,10 @@ class VID(nn.Module):
 
     The paper sums over a feature's values; weight 1 and the mean are those of Tian et al. 2020
     (RepDistiller, after the authors' code, CIFAR-100) and of Knowledge-Distillation-Zoo (CIFAR-10).
-    Both have no BN in mu and make it as wide as its output, which the latter notes as its departure
-    from the paper; here mu has BN and twice that width. (The paper names four layers, each at the
-    end of a group of blocks; these networks have three.) The term is a log density: it falls below
-    0 where mu fits well.
+    Neither has BN in mu, and both make it as wide as its output, which the latter notes as its
+    deviation from the paper; here mu has BN and twice that width. (The paper names four layers,
+    each at the end of a group of blocks; these networks have three.) The term is a log density: it
+    falls below 0 where mu fits well.
     """
 
     def __init__(self, pairs: Sequence[Pair], weight: float):

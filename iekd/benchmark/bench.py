@@ -1,10 +1,9 @@
-"""`iekd bench`: the engine beside the loop as it is usually written, and the cost of a step of
-every method.
+"""`iekd bench`: the engine against the usual training loop, and the cost of a step of every method.
 
-Both sides train the same networks on the same number of images, in turns, each in a process of its
-own. Images are random bytes of CIFAR's shape and teachers have random weights: the time does not
-depend on them, and nobody has to download anything. What is measured is written, with the machine,
-to `runs/bench/<device>-<cores>.json`.
+Both sides train the same networks on the same number of images, in turns, each in its own process.
+Images are random bytes of CIFAR's shape and teachers have random weights: the time does not depend
+on them, and nothing has to be downloaded. The measurements and the machine are written to
+`runs/bench/<device>-<cores>.json`.
 """
 
 import collections
@@ -34,23 +33,22 @@ from iekd.training.run import Run, build_run
 from iekd.training.session import this_device
 
 SCHEMA = 1
-# Training images of an epoch. A graphics card is through with few batches before its fixed costs
-# are.
+# Training images per epoch. With few batches, a GPU's fixed costs dominate.
 IMAGES = {"cpu": {"class": 2560, "paper": 640}, "cuda": {"class": 12800, "paper": 12800}}
 COMPARED = ("supervised", "kd", "ft", "ie-ft")
 METHODS = tuple(name for name in known.methods() if name != "factor-ae")
 FILES = {"cpu": 512, "cuda": 8192}  # for the loader of ImageNet
-SEEDS = (0, 1)  # of the runs that are packed, each with the methods of `COMPARED`
+SEEDS = (0, 1)  # of the packed runs, each with the methods in `COMPARED`
 
 Rows = list[dict[str, Any]]
 
 
 def bench(images: Mapping[str, int] | None, rounds: int) -> dict[str, Any]:
-    """All measurements, as they are stored: lists of rows, beside machine and versions.
+    """All measurements, as they are stored: lists of rows, with machine and versions.
 
-    `images`: training images of an epoch by preset ('class', 'paper'), by default `IMAGES`. Times
+    `images`: training images per epoch by preset ('class', 'paper'), by default `IMAGES`. Times
     are medians over `rounds`. 'loops' names precisions; all else is computed in that of the preset.
-    'packing', 'roof' and 'loader' came later: old measurements are without.
+    'packing', 'roof' and 'loader' were added later: old measurements lack them.
     """
     device = this_device()
     images = images or IMAGES[device.type]
@@ -73,7 +71,7 @@ def bench(images: Mapping[str, int] | None, rounds: int) -> dict[str, Any]:
 
 
 def path(measured: Mapping[str, Any]) -> Path:
-    """Where measurements are kept: one file for a kind of machine, the latest stays."""
+    """Where measurements are kept: one file per kind of machine, overwritten by the latest."""
     kind = f"cpu-{measured['cores']}-cores"
     if measured["device"]["type"] == "cuda":
         kind = measured["device"]["name"].lower().replace(" ", "-")
@@ -87,7 +85,7 @@ def save(measured: Mapping[str, Any]) -> Path:
 
 
 def load(folder: Path | None = None) -> list[dict[str, Any]]:
-    """The measurements of all machines, the graphics cards last."""
+    """The measurements of all machines, GPUs last."""
     files = sorted((folder or store.runs_folder() / "bench").glob("*.json"))
     found = [json.loads(file.read_text(encoding="utf-8")) for file in files]
     return sorted(found, key=lambda measured: measured["device"]["type"] == "cuda")
@@ -97,7 +95,7 @@ def load(folder: Path | None = None) -> list[dict[str, Any]]:
 
 
 def compare(preset: str, method: str, images: int, rounds: int, device: torch.device) -> Rows:
-    """One row per side: images per second (median), how many times the plain loop's, and memory.
+    """One row per side: images per second (median), as a multiple of the plain loop's, and memory.
 
     The ratio comes with the smallest and largest of the rounds; memory is the peak of the side's
     process in MB (without worker processes; on a GPU, of its tensors there).
@@ -121,8 +119,8 @@ def methods_cost(images: int, rounds: int, device: torch.device) -> Rows:
     """One row per method on the class pair: time of an epoch relative to plain training, and
     parameters.
 
-    They are those that only training needs. A method with a first stage is measured in both, and
-    counts as the mean over a run.
+    Only parameters used in training alone are counted. A method with two stages is measured in
+    both, and its cost is the mean over a run.
     """
     dataset, work, extra, shares = random_images("class", images), {}, {}, {}
     for method in METHODS:
@@ -142,7 +140,7 @@ def methods_cost(images: int, rounds: int, device: torch.device) -> Rows:
         means[method] = (weights @ torch.tensor(rounds_of, dtype=torch.double)).tolist()
     found = []
     for method in METHODS:
-        # the other way round: how many times slower
+        # inverted: how many times slower
         cost = ratios(means[method], means["supervised"])
         row = {"method": method, "cost": cost["ratio"], "low": cost["low"], "high": cost["high"]}
         found.append({**row, "parameters": extra[method]})
@@ -150,7 +148,7 @@ def methods_cost(images: int, rounds: int, device: torch.device) -> Rows:
 
 
 def _stages(config: RunConfig) -> dict[int, float]:
-    """An epoch of each stage of a method, and the part of the run that the stage takes."""
+    """One epoch of each stage of a method, and the fraction of the run that the stage takes."""
     first = 0.0
     if "init_epochs" in known.methods()[config.method].fields:
         first = config.init_epochs / config.epochs
@@ -159,14 +157,14 @@ def _stages(config: RunConfig) -> dict[int, float]:
 
 
 def packing(preset: str, images: int, rounds: int, device: torch.device) -> Rows:
-    """One row per way to make eight runs: images per second over all of them, and relative to the
-    first.
+    """One row per way to train eight runs: images per second over all of them, and relative to the
+    first way.
 
     The ways are one run after the other, and packed.
     """
     dataset = random_images(preset, images)
     configs = [_config(preset, method).replace(seed=seed) for seed in SEEDS for method in COMPARED]
-    # one teacher for all, as the seeds of a teacher have
+    # one teacher for all, as with seeds that share a teacher
     parents = max((untrained_parents(config) for config in configs), key=len)
 
     def fresh() -> list[tuple[RunConfig, Run]]:
@@ -188,7 +186,7 @@ def packing(preset: str, images: int, rounds: int, device: torch.device) -> Rows
 def step_profile(
     preset: str, method: str, images: int, device: torch.device, most: int = 8
 ) -> Rows:
-    """Where the time of a step goes: the operators with the largest share of it, and the rest."""
+    """Where the time of a step goes: the operators with the largest shares, and the rest."""
     config = _config(preset, method)
     work = epoch([(config, _untrained_run(config, device, random_images(preset, images)))])
     work()
@@ -209,8 +207,8 @@ def step_profile(
 def own_times(events: Iterable[Any], device: torch.device) -> dict[str, float]:
     """Time by operator; on a GPU by kernel, without the arguments of its template.
 
-    What the profiler says there of an operator, or of a range that the program named, is the time
-    of the same kernels once more.
+    On a GPU, the profiler's times of operators, and of ranges named by the program, would count the
+    same kernels again.
     """
     times: dict[str, float] = collections.defaultdict(float)
     for event in events:

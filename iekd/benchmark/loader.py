@@ -1,7 +1,7 @@
-"""Reading ImageNet's files: our stream beside ImageFolder with PIL, on files that are written here.
+"""Reading ImageNet's files: our stream against ImageFolder with PIL, on files written here.
 
 Both sides deliver an epoch of random resized crops, mirrored half of the time, as normalised
-batches on the device, from the same number of processes.
+batches on the device, with the same number of processes.
 """
 
 import tempfile
@@ -20,14 +20,14 @@ from iekd import data
 from iekd.benchmark.timing import in_turns, now, speeds
 from iekd.data import augment, stream
 
-# About ImageNet's mean: 110 kB a file of these pixels.
+# Close to ImageNet's mean: 110 kB per file of this size.
 WIDTH, HEIGHT, QUALITY, GRAIN = 500, 375, 92, 20
 BATCH = 64
 USUAL, OURS = "ImageFolder, PIL", "stream"
 
 
 def compare(images: int, rounds: int, device: torch.device) -> list[dict[str, Any]]:
-    """One row a side: images per second (median), and how many times the usual loader's."""
+    """One row per side: images per second (median), and as a multiple of the usual loader's."""
     with tempfile.TemporaryDirectory() as name:
         folder = write(Path(name), images)
         sides = {USUAL: usual(folder, device), OURS: ours(folder, device)}
@@ -39,7 +39,7 @@ def compare(images: int, rounds: int, device: torch.device) -> list[dict[str, An
 
 
 def write(folder: Path, images: int) -> Path:
-    """So many photograph-like JPEGs of two classes: coarse patches, and grain on top."""
+    """Write photograph-like JPEGs of two classes: coarse patches with grain on top."""
     random = np.random.default_rng(0)
     for number in range(images):
         place = folder / f"class{number % 2}"
@@ -53,7 +53,7 @@ def write(folder: Path, images: int) -> Path:
 
 
 def usual(folder: Path, device: torch.device) -> Callable[[], None]:
-    """An epoch as it is usually read."""
+    """Reads an epoch the usual way."""
     facts = data.FACTS["imagenet"]
     crop = [transforms.RandomResizedCrop(facts.side), transforms.RandomHorizontalFlip()]
     form = [transforms.ToTensor(), transforms.Normalize(facts.mean, facts.std)]
@@ -70,7 +70,7 @@ def usual(folder: Path, device: torch.device) -> Callable[[], None]:
 
 
 def ours(folder: Path, device: torch.device) -> Callable[[], None]:
-    """An epoch as a run reads it."""
+    """Reads an epoch as a run does."""
     facts = data.FACTS["imagenet"]
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.jpg"))
     files = stream.Files(folder, np.array(names, np.bytes_), facts.side)

@@ -1,7 +1,7 @@
 """The floor under a training step: no step can be faster than its arithmetic and its memory traffic
-at the rates that the machine has.
+at the machine's rates.
 
-Both rates are measured on the device, the work is counted from the networks' shapes. It is a floor
+Both rates are measured on the device; the work is counted from the networks' shapes. It is a floor
 for these networks computed operator by operator, not a prediction: launches, small shapes and the
 method's own loss come on top.
 """
@@ -19,8 +19,8 @@ from iekd.speed import precision
 from iekd.sweeps.cost import flops
 
 FLOAT = 4  # bytes
-# How often a convolution's output passes through memory at least: written, and read by what
-# follows; in training it is read once more for the gradient, whose own tensor is written and read.
+# The least number of times that a convolution's output passes through memory: written, and read by
+# what follows; in training it is read again for the gradient, whose own tensor is written and read.
 FROZEN, TRAINED = 2, 5
 ROUNDS = 20
 
@@ -37,8 +37,8 @@ def rates(device: torch.device) -> dict[str, float]:
 
 
 def roof(config: RunConfig, rates: Mapping[str, float]) -> dict[str, Any]:
-    """For an image of this run the work of student and teacher (GFLOP, MB), and the images per
-    second that each of the rates allows.
+    """The work of student and teacher for an image of this run (GFLOP, MB), and the images per
+    second that each rate allows.
     """
     side = data.image_shape(config)[-1]
     # network, passes of its arithmetic, passes over its outputs
@@ -55,7 +55,7 @@ def roof(config: RunConfig, rates: Mapping[str, float]) -> dict[str, Any]:
 
 
 def outputs(network: str, config: RunConfig) -> int:
-    """Numbers that the convolutions of a network put out for one image."""
+    """The number of values that a network's convolutions output for one image."""
     counted: list[int] = []
 
     def count(convolution: nn.Module, inputs: Any, output: torch.Tensor) -> None:
@@ -72,7 +72,7 @@ def outputs(network: str, config: RunConfig) -> int:
 
 
 def arithmetic(how: str, device: torch.device) -> float:
-    """GFLOP/s in a precision of `RunConfig`, which this process computes in from now on."""
+    """GFLOP/s in a precision of `RunConfig`, which this process uses from now on."""
     precision.set_tf32(how)
     dtype = torch.bfloat16 if how == "bf16" else torch.float32
     size, channels, side = (8192, 256, 64) if device.type == "cuda" else (1024, 64, 16)
@@ -89,12 +89,12 @@ def arithmetic(how: str, device: torch.device) -> float:
 
 def copy(device: torch.device) -> float:
     """GB/s of a large copy, reading and writing."""
-    # far beyond any cache's size, or most
+    # far larger than any cache, or most
     source = torch.rand(2**28 if device.type == "cuda" else 2**26, device=device)
     target = torch.empty_like(source)
     return 2 * FLOAT * source.numel() / _seconds(lambda: target.copy_(source), device) / 1e9
 
 
 def _seconds(work: Callable[[], Any], device: torch.device) -> float:
-    """The shortest time of a piece of work: a floor is about the best."""
+    """The shortest time of a piece of work: a floor is about the best case."""
     return min(in_turns({"": work}, ROUNDS, device)[""])

@@ -24,9 +24,9 @@ from iekd.training.session import train_epochs_of
 PLAIN, CARELESS = "plain loop", "plain loop, gradient through the teacher"
 ENGINE, TF32, BF16 = "engine", "engine, TF32", "engine, bfloat16"
 FINITE, FINITE_BF16 = "engine, finite views", "engine, finite views, bfloat16"
-# of the engine's sides; the others compute in float32
+# of the engine's sides; the others use float32
 PRECISION = {TF32: "tf32", BF16: "bf16", FINITE_BF16: "bf16"}
-VIEWS = 2  # of the sides with finite views: their number does not change the time of a step
+VIEWS = 2  # of the sides with finite views: their number does not affect the time of a step
 
 Work = Callable[[], Any]
 
@@ -41,9 +41,9 @@ def of(config: RunConfig, device: torch.device) -> list[str]:
 
 @contextmanager
 def apart(side: str, *what: Any) -> Iterator[Callable[[Work], Any]]:
-    """A side (see `epoch_of`) in a process of its own; yields what calls `train` or `peak` there.
+    """A side (see `epoch_of`) in its own process; yields what calls `train` or `peak` there.
 
-    The engine's have what its users have: the allocator settings of `iekd sweep`.
+    The engine's sides get what its users get: the allocator settings of `iekd sweep`.
     """
     missing = set()
     if side not in (PLAIN, CARELESS):
@@ -68,7 +68,7 @@ def _prepare(side: str, preset: str, method: str, images: int, device: str) -> N
 
 
 def train() -> None:
-    """An epoch, in the process of a side."""
+    """Train an epoch, in the process of a side."""
     _work()
     now(_device)
 
@@ -81,7 +81,7 @@ def peak() -> int:
 
 
 def epoch_of(side: str, preset: str, method: str, images: int, device: torch.device) -> Work:
-    """What trains an epoch on one side."""
+    """The function that trains an epoch on one side."""
     config = RunConfig.create(preset, method=method)
     config = config.replace(precision=PRECISION.get(side, "fp32"))
     dataset, parents = random_images(preset, images), untrained_parents(config)
@@ -89,7 +89,7 @@ def epoch_of(side: str, preset: str, method: str, images: int, device: torch.dev
         return PlainRun(config, parents, device, dataset, teacher_grad=side == CARELESS).train_epoch
     run = build_run(config, parents, device, dataset)
     if side in (FINITE, FINITE_BF16):
-        # the teacher is asked before: that is not part of the time
+        # the teacher runs beforehand: that is not part of the time
         config = config.replace(views=VIEWS)
         made = views.compute(config, run, views.shapes(config, images))
         tensors = {name: tensor.to(device) for name, tensor in made.items()}
@@ -98,7 +98,7 @@ def epoch_of(side: str, preset: str, method: str, images: int, device: torch.dev
 
 
 def epoch(runs: Sequence[tuple[RunConfig, Run]], number: int = 0) -> Work:
-    """What trains an epoch of these runs as `iekd run` and `iekd pack` do."""
+    """The function that trains an epoch of these runs as `iekd run` and `iekd pack` do."""
     return partial(train_epochs_of(runs), number)
 
 
@@ -106,7 +106,7 @@ def epoch(runs: Sequence[tuple[RunConfig, Run]], number: int = 0) -> Work:
 
 
 def random_images(preset: str, images: int) -> data.DataSet:
-    """A data set of the preset's size and classes that shows nothing."""
+    """A data set of random images with the preset's size and classes."""
     config = RunConfig.create(preset, student="resnet8", method="supervised")
     facts, shape = data.FACTS[config.dataset], data.image_shape(config)
     generator = torch.Generator().manual_seed(0)
@@ -123,8 +123,8 @@ def random_images(preset: str, images: int) -> data.DataSet:
 def untrained_parents(config: RunConfig) -> dict[str, nn.Module]:
     """Untrained networks in the roles of the parents.
 
-    Their batch normalisation has the statistics of a batch; without, the features of a deep one
-    overflow.
+    Their batch normalisation has the statistics of a batch; otherwise, the features of a deep
+    network overflow.
     """
     parents: dict[str, nn.Module] = {}
     if config.has_teacher:
@@ -139,6 +139,6 @@ def untrained_parents(config: RunConfig) -> dict[str, nn.Module]:
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 1.0
-        # of the teacher: what the auto-encoder sees
+        # from the teacher: what the auto-encoder sees
         passed = getattr(network.train()(passed), "feature", None)
     return {role: network.eval().requires_grad_(False) for role, network in parents.items()}

@@ -1,4 +1,4 @@
-"""Pieces of work timed in turns; ratios within a round, so a busy machine slows all alike."""
+"""Pieces of work timed in turns, with ratios within a round: a busy machine slows all alike."""
 
 import statistics
 import time
@@ -19,9 +19,9 @@ def now(device: torch.device) -> float:
 def in_turns(
     work: Mapping[Any, Callable[[], Any]], rounds: int, device: torch.device, title: str = ""
 ) -> dict[Any, list[float]]:
-    """Seconds of every piece of work in every round, after one that does not count.
+    """Seconds for every piece of work in every round, after a warm-up round.
 
-    Every other round goes backwards. Without a title there is no bar.
+    Every other round is in reverse order. Without a title there is no bar.
     """
     times: dict[Any, list[float]] = {name: [] for name in work}
     for number in tqdm(range(rounds + 1), desc=title, unit="round", disable=not title):
@@ -33,7 +33,7 @@ def in_turns(
 
 
 def speeds(times: Mapping[str, list[float]], images: int) -> dict[str, dict[str, float]]:
-    """Images per second of every side, and how many times as many as those of the first."""
+    """Images per second of every side, and as a multiple of the first side's."""
     first = next(iter(times.values()))
     found = {}
     for side, seconds in times.items():

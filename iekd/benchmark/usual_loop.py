@@ -1,9 +1,8 @@
-"""The training loop as it is usually written: what the engine is measured against, and nothing else
-uses it.
+"""The training loop as it is usually written: used only to measure the engine against.
 
 PIL images and torchvision transforms in the worker processes of a DataLoader, PyTorch's own
-precision (float32, on a GPU with TF32 in the convolutions), the teacher as it was trained,
-`.item()` in every step. Same networks, same method, same optimiser settings as the engine's.
+precision (float32, on a GPU with TF32 in the convolutions), the teacher as trained, `.item()` in
+every step. Networks, method and optimiser settings are the same as the engine's.
 """
 
 import os
@@ -23,7 +22,7 @@ from iekd.training.run import build_network
 
 
 class Images(Dataset):
-    """Training images as torchvision's data sets give them: a PIL image at a time, transformed."""
+    """Training images as torchvision's data sets return them: transformed PIL images."""
 
     def __init__(self, dataset: data.DataSet):
         self.pixels = dataset.train.images.permute(0, 2, 3, 1).contiguous().numpy()
@@ -47,8 +46,8 @@ class Images(Dataset):
 
 
 class PlainRun:
-    """`train_epoch()` is one pass over the training images. `teacher_grad` leaves the frozen
-    teacher under autograd, as happens easily.
+    """`train_epoch()` is one pass over the training images. `teacher_grad` keeps the frozen teacher
+    under autograd, a common oversight.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """Chapters for a class: notebooks without solutions, with a cell to write in below each exercise.
 
 They are read in plain Jupyter, without the book around them: links lead to chapters of the same
-hand-out, to the web, or nowhere; pictures come along.
+hand-out, to the web, or nowhere; pictures are included.
 """
 
 import copy
@@ -18,7 +18,7 @@ from iekd.checkout import ROOT
 from iekd.errors import ConfigError
 
 BOOK = ROOT / "book"
-# Markdown that leads to a page of the book, or shows one of its pictures.
+# Markdown that links to a page of the book, or shows one of its pictures.
 LINK = re.compile(r"\[([^][]+)\]\(([\w-]+)\.(?:ipynb|md)(?:#[^)\s]*)?\)")
 PICTURE = re.compile(r"!\[[^][]*\]\((_static/[^)\s]+)\)")
 PLACE = "# Your answer\n"
@@ -27,7 +27,7 @@ PLACE = "# Your answer\n"
 def chapters() -> list[str]:
     """The pages of the book's first part that have exercises.
 
-    Raises `ConfigError` where there is no book.
+    Raises `ConfigError` if there is no book.
     """
     contents = BOOK / "_toc.yml"
     if not contents.exists():
@@ -40,10 +40,10 @@ def chapters() -> list[str]:
 
 
 def write(folder: Path, names: Sequence[str] = (), solutions: bool = False) -> list[Path]:
-    """Write chapters, all without `names`, into a folder; `solutions`: with them, for the teacher.
+    """Write chapters, by default all, into a folder; with `solutions`, for the teacher.
 
-    Raises `ConfigError` for a chapter that there is none of, and for a file that is there already:
-    it may hold a student's work.
+    Raises `ConfigError` for a chapter that does not exist, and for a file that already exists: it
+    may hold a student's work.
     """
     known = chapters()
     if unknown := [name for name in names if name not in known]:
@@ -64,7 +64,7 @@ def write(folder: Path, names: Sequence[str] = (), solutions: bool = False) -> l
 
 
 def handout(notebook: NotebookNode, chosen: Sequence[str], solutions: bool = False) -> NotebookNode:
-    """A chapter as a class gets it; `chosen` are the chapters that come with it."""
+    """A chapter as handed out; `chosen` are the chapters that come with it."""
     made = copy.deepcopy(notebook)
     made.cells = list(_cells(made, solutions))
     for cell in made.cells:  # sentences with numbers are code
@@ -78,7 +78,7 @@ def is_solution(cell: NotebookNode) -> bool:
 
 
 def _cells(notebook: NotebookNode, solutions: bool) -> Iterator[NotebookNode]:
-    """An empty cell in the place of a solution, unless the chapter has one to fill in."""
+    """The cells, with an empty one in place of a solution unless the chapter has one to fill in."""
     before: NotebookNode | None = None
     for cell in notebook.cells:
         if not is_solution(cell):

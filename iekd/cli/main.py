@@ -1,6 +1,6 @@
-"""The command line: `runs` makes them, `results` shows them, `tools` has the rest.
+"""The command line: `runs` makes runs, `results` shows them, `tools` has the rest.
 
-Torch is not imported before signals are handled: it takes seconds.
+Torch, which takes seconds to import, is not imported before signals are handled.
 """
 
 import argparse
@@ -16,8 +16,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command; returns its exit status.
 
     0 done; 1 failed, with a message on standard error; 2 a wrong option; 75 (EX_TEMPFAIL) not
-    finished though nothing is wrong; 128 + number stopped by a signal (143 SIGTERM, 130 Ctrl-C).
-    After the last two the same command goes on.
+    finished, but nothing is wrong; 128 + number stopped by a signal (143 SIGTERM, 130 Ctrl-C).
+    After the last two, the same command continues.
     """
     with output.kept() as printed:
         try:
@@ -50,7 +50,7 @@ def _do(words: list[str]) -> int:
     from iekd.training import ddp
 
     try:
-        # The files of --import first: they may bring methods, and with these options of `iekd run`.
+        # The files of --import first: they may add methods, and with them options of `iekd run`.
         first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, prog="iekd")
         first.add_argument("--import", dest="files", action="append", default=[], type=Path)
         given, words = first.parse_known_args(words)

@@ -30,7 +30,7 @@ def megabytes(text: str) -> float:
 
 
 def _number(text: str) -> float:
-    """The number that a text says; nan, which is neither above nor below, if it says none."""
+    """The number in a text; if there is none, nan, which is neither above nor below any number."""
     try:
         return float(text)
     except ValueError:
@@ -38,7 +38,7 @@ def _number(text: str) -> float:
 
 
 def spelled(words: list[str]) -> list[str]:
-    """The words with options as argparse knows them: notebooks and grids write `batch_size`."""
+    """The words with options spelled for argparse: notebooks and grids write `batch_size`."""
     end = words.index("--") if "--" in words else len(words)
     found = list(words)
     for k, word in enumerate(words[:end]):
@@ -49,10 +49,10 @@ def spelled(words: list[str]) -> list[str]:
 
 
 def refuse(command: argparse.ArgumentParser, words: list[str]) -> None:
-    """Exit with status 2 for unknown words, and say what may have been meant."""
+    """Exit with status 2 for unknown words, and suggest what may have been meant."""
     known = re.findall(r"--[\w-]+", command.format_help())
     options = [word.partition("=")[0] for word in words if word.startswith("-")]
-    # What else is not known may be values of these.
+    # Other unknown words may be values of these.
     for name in options or words:
         message = f"{name}: no such option{did_you_mean(name, known)}; see {command.prog} --help"
         if command.prog == "iekd run" and name.startswith("--"):

@@ -1,4 +1,4 @@
-"""Output never stops a command: not an old encoding, a reader that has gone, or a full disk."""
+"""Output never stops a command: not an old encoding, a closed pipe, or a full disk."""
 
 import contextlib
 import errno
@@ -12,7 +12,7 @@ GONE = (errno.EPIPE, errno.EINVAL)  # `| head` has read enough; Windows says EIN
 
 
 class Stream:
-    """A text stream that keeps its first failure in `error`; what follows goes nowhere."""
+    """A text stream that keeps its first failure in `error`; later output is discarded."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream
@@ -22,12 +22,12 @@ class Stream:
         return getattr(self.stream, name)
 
     def write(self, text: str) -> int:
-        """As every stream's."""
+        """Like any stream's."""
         self._do(self.stream.write, text)
         return len(text)
 
     def flush(self) -> None:
-        """As every stream's."""
+        """Like any stream's."""
         self._do(self.stream.flush)
 
     def _do(self, action, *words: str) -> None:
@@ -36,14 +36,14 @@ class Stream:
         except OSError as error:
             self.error = self.error or error
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            # the interpreter flushes what is left at its end
+            # the interpreter flushes what is left when it exits
             os.dup2(nowhere, self.stream.fileno())
             os.close(nowhere)
 
 
 @contextlib.contextmanager
 def kept() -> Iterator[Stream]:
-    """Standard output and error that do not raise while the block lasts; yields the first."""
+    """Inside the block, standard output and error do not raise; yields the first."""
     before = sys.stdout, sys.stderr
     sys.stdout, sys.stderr = (Stream(_readable(stream)) for stream in before)
     try:
@@ -55,7 +55,7 @@ def kept() -> Iterator[Stream]:
 
 
 def _readable(stream: TextIO | None) -> TextIO:
-    """A stream for every character: UTF-8 into files and pipes, `?` on a terminal without it."""
+    """A stream for every character: UTF-8 for files and pipes, `?` on a terminal without it."""
     if stream is None:  # closed, `>&-`
         return io.StringIO()
     if isinstance(stream, io.TextIOWrapper):

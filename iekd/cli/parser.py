@@ -1,4 +1,4 @@
-"""How a command is declared, and the parser of them all. Every field of a run is an option."""
+"""How commands are declared, and the parser for all of them. Every field of a run is an option."""
 
 import argparse
 import functools
@@ -12,7 +12,7 @@ from iekd.config import RunConfig, known, refuse_unread
 from iekd.config.fields import choices
 
 Options = argparse.Namespace
-# The words of a command, its options, and the function that does it.
+# The words of a command, its options, and the function that runs it.
 COMMANDS: list[tuple[str, list[tuple], Callable[[Options], int | None]]] = []
 # Where commands are declared, in the order of the help; and those that take the fields of a run.
 FILES = ("runs", "results", "tools")
@@ -20,7 +20,7 @@ OF_RUNS = ("run", "sweep")
 GROUPS = {"data": "list data sets, pack one into a compact form, or download a teacher"}
 GRID = "a YAML file, for example runs/class.yaml"
 IMPORT = "a Python file with methods or measures of your own, with any command; may be repeated"
-# Of a run: all fields but the options of a reader's method, which have options of their own.
+# Of a run: all fields except the options of a reader's method, which have their own options.
 FIELDS = [name for name in RunConfig.model_fields if name != "options"]
 
 
@@ -35,7 +35,7 @@ def flag(name: str, help: str) -> tuple:
 
 
 def command(words: str, *options: tuple) -> Callable:
-    """Registers the function that does a command; its docstring is the command's help."""
+    """Register the function that runs a command; its docstring is the command's help."""
 
     def register(do: Callable[[Options], int | None]) -> Callable[[Options], int | None]:
         COMMANDS.append((words, list(options), do))
@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     parser.add_argument("--import", metavar="FILE", help=IMPORT)
 
-    # No guessing by prefix: `--ft 3` could mean another field tomorrow.
+    # No guessing by prefix: `--ft 3` could mean a different field tomorrow.
     exact: Any = functools.partial(argparse.ArgumentParser, allow_abbrev=False)
     commands = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=exact)
     groups = {"": commands}
@@ -70,7 +70,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _field_options() -> list[tuple]:
-    """One option a field of a run, and one a parameter of a reader's methods."""
+    """One option per field of a run, and one per parameter of a reader's methods."""
     texts = dict.fromkeys(FIELDS + _own_options(), "of a method of your own")
     for name in FIELDS:
         values = ", ".join(map(str, choices(name)))
@@ -81,19 +81,19 @@ def _field_options() -> list[tuple]:
 
 
 def _own_options() -> list[str]:
-    """The parameters of all methods that a reader has registered."""
+    """The parameters of all methods registered by a reader."""
     found = itertools.chain(*(row.options for row in known.methods().values()))
     return [name for name in dict.fromkeys(found) if name not in FIELDS]
 
 
 def given_fields(options: Options) -> dict[str, str]:
-    """The fields of a run that were named, as they were written."""
+    """The fields of a run that were given, as written."""
     given = {name: getattr(options, name) for name in [*FIELDS, *_own_options()]}
     return {name: value for name, value in given.items() if value is not None}
 
 
 def configuration(options: Options) -> RunConfig:
-    """The run that the options describe. One that its method does not read is refused."""
+    """The run that the options describe. Fields that its method does not read are refused."""
     fields = given_fields(options)
     config = RunConfig.create(**fields)
     refuse_unread(fields, [config])

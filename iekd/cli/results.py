@@ -1,4 +1,4 @@
-"""The commands that show what finished runs say: a table, a CSV file, one record."""
+"""The commands that show finished runs: a table, a CSV file, one record."""
 
 from pathlib import Path
 
@@ -94,7 +94,7 @@ def export(options: Options) -> None:
 
 @command("show", option("run", "its path, as tables print it, or its file", metavar="RUN"))
 def show(options: Options) -> None:
-    """what is known of one finished run"""
+    """what is known about one finished run"""
     file = Path(options.run)
     if not file.is_file():
         file = store.record_file(options.run.removesuffix(".json"))

@@ -1,4 +1,4 @@
-"""The commands that make runs: one, several in lock step, many; and carry them between machines."""
+"""The commands that make runs (one, several in lock step, many) and move them between machines."""
 
 import collections
 import itertools
@@ -59,7 +59,7 @@ def run(options: Options) -> None:
     if options.analyse:
         _measure(config)
 
-    # What came out.
+    # The results.
     for rule, metric in record.metrics.items():
         if metric and metric.test_error is not None:
             print(f"{rule:>13}: test error {metric.test_error:.2f} % (epoch {metric.epoch})")
@@ -70,13 +70,13 @@ def run(options: Options) -> None:
 
 
 def _log_to(folder: str | None) -> None:
-    """Name the folder of the curves, for this process and those that it starts."""
+    """Set the folder for the curves, for this process and those that it starts."""
     if folder:
         os.environ["IEKD_LOG"] = str(Path(folder).absolute())
 
 
 def _measure(config: RunConfig) -> None:
-    """Analyse a run that has just ended, or say why that cannot be done."""
+    """Analyse a run that has just finished, or say why that is impossible."""
     if reason := metrics.impossible(config):
         print(f"{config.path} was not analysed: {reason}")
     else:
@@ -153,7 +153,7 @@ def sweep(options: Options) -> int:
         store.check_writable(options.bundle)
     _log_to(options.log)
 
-    # The runs, and what became of them.
+    # The runs and their outcomes.
     limits = {"jobs": options.jobs, "time_limit": options.time_limit, "pack": options.pack}
     ended = _report(run_sweep(*grids, **limits, analyse=options.analyse), configs)
     if options.bundle:
@@ -163,7 +163,7 @@ def sweep(options: Options) -> int:
 
 
 def _grids(options: Options) -> list[list[RunConfig]]:
-    """The runs of each grid, of the seeds that were named; or those that the options name."""
+    """The runs of each grid, for the seeds given; or those that the options name."""
     fields = {}
     for name, value in given_fields(options).items():
         fields[name] = [each.strip() for each in value.split(",")]
@@ -263,7 +263,7 @@ def _print_bundled(contents: str) -> None:
 
 @command("merge", option("file", type=Path))
 def merge(options: Options) -> int:
-    """take in an archive that another machine packed"""
+    """take in an archive packed on another machine"""
     merged = transfer.merge(options.file)
     print(merged)
     return 1 if merged.conflicts else 0

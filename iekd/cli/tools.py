@@ -42,7 +42,7 @@ def hand_out(options: Options) -> None:
     ),
 )
 def bench(options: Options) -> None:
-    """measure the engine beside the usual training loop, and a step of every method"""
+    """measure the engine against the usual training loop, and a step of every method"""
     from iekd.benchmark import bench
 
     images = options.images and dict(zip(("class", "paper"), options.images, strict=True))
@@ -54,7 +54,7 @@ def bench(options: Options) -> None:
 
 @command("data list", option("--root", "look here first", type=Path))
 def data_list(options: Options) -> None:
-    """which data sets are at hand, and where"""
+    """which data sets are available, and where"""
     for row in data.describe(options.root):
         print("  ".join(row))
 

@@ -1,7 +1,7 @@
 """Every knob that can change a number is a field of a run.
 
-Never change a default: defaults are left out of the hash, so that a field added later leaves the
-identity of older runs alone. Their order is that of the changes in a record's path.
+Never change a default: defaults are left out of the hash, so that adding a field does not change
+the identity of older runs. The order of the fields is that of the changes in a record's path.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -21,7 +21,7 @@ Part = Annotated[float, Field(gt=0, le=1)]
 FileName = Annotated[str, Field(pattern=r"^(\w[\w.+-]*)?$")]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
 
-# Fields that were given up, each with the value that means "never there". Older records have them.
+# Retired fields, each with the value that means "never there". Older records have them.
 RETIRED: dict[str, Any] = {}
 
 

@@ -2,7 +2,7 @@
 
 title: Ablations at class scale
 notebook: book/run.ipynb          # the notebook that makes one of these runs with papermill
-import: my_losses.py              # methods and measures of your own; beside this file; or a list
+import: my_losses.py              # your own methods and measures, next to this file; or a list
 base: {preset: class, seed: [0, 1, 2, 3, 4]}
 runs:
   - {method: ie-ft, explore: [l1, cka]}    # lists multiply
@@ -24,16 +24,16 @@ from iekd.config.known import import_files
 from iekd.errors import ConfigError, file_beside
 
 KEYS = ("title", "notebook", "import", "base", "runs")
-RANGE = re.compile(r"(\d+)\.\.(\d+)")  # of seeds, both ends among them
+RANGE = re.compile(r"(\d+)\.\.(\d+)")  # of seeds, both ends included
 OF_A_RUN = re.compile(r"seed\d+(\.\w+)?\.json")
-SEVERAL = re.compile(r"[\d.]+ *(-|,|\.\.) *[\d.]+")  # as people write several numbers
+SEVERAL = re.compile(r"[\d.]+ *(-|,|\.\.) *[\d.]+")  # ways in which people write several numbers
 NEEDED = "it needs a list `runs:` of mappings"
 
 
 def read(path: Path) -> list[RunConfig]:
     """The runs of a grid file, each once, by seed: a sweep cut short leaves whole comparisons.
 
-    Imports the files that it names. Raises `ConfigError` that names the file and the entry.
+    Imports the files that it names. Raises a `ConfigError` that names the file and the entry.
     """
     grid = _content(path)
     base, found = grid.get("base") or {}, []
@@ -47,7 +47,7 @@ def read(path: Path) -> list[RunConfig]:
             refuse_unread(entry, configs)
             found += configs
 
-        # Of the base it is enough that one entry reads it.
+        # A field of the base need only be read by one entry.
         where = "base"
         refuse_unread(base, found)
     except ConfigError as error:
@@ -57,7 +57,7 @@ def read(path: Path) -> list[RunConfig]:
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """A grid file's mapping, its keys and their kinds checked. Raises `ConfigError`."""
+    """A grid file's mapping, with its keys and their types checked. Raises `ConfigError`."""
     if OF_A_RUN.fullmatch(path.name):
         raise ConfigError(f"{path} is not a grid: it is the record of a run, for `iekd show`")
     try:
@@ -69,7 +69,7 @@ def _content(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path} is not a grid: {NEEDED}, and is no YAML ({error})") from None
 
-    # The kinds of what it holds.
+    # The types of its values.
     runs = grid.get("runs") if isinstance(grid, dict) else None
     mappings = [grid.get("base") or {}, *runs] if isinstance(runs, list) else [None]
     if not all(isinstance(each, dict) for each in mappings):
@@ -99,7 +99,7 @@ def runs(entry: dict[str, Any]) -> list[RunConfig]:
 
 
 def seeds(value: Any) -> Any:
-    """Seeds of a grid, in which '0..4', alone or in a list, stands for five."""
+    """Seeds of a grid, in which '0..4', alone or in a list, means five seeds."""
     found: list[Any] = []
     for each in value if isinstance(value, list) else [value]:
         ends = RANGE.fullmatch(str(each))
@@ -116,8 +116,8 @@ def find(name: str) -> Path:
 def for_page(name: str, need: str, wanted: Callable[[RunConfig], bool]) -> list[RunConfig]:
     """The runs of a grid (see `find`) that a page shows in one table.
 
-    Raises `ConfigError` if none is `wanted` (`need` says which that is), or if they are not of one
-    preset, data set and pair.
+    Raises `ConfigError` if none is `wanted` (`need` describes such a run), or if they differ in
+    preset, data set or pair.
     """
     configs = read(find(name))
     if not any(map(wanted, configs)):
@@ -130,7 +130,7 @@ def for_page(name: str, need: str, wanted: Callable[[RunConfig], bool]) -> list[
 
 
 def refuse_mixed(configs: Iterable[RunConfig], who: str) -> None:
-    """Raise `ConfigError` for runs that cannot stand in one table: one preset, data set, pair."""
+    """Raise `ConfigError` for runs that cannot share a table: other preset, data set or pair."""
     for field in ("preset", "dataset", "teacher", "student"):
         values = dict.fromkeys(getattr(config, field) for config in configs)
         values.pop("none", None)
@@ -142,9 +142,9 @@ def refuse_mixed(configs: Iterable[RunConfig], who: str) -> None:
 
 
 def holding(paths: Iterable[str]) -> list[str]:
-    """Few grids of the checkout that together hold these runs, greedily chosen.
+    """A few grids of the checkout that together hold these runs, chosen greedily.
 
-    Each by its path from the checkout. Runs that no grid names are left out: those of live cells,
+    They are given as paths from the checkout. Runs in no grid are left out: those of live cells,
     teachers and auto-encoders.
     """
     left, chosen = set(paths), list[str]()
@@ -161,7 +161,7 @@ def holding(paths: Iterable[str]) -> list[str]:
 def _grids() -> dict[str, set[str]]:
     """The paths of the runs of each grid in `runs/` of the checkout, by the grid's path.
 
-    The second networks of mutual training are among them.
+    Includes the second networks of mutual training.
     """
     grids = {}
     folders = ROOT / "runs", ROOT / "runs" / "paper"
@@ -187,7 +187,7 @@ def expand(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def with_parents(configs: list[RunConfig]) -> dict[str, RunConfig]:
-    """The runs and all that they need, by path, parents before children."""
+    """The runs and all that they depend on, by path, parents before children."""
     ordered: dict[str, RunConfig] = {}
     for config in configs:
         ordered |= with_parents(list(config.parents().values()))

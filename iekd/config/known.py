@@ -1,7 +1,7 @@
-"""What is registered: the methods and measures of this library, and those of a reader's files.
+"""The registered methods and measures: those of this library and those of a reader's files.
 
 Files named in $IEKD_IMPORT (separated as in $PATH) are imported first, so that the processes of a
-sweep know what they register.
+sweep know what these files register.
 """
 
 import functools
@@ -20,7 +20,7 @@ from iekd.method.registry import EXPLORE, INHERIT, MEASURES, METHODS, Method
 
 
 def methods() -> dict[str, Method]:
-    """All methods by name: the paper's, those it is compared with, and the reader's."""
+    """All methods by name: the paper's, the baselines, and the reader's."""
     load()
     return METHODS
 
@@ -36,7 +36,7 @@ def choices(field: str) -> tuple[str, ...]:
 @functools.cache
 def load() -> None:
     """Import every file that registers something: the library's, then those of $IEKD_IMPORT."""
-    from iekd.baselines import STORY  # torch takes seconds
+    from iekd.baselines import STORY  # importing torch takes seconds
 
     story = [module.__name__ for module in STORY]
     for row in sorted(METHODS.values(), key=lambda row: _place(row, story)):
@@ -73,8 +73,8 @@ def _named() -> list[str]:
 def import_files(files: Iterable[str | Path], beside: Path = Path()) -> None:
     """Import files here, and in every process that is started from here.
 
-    They are put into $IEKD_IMPORT as absolute paths. `beside`: the folder that relative paths start
-    from, else the checkout's root. Raises `ConfigError` for a file that cannot be imported.
+    Their absolute paths are added to $IEKD_IMPORT. Relative paths start from the folder `beside`,
+    else from the checkout's root. Raises `ConfigError` for a file that cannot be imported.
     """
     load()
     known = _named()
@@ -94,7 +94,7 @@ def _found(file: Path, beside: Path) -> Path:
 def import_file(name: str) -> None:
     """Import a Python file by its path, once, so that what it registers is known.
 
-    Raises `ConfigError` that names the file for one that cannot be imported.
+    Raises a `ConfigError` that names the file if it cannot be imported.
     """
     path = Path(name).expanduser().resolve()
     module = re.sub(r"\W", "_", path.stem)
@@ -116,7 +116,7 @@ def import_file(name: str) -> None:
 
 
 def files_of(method: str, *measures: str) -> list[Path]:
-    """The files of a reader that register these, as they were imported; notebooks are none."""
+    """The reader's files that register these, as they were imported, without notebooks."""
     load()
     things: list[Callable] = [METHODS[method].kind] if method in METHODS else []
     things += [MEASURES[name].function for name in measures if name in MEASURES]

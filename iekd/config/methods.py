@@ -1,5 +1,5 @@
-"""The method that a configuration names: what it compares, what it reads of the teacher, and
-itself.
+"""The method that a configuration names: what it compares, what it reads from the teacher, and the
+method itself.
 """
 
 from torch import Tensor, nn
@@ -39,7 +39,7 @@ def compared(config: RunConfig) -> list[Pair]:
 
 
 def needs(config: RunConfig) -> list[str]:
-    """The teacher's features that the run's method reads, beside the logits."""
+    """The teacher's features that the run's method reads besides the logits."""
     shapes = networks.feature_shapes(config.teacher, data.image_shape(config))
     return registered(config).needs(compared(config), shapes)
 

@@ -1,17 +1,17 @@
-"""What fills in the fields of a run that nobody named: the scale, then the data set."""
+"""Defaults for the fields of a run that were not given: by scale, then by data set."""
 
 from typing import Any
 
 from iekd.data import is_own
 
-# Of each its networks; how long they train; how; on which images.
+# For each: the networks; how long they train; how; and on which images.
 PRESETS: dict[str, dict[str, Any]] = {
     # Seconds: tests and the live cells of the book.
     "smoke": dict(dataset="digits", teacher="resnet14x0.5", student="resnet8x0.25")
     | dict(epochs=12, teacher_epochs=25, ae_epochs=10, init_epochs=2)
     | dict(batch_size=64, lr=0.1, schedule="onecycle")
     | dict(train_images=400, validation_images=200, augment="none"),
-    # A 2-core laptop: real images, about a minute a run (justified in the book's appendix).
+    # A 2-core laptop: real images, about a minute per run (justified in the book's appendix).
     "class": dict(dataset="cifar10", teacher="resnet20", student="resnet8")
     | dict(epochs=15, teacher_epochs=30, ae_epochs=10, init_epochs=2, evaluate_every=3)
     | dict(batch_size=128, lr=0.1, schedule="onecycle")
@@ -23,22 +23,22 @@ PRESETS: dict[str, dict[str, Any]] = {
     | dict(batch_size=128, lr=0.1, schedule="onecycle", precision="bf16")
     | dict(train_images=0, validation_images=5000),
     # The recipe of the authors' code (FACTS: networks and recipe, C), all images, last epoch
-    # reported. It names no precision: TF32 is what PyTorch's convolutions take by default on the
-    # cards that have it.
+    # reported. It names no precision: TF32 is what PyTorch's convolutions use by default on GPUs
+    # that have it.
     "paper": dict(dataset="cifar10", teacher="resnet56", student="resnet20")
     | dict(epochs=160, teacher_epochs=160, ae_epochs=30)
     | dict(batch_size=128, lr=0.1, schedule="steps", precision="tf32")
     | dict(train_images=0, validation_images=0),
 }
 
-# Those whose runs are evidence, and lie in the repository.
+# Those whose runs are evidence and are kept in the repository.
 EVIDENCE = [name for name in PRESETS if name != "smoke"]
 
 # What a data set changes by default. KD: the settings of the authors' code for each data set;
-# CIFAR-100's are RunConfig's defaults, and Imagenette, which that code does not have, takes these
+# CIFAR-100's are RunConfig's defaults, and Imagenette, which that code does not have, uses these
 # too.
-# Boxes: a pair of detectors, the official validation split, small batches. The least images that
-# teach a detector are all, so nothing here is a matter of scale but the epochs.
+# Boxes: a pair of detectors, the official validation split, small batches. It takes all images to
+# teach a detector, so only the epochs depend on the scale.
 DETECTORS = dict(teacher="ssd_resnet10x0.25_3x3", student="ssd_resnet10x0.0625_3x3")
 FEW_IMAGES = dict(train_images=0, batch_size=8, lr=0.02, teacher_lr=0.02, augment="standard")
 DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -51,7 +51,7 @@ DATASET_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 # What a data set changes at one scale only. Imagenette: all images and pixels, and a pair for one
-# core. ResNet-34 and 18 at these widths take twice the time of 18 and 10; with as few epochs, the
+# core. ResNet-34 and 18 at these widths take twice as long as 18 and 10; with so few epochs, the
 # narrow ResNet-18 also learned less than the narrow ResNet-10.
 SCALE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     ("class", "imagenette"): dict(teacher="resnet18x0.25_3x3", student="resnet10x0.125_3x3")
@@ -64,8 +64,8 @@ SCALE_DEFAULTS: dict[tuple[str, str], dict[str, Any]] = {
     # VOC: the epochs of 120,000 steps, the last of which are evaluated.
     ("paper", "voc"): dict(epochs=232, teacher_epochs=232, evaluate_every=29),
 }
-# ImageNet: the paper's pair, and the recipe that is usual for it; the paper's own is not known. The
-# auto-encoder's epochs are those of the code of Factor Transfer. At 64 pixels: the stem for these.
+# ImageNet: the paper's pair, and the usual recipe for it; the paper's own is not known. The
+# auto-encoder's epochs are those of the code of Factor Transfer. At 64 pixels: the stem for those.
 IMAGENET: dict[str, Any] = dict(epochs=100, teacher_epochs=100, ae_epochs=5, teachers=1)
 IMAGENET |= dict(batch_size=256, weight_decay=1e-4, schedule="30-60-90")
 LARGE, SMALL = (dict(teacher=f"resnet34{stem}", student=f"resnet18{stem}") for stem in ("", "_3x3"))
@@ -74,7 +74,7 @@ SCALE_DEFAULTS["paper", "imagenet64"] = IMAGENET | SMALL
 
 
 def usual(preset: str, dataset: str) -> dict[str, Any]:
-    """What a preset fills in for a data set. Of images of one's own it takes all."""
+    """The defaults of a preset for a data set. Of your own images, it takes all."""
     of_scale = SCALE_DEFAULTS.get((preset, dataset), {})
     if is_own(dataset):
         of_scale = {"train_images": 0, "validation_images": 0}

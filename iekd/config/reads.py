@@ -1,6 +1,4 @@
-"""Which fields of a run its method reads; those that it does not read are refused where a person
-named them.
-"""
+"""Which fields of a run its method reads; a field that was named but is not read is refused."""
 
 from __future__ import annotations
 
@@ -40,7 +38,7 @@ def _some_read() -> frozenset[str]:
 
 def unread_by(method: str) -> set[str]:
     """The fields that no run of a method reads."""
-    if method not in known.methods():  # they stood at their defaults when it was recorded
+    if method not in known.methods():  # they were at their defaults when it was recorded
         return set()
     own = fields_of(method)
     unread = set(_some_read() - set(own))
@@ -52,7 +50,7 @@ def unread_by(method: str) -> set[str]:
 def refuse_unread(names: Iterable[str], configs: Sequence[RunConfig]) -> None:
     """Raise `ConfigError` for every named field that none of these runs reads.
 
-    Whoever named it believes that it changes something.
+    Whoever names a field expects it to change something.
     """
     unread = set.intersection(*(config.unread() | config.ignored() for config in configs))
     methods = list(dict.fromkeys(config.method for config in configs))

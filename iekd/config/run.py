@@ -1,8 +1,8 @@
 """One run, described completely: a frozen, flat, typed set of fields (`iekd.config.fields`).
 
-Presets only fill in fields. The hash of a configuration is the identity of the run, its path is
-where the record lies. Fields that the method does not read are put back to their defaults, so that
-one training has one identity.
+Presets only fill in fields. The hash of a configuration is the identity of the run; its path is
+where the record is stored. Fields that the method does not read are reset to their defaults, so
+that each training has one identity.
 """
 
 import functools
@@ -22,9 +22,9 @@ from iekd.config.reads import TRAINED_TEACHER, fields_of, options_of, unread_by
 from iekd.errors import ConfigError, did_you_mean
 from iekd.method import registry
 
-# Characters of a folder's name: encrypted homes take 143, and Windows 260 for a whole path.
+# Characters in a folder name: encrypted homes allow 143, and Windows 260 for a whole path.
 LONGEST = 140
-# The fields that every path names by itself.
+# The fields that are part of every path anyway.
 NAMED = {"preset", "dataset", "teacher", "student", "method", "seed"}
 
 
@@ -36,7 +36,7 @@ class RunConfig(Fields):
     @model_validator(mode="before")
     @classmethod
     def _plain_values(cls, fields: Any) -> Any:
-        """Refuse truth values, which pydantic would take for 0 and 1; drop retired fields."""
+        """Refuse booleans, which pydantic would read as 0 and 1; drop retired fields."""
         if not isinstance(fields, dict):
             return fields
         for name, value in fields.items():
@@ -66,7 +66,7 @@ class RunConfig(Fields):
         return self
 
     def _check_network(self, role: str, needed: bool) -> None:
-        from iekd import networks  # only here: it brings torch, which takes seconds
+        from iekd import networks  # only here: it imports torch, which takes seconds
 
         name = getattr(self, role)
         if name != "none":
@@ -109,7 +109,7 @@ class RunConfig(Fields):
             own[name] = preset.get(name, Fields.model_fields[name].default)
         if self.dataset in data.NAMES and self.image_size == data.FACTS[self.dataset].side:
             own["image_size"] = 0
-        if self.augment == "none":  # all views of an image are the image
+        if self.augment == "none":  # all views of an image are the image itself
             own["views"] = min(self.views, 1)
         if not _is_finished(info):
             own["options"] = known.methods()[self.method].complete(self.options)
@@ -117,7 +117,7 @@ class RunConfig(Fields):
 
     @model_validator(mode="after")
     def _boxes_are_found(self, info: ValidationInfo) -> Self:
-        """Detectors where a data set has boxes, and nowhere else; what cannot train them."""
+        """Require detectors where a data set has boxes, only there, and a method for them."""
         from iekd import networks
 
         boxes = data.has_boxes(self.dataset)
@@ -139,10 +139,10 @@ class RunConfig(Fields):
         return self
 
     def unread(self) -> set[str]:
-        """The fields that this run does not read, for its method or a half without a measure.
+        """The fields that this run does not read, by its method or for lack of a measure.
 
-        They stand at their defaults, whatever they were given. `refuse_unread` is for the fields
-        that a person named.
+        They are at their defaults, whatever was given. `refuse_unread` is for fields that a person
+        named.
         """
         unread = unread_by(self.method)
         if self.method == "ie-ft":
@@ -152,7 +152,7 @@ class RunConfig(Fields):
         return unread
 
     def ignored(self) -> set[str]:
-        """The fields that mean nothing with a teacher from a file: they stay at the preset's."""
+        """The fields that mean nothing with a teacher from a file: the preset's are kept."""
         return set(TRAINED_TEACHER) if self.teacher_file else set()
 
     # ------------------------------------------------------------------ making one
@@ -162,8 +162,8 @@ class RunConfig(Fields):
         """A configuration from a preset and the fields that differ from it.
 
         Parameters of a reader's own method are fields too. Fields that the method does not read are
-        put back to their defaults, so that arms of several methods can be made of one set of
-        fields; `refuse_unread` refuses them. Raises `ConfigError` that lists what is allowed for
+        reset to their defaults, so that arms with several methods can be made from one set of
+        fields; `refuse_unread` refuses them. Raises a `ConfigError` that lists what is allowed for
         every unknown name and bad value.
 
         >>> RunConfig.create("class", method="ie-ft", explore="cka").variant
@@ -188,7 +188,7 @@ class RunConfig(Fields):
     def replace(self, **fields: Any) -> Self:
         """The same run with some fields changed (validated again).
 
-        What this run's method did not read comes from the preset.
+        Fields that this run's method did not read come from the preset.
         """
         method = fields.get("method", self.method)
         # What the new method does not read may be a name that is not known here.
@@ -206,7 +206,7 @@ class RunConfig(Fields):
     def hash(self) -> str:
         """Twelve hexadecimal digits: SHA-256 of the fields that differ from the defaults.
 
-        `preset` is not among them.
+        `preset` is not included.
         """
         identity = self.model_dump(exclude_defaults=True, exclude={"preset"})
         text = json.dumps(identity, sort_keys=True)
@@ -242,7 +242,7 @@ class RunConfig(Fields):
             defaults = {name: field.default for name, field in Fields.model_fields.items()}
             preset = defaults | usual(self.preset, self.dataset)
         changed = {name: value for name, value in fields.items() if value != preset[name]}
-        if not row:  # a record whose method is not known here: what it did not read is default
+        if not row:  # a record whose method is unknown here: unread fields are at their defaults
             changed = {name: v for name, v in changed.items() if v != defaults[name]}
         return {**changed, **self.options}
 
@@ -256,8 +256,8 @@ class RunConfig(Fields):
     def path(self) -> str:
         """Path of the record below the records folder, without suffix.
 
-        '<preset>/<dataset>/<pair>/<variant>/seed<k>'. A variant that is too long for the name of a
-        folder is cut, and ends in a digest of the whole.
+        '<preset>/<dataset>/<pair>/<variant>/seed<k>'. A variant that is too long for a folder name
+        is cut and ends in a digest of the whole.
         """
         folder = _folder(self.variant)
         return f"{self.preset}/{self.dataset}/{self.pair}/{folder}/seed{self.seed}"
@@ -267,7 +267,7 @@ class RunConfig(Fields):
     def teacher_run(self) -> Self:
         """The run that trains this run's teacher, or takes it from a file.
 
-        On new views every epoch, so that runs with and without finite views share it.
+        It sees new views every epoch, so that runs with and without finite views share it.
         """
         how: dict[str, Any] = {"epochs": self.teacher_epochs, "lr": self.teacher_lr, "views": 0}
         seed = 0 if self.teacher_file else self.seed % self.teachers
@@ -309,7 +309,7 @@ class RunConfig(Fields):
         return {name: _text(value) for name, value in fields.items()}
 
     def command(self) -> str:
-        """The shell command that makes this run again, with the reader's files that it needs."""
+        """The shell command that repeats this run, with the reader's files that it needs."""
         files = known.files_of(self.method, self.inherit, self.explore)
         words = [f"--import {shlex.quote(from_root(file))}" for file in files]
         words += [f"--{name.replace('_', '-')} {value}" for name, value in self.named().items()]
@@ -321,12 +321,12 @@ class RunConfig(Fields):
 
 @functools.cache
 def _usual_run(preset: str, dataset: str, row: registry.Method) -> dict[str, Any]:
-    """All fields of a run that names nothing but these."""
+    """All fields of a run for which only these are given."""
     return RunConfig(**{**usual(preset, dataset), "method": row.name}).model_dump()
 
 
 def _folder(variant: str) -> str:
-    """A variant as the name of a folder: the same for all its seeds."""
+    """A variant as a folder name, the same for all its seeds."""
     if len(variant) <= LONGEST:
         return variant
     digest = hashlib.sha256(variant.encode()).hexdigest()[:12]
@@ -334,7 +334,7 @@ def _folder(variant: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as in paths and commands: read back, it is the same value."""
+    """A value as written in paths and commands; read back, it is the same value."""
     if isinstance(value, float) and float(f"{value:g}") == value:
         return f"{value:g}"
     return str(value)
@@ -343,7 +343,7 @@ def _text(value: Any) -> str:
 def unknown_field(name: str) -> str:
     """The message for a parameter that does not exist: what it may have been.
 
-    There are too many to list them: the cause would scroll off the screen.
+    There are too many fields to list: the cause would scroll off the screen.
     """
     hint = did_you_mean(name, RunConfig.model_fields)
     return f"{name}: no such parameter{hint}; `iekd run --help` lists all of them"

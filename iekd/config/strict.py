@@ -1,7 +1,7 @@
-"""YAML as a person reads it: what YAML 1.1 would quietly turn into something else is refused.
+"""YAML as a person reads it: whatever YAML 1.1 would silently turn into something else is refused.
 
-That is 010 (which YAML takes for 8), 1:30 (for 90), 0x10, yes (for true, and so for 1), and a key
-that stands twice. `1e-3`, which is text in YAML 1.1, is the number.
+That is 010 (which YAML reads as 8), 1:30 (as 90), 0x10, yes (as true, and so as 1), and a duplicate
+key. `1e-3`, which is text in YAML 1.1, is read as the number.
 """
 
 import re
@@ -18,16 +18,16 @@ TEXT, MERGE = "tag:yaml.org,2002:str", "tag:yaml.org,2002:merge"
 
 
 def read(text: str) -> Any:
-    """What a YAML text says.
+    """The content of a YAML text.
 
-    Raises `ConfigError` that names the line for what is easily misread, `yaml.YAMLError` or
-    `ValueError` for what is no YAML.
+    Raises a `ConfigError` that names the line for what is easily misread, `yaml.YAMLError` or
+    `ValueError` for what is not YAML.
     """
     return yaml.load(text, _Loader)
 
 
 class _Loader(yaml.SafeLoader):
-    """Keys are text and stand once. Every mapping is composed once, so the check meets them all."""
+    """Keys are text and unique. Every mapping is composed once, so the check sees them all."""
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

@@ -15,7 +15,7 @@ from iekd.data.facts import (
 )
 from iekd.errors import DataError
 
-# Imported on first use: they bring torch, which takes seconds.
+# Imported on first use: they import torch, which takes seconds.
 _LATER = dict.fromkeys(("DataSet", "Split", "load"), "dataset")
 _LATER |= dict.fromkeys(("Row", "describe", "load_raw", "pack"), "sources")
 

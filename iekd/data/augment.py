@@ -1,7 +1,7 @@
-"""Random crop and flip of whole batches of uint8 images: one gather, and no loop.
+"""Random crop and flip of whole batches of uint8 images: one gather, no loop.
 
-The draws of an epoch are made at once on the CPU, so that every device, and a run resumed in the
-middle of the epoch, sees the same images.
+All draws of an epoch are made at once on the CPU, so that every device, and a run resumed in the
+middle of an epoch, sees the same images.
 """
 
 from typing import NamedTuple
@@ -11,11 +11,11 @@ from torch import Tensor
 
 
 class Draws(NamedTuple):
-    """What chance decided for n images."""
+    """The random draws for n images."""
 
     dy: Tensor  # int64 (n,): first row of the crop in the padded image, 0..2 pad
     dx: Tensor  # int64 (n,): first column
-    flip: Tensor  # bool (n,): mirror left and right
+    flip: Tensor  # bool (n,): mirror horizontally
 
     def at(self, index: Tensor) -> "Draws":
         """The draws of some of the images."""
@@ -26,9 +26,9 @@ class Draws(NamedTuple):
 
 
 def draw(n: int, pad: int, flip: bool, generator: torch.Generator) -> Draws:
-    """Decide crop and flip for n images, all equally likely; `flip` False mirrors nothing."""
+    """Draw crop and flip for n images, all equally likely; without `flip`, nothing is mirrored."""
     dy, dx = torch.randint(0, 2 * pad + 1, (2, n), generator=generator)
-    # drawn in any case: the next epoch's draws stay
+    # drawn in any case, so that later draws stay the same
     mirrored = torch.randint(0, 2, (n,), generator=generator).bool()
     return Draws(dy, dx, mirrored & flip)
 
@@ -51,7 +51,7 @@ def crop_and_flip(images: Tensor, draws: Draws, pad: int) -> Tensor:
 def normalise(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
     """uint8 (B, C, H, W) -> float32 in channels_last, standardised.
 
-    mean, std: (1, C, 1, 1), of pixels in 0..1.
+    mean, std: (1, C, 1, 1), for pixels in 0..1.
     """
     return ((images.float() / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
 

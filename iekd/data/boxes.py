@@ -1,7 +1,7 @@
-"""Data sets with boxes: PASCAL VOC and what lies on a disk like it, and `discs`, which is drawn.
+"""Data sets with boxes: PASCAL VOC and what has its file layout, and `discs`, which is drawn.
 
 A label is (M, 5): for each box its class, from 1, and its corners (left, top, right, bottom) as
-parts of the image; what an image leaves of the M places is zero. Images are squashed to squares.
+fractions of the image; unused rows are zero. Images are squashed to squares.
 """
 
 import hashlib
@@ -19,8 +19,8 @@ from iekd.data.facts import FACTS
 from iekd.data.readers import Raw
 from iekd.errors import DataError
 
-# Where the three folders of VOC's layout lie in the folder of a data set, and what is for training.
-# The official validation split stands first: `validation_images` takes the first images.
+# Where the three folders of VOC's layout are in the folder of a data set, and what is for training.
+# The official validation split comes first: `validation_images` takes the first images.
 PLACES = {"bccd": ("",), "voc": ("VOCdevkit/VOC2007", "VOCdevkit/VOC2012")}
 TRAINING = ("val", "train")
 FOLDERS = ("Annotations", "ImageSets", "JPEGImages")
@@ -29,7 +29,7 @@ WAYS = {
     "voc": "torchvision.datasets.VOCDetection(FOLDER, year, image_set, download=True) for the "
     "years 2007 (trainval and test) and 2012 (trainval) makes FOLDER/VOCdevkit",
 }
-# Of `discs`.
+# For `discs`.
 SIDE, DISCS, COUNTS = 64, 4, (300, 100)
 
 
@@ -40,7 +40,7 @@ def has_files(name: str, folder: Path) -> bool:
 
 
 def ways_out(name: str) -> str:
-    """What to do where no folder has the data set."""
+    """What to do if no folder has the data set."""
     return (
         f"Name a folder that holds {name} (--root or IEKD_DATA): {WAYS[name]}; or use the data set "
         "discs, which needs no files."
@@ -48,8 +48,8 @@ def ways_out(name: str) -> str:
 
 
 def read(name: str, folder: Path, side: int) -> Raw:
-    """The whole data set at `side` x `side` pixels, each the mean of its area; the checksum is of
-    the files. Raises `DataError` for a file that cannot be read.
+    """The whole data set at `side` x `side` pixels, each the mean of its area; the checksum is that
+    of the files. Raises `DataError` for a file that cannot be read.
     """
     digest, pixels, found = hashlib.sha256(), [], []
     for splits in (TRAINING, ("test",)):
@@ -88,7 +88,7 @@ def _listed(name: str, folder: Path, splits: tuple[str, ...]) -> Iterator[tuple[
 
 
 def _boxes(annotation: Path, classes: tuple[str, ...]) -> list[list[float]]:
-    """Class and corners of every box of an image, but for those without area (BCCD has two) and
+    """Class and corners of every box of an image, except those without area (BCCD has two) and
     those that VOC calls difficult.
     """
     root, found = ElementTree.parse(annotation).getroot(), []
@@ -104,7 +104,7 @@ def _boxes(annotation: Path, classes: tuple[str, ...]) -> list[list[float]]:
 
 
 def _padded(labels: list[list[list[float]]], places: int) -> Tensor:
-    """Labels of images with as many places each, float32 (N, places, 5)."""
+    """Labels padded to the same number of rows per image, float32 (N, places, 5)."""
     padded = torch.zeros(len(labels), places, 5)
     for row, boxes in zip(padded, labels, strict=True):
         row[: len(boxes)] = torch.tensor(boxes).reshape(-1, 5)
@@ -115,8 +115,8 @@ def _padded(labels: list[list[list[float]]], places: int) -> Tensor:
 
 
 def discs() -> Raw:
-    """Discs and rings of all colours on noise, at 64 x 64 pixels, up to four an image."""
-    # RandomState: the one generator of NumPy whose stream is frozen.
+    """Discs and rings of all colours on noise, at 64 x 64 pixels, up to four per image."""
+    # RandomState: NumPy's only generator whose stream is frozen.
     random, digest = np.random.RandomState(0), hashlib.sha256()
     images, labels = [], []
     for count in COUNTS:
@@ -150,8 +150,8 @@ def _draw(random: np.random.RandomState) -> tuple[np.ndarray, list[list[float]]]
 
 
 def draw(n: int, has_up: bool, generator: torch.Generator) -> Draws:
-    """Decide for n images whether each is tipped over (`dy`), transposed (`dx`) and mirrored
-    (`flip`); one with an up and a down is mirrored only.
+    """Draw for n images whether each is flipped vertically (`dy`), transposed (`dx`) and mirrored
+    (`flip`); one with an up and a down is only mirrored.
     """
     tipped, transposed, mirrored = torch.randint(0, 2, (3, n), generator=generator)
     may = 0 if has_up else 1
@@ -159,8 +159,8 @@ def draw(n: int, has_up: bool, generator: torch.Generator) -> Draws:
 
 
 def turn(images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Square images (B, C, S, S), transposed, tipped over and mirrored as drawn; their boxes
-    (B, M, 5) follow.
+    """Square images (B, C, S, S), transposed, flipped vertically and mirrored as drawn, with their
+    boxes (B, M, 5).
     """
     label, low, high = labels.split([1, 2, 2], -1)
     transposed = torch.cat([label, low.flip(-1), high.flip(-1)], -1)
@@ -170,7 +170,7 @@ def turn(images: Tensor, labels: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
 
 
 def _opposite(labels: Tensor, low: int) -> Tensor:
-    """Labels whose column `low` (1 left, 2 top) has changed sides with its counterpart."""
+    """Labels mirrored along one axis: column `low` (1 left, 2 top) is swapped with its opposite."""
     changed = labels.clone()
     changed[..., low], changed[..., low + 2] = 1 - labels[..., low + 2], 1 - labels[..., low]
     return changed
@@ -179,6 +179,6 @@ def _opposite(labels: Tensor, low: int) -> Tensor:
 def _where(
     chosen: Tensor, images: Tensor, labels: Tensor, *others: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Images and labels (B, ...) of the chosen, the others' elsewhere."""
+    """Images and labels (B, ...) where chosen, the others elsewhere."""
     images = torch.where(chosen[:, None, None, None], images, others[0])
     return images, torch.where(chosen[:, None, None], labels, others[1])

@@ -24,28 +24,28 @@ CHUNK = 5000
 class Split(NamedTuple):
     """Part of a data set, on the CPU."""
 
-    images: Any  # uint8 (N, C, H, W): a tensor, or a `Stream` (iekd.data.stream) in its place
+    images: Any  # uint8 (N, C, H, W): a tensor, or a `Stream` (iekd.data.stream)
     labels: Tensor  # int64 (N,); with boxes float32 (N, M, 5), see iekd.data.boxes
     # bool (N,), False where an image is a recompressed copy; None = all are exact.
     exact: Tensor | None = None
 
 
 class DataSet(NamedTuple):
-    """What a run trains, selects and tests on, and what it must know about the pixels."""
+    """What a run trains, selects and tests on, and what it needs to know about the pixels."""
 
     name: str
     num_classes: int
     train: Split
     validation: Split
     test: Split
-    # Of the whole data set, before anything was selected or scaled.
+    # Of the whole data set, before selection and scaling.
     checksum: str
-    # Of each channel, pixels in 0..1.
+    # Of each channel, for pixels in 0..1.
     mean: tuple[float, ...]
     std: tuple[float, ...]
     # Whether a mirrored image keeps its meaning.
     flip: bool
-    # Pixels of padding for the random crop; of a stream, see `iekd.data.stream`.
+    # Pixels of padding for the random crop; for a stream, see `iekd.data.stream`.
     pad: int
     # See `Facts`.
     boxes: tuple[str, ...] = ()
@@ -55,12 +55,11 @@ class DataSet(NamedTuple):
 def load(run: Selection, root: Path | None = None) -> DataSet:
     """The data set of a run (a `RunConfig`, or anything with these four fields).
 
-    Validation: the first `validation_images` of one fixed, class-balanced order of the training
-    set (with boxes, of the official validation split, then of the official training split);
-    training: the next `train_images` (0 = all the rest). No choice depends on the seed.
-    Images are then scaled down to `image_size`. `root` is looked into first (iekd.data.roots).
-    Raises `DataError` for missing or damaged data, `ConfigError` for more images or pixels than
-    there are.
+    Validation: the first `validation_images` of one fixed, class-balanced order of the training set
+    (with boxes, of the official validation split, then of the official training split); training:
+    the next `train_images` (0 = all the rest). No choice depends on the seed. Images are then
+    scaled down to `image_size`. `root` is searched first (iekd.data.roots). Raises `DataError` for
+    missing or damaged data, `ConfigError` for more images or pixels than available.
     """
     raw = load_raw(run.dataset, root, run.image_size)
     _check(run, len(raw.train_labels), raw.train_images.shape[-1])
@@ -79,11 +78,11 @@ def load(run: Selection, root: Path | None = None) -> DataSet:
     tested = _select(raw.test_images, everything, run.image_size)
     test = Split(tested, raw.test_labels, raw.exact)
 
-    # What is known of the pixels.
+    # What is known about the pixels.
     own_one = own.is_own(run.dataset)
     known = facts.own_facts(run.dataset, root) if own_one else facts.FACTS[run.dataset]
     mean, std = _statistics(raw.train_images) if own_one else (known.mean, known.std)
-    # The 4 of 32 pixels that the paper's recipe pads.
+    # The paper's recipe pads 4 of 32 pixels.
     pad = max(1, test.images.shape[-1] // 8)
     if run.dataset in facts.STREAMED:
         from iekd.data.stream import PAD as pad
@@ -110,17 +109,17 @@ def _check(run: Selection, available: int, side: int) -> None:
 
 
 def _select(images: Any, index: Tensor, size: int) -> Any:
-    """Some of the images of a data set, scaled; all of them are not copied."""
+    """Some of the images of a data set, scaled; if it is all of them, they are not copied."""
     if not isinstance(images, Tensor):
         return images.only(index, size)
     return _scale(images if len(index) == len(images) else images[index], size)
 
 
 def _scale(images: Tensor, size: int) -> Tensor:
-    """Area down-sampling of uint8 (N, C, H, W) to `size` x `size`, rounded; 0 = as they are."""
+    """Area down-sampling of uint8 (N, C, H, W) to `size` x `size`, rounded; 0 = unchanged."""
     if size in (0, images.shape[-1]):
         return images
-    # In chunks: the float copy of a whole split would take 600 MB.
+    # In chunks: a float copy of a whole split would take 600 MB.
     scaled = []
     for chunk in images.split(CHUNK):
         small = F.interpolate(chunk.float(), size=(size, size), mode="area")
@@ -129,7 +128,7 @@ def _scale(images: Tensor, size: int) -> Tensor:
 
 
 def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel of uint8 (N, C, H, W), in 0..1, to six digits."""
+    """Mean and standard deviation of each channel of uint8 (N, C, H, W), in 0..1, to six digits."""
     levels = torch.arange(256).double() / 255
     mean, std = [], []
     for channel in images.unbind(1):
@@ -137,6 +136,6 @@ def _statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
         centre = (share * levels).sum()
         deviation = (share * (levels - centre).square()).sum().sqrt()
         mean.append(round(float(centre), 6))
-        # A channel that says nothing is not divided by zero.
+        # A constant channel is not divided by zero.
         std.append(max(round(float(deviation), 6), 1 / 255))
     return tuple(mean), tuple(std)

@@ -1,4 +1,4 @@
-"""What is known of a data set before its pixels are read. No torch in this file."""
+"""What is known about a data set before its pixels are read. No torch in this file."""
 
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -9,33 +9,33 @@ from iekd.errors import ConfigError
 
 
 class Facts(NamedTuple):
-    """Of a whole data set. Mean and deviation of each channel are of pixels in 0..1."""
+    """Facts about a whole data set. Mean and deviation of each channel are for pixels in 0..1."""
 
     num_classes: int
     channels: int
-    # Empty for images of one's own: computed from the training images when they are read.
+    # Empty for your own images: computed from the training images when they are read.
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    # In pixels; 0 for images of one's own that are not all squares of one size.
+    # In pixels; 0 for your own images unless all are squares of one size.
     side: int
     train_images: int
     # Whether a mirrored image keeps its meaning.
     flip: bool
-    # The classes whose boxes are to be found; empty where every image has one class.
+    # The classes of the boxes to be found; empty if every image has one class.
     boxes: tuple[str, ...] = ()
     # Whether an image has an up and a down.
     has_up: bool = True
 
 
 class _Facts(dict[str, Facts]):
-    """Looks into the folder of a data set of one's own. Raises `DataError` if there is none."""
+    """Looks into the folder of a reader's own data set. Raises `DataError` if there is none."""
 
     def __missing__(self, name: str) -> Facts:
         return own_facts(name)
 
 
 def own_facts(name: str, root: Path | None = None) -> Facts:
-    """Of images of one's own, from their names and headers."""
+    """The facts about a reader's own images, from their names and headers."""
     seen = own.look(own.find(name, root))
     return Facts(len(seen.classes), seen.channels, (), (), seen.side, len(seen.train), flip=True)
 
@@ -45,7 +45,7 @@ def _of_255(*values: float) -> tuple[float, ...]:
     return tuple(value / 255 for value in values)
 
 
-# Mean and deviation: of our training split (a test computes them again); of CIFAR the authors'
+# Mean and deviation: from our training split (a test recomputes them); for CIFAR, the authors'
 # constants (FACTS.md: networks and recipe, C).
 FACTS = _Facts()
 FACTS["digits"] = Facts(10, 1, (0.3056,), (0.3765,), 8, 1200, flip=False)
@@ -56,11 +56,11 @@ CIFAR100 = _of_255(129.3, 124.1, 112.4), _of_255(68.2, 65.4, 70.4)
 FACTS["cifar100"] = Facts(100, 3, *CIFAR100, 32, 50_000, flip=True)
 IMAGENETTE = (0.4623, 0.4579, 0.4302), (0.2727, 0.2707, 0.2922)
 FACTS["imagenette"] = Facts(10, 3, *IMAGENETTE, 64, 9469, flip=True)
-# As torchvision's trained networks expect it. Its files are read while a run trains: STREAMED.
+# As torchvision's trained networks expect. Its files are read while a run trains: STREAMED.
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FACTS["imagenet64"] = Facts(1000, 3, *IMAGENET, 64, 1_281_167, flip=True)
 FACTS["imagenet"] = Facts(1000, 3, *IMAGENET, 224, 1_281_167, flip=True)
-# With boxes. Mean and deviation: of `discs` and `bccd` as above, of `voc` ImageNet's constants.
+# With boxes. Mean and deviation: `discs` and `bccd` as above, `voc` ImageNet's constants.
 DISCS = (0.4391, 0.4383, 0.4397), (0.1728, 0.1726, 0.1731)
 FACTS["discs"] = Facts(2, 3, *DISCS, 64, 300, True, ("disc", "ring"), has_up=False)
 BCCD = (0.7374, 0.6962, 0.7156), (0.0598, 0.1012, 0.0745)

@@ -1,8 +1,8 @@
 """ImageNet (ILSVRC 2012) as torchvision lays it out: train/WNID/*.JPEG and val/WNID/*.JPEG.
 
-`imagenet` reads these files while it trains (iekd.data.stream). `imagenet64` is the same images
-squashed to 64 x 64 pixels once, by `iekd data pack imagenet64 DEST`: four files of NumPy, which are
-not read into memory but mapped, and a checksum of all their numbers.
+`imagenet` reads these files while it trains (iekd.data.stream). `imagenet64` holds the same images,
+squashed to 64 x 64 pixels once by `iekd data pack imagenet64 DEST`: four NumPy files, which are
+memory-mapped instead of loaded, and a checksum of all their values.
 """
 
 import hashlib
@@ -28,20 +28,20 @@ from iekd.errors import DataError
 SPLITS = ("train", "val")
 TEST_IMAGES = 50_000  # their validation images are our test images
 WNID, SUFFIXES = re.compile(r"n\d{8}"), (".jpeg", ".jpg")
-# Of the squashed images; the checksum is written last.
+# Files of the squashed images; the checksum is written last.
 PARTS = ("train_images", "train_labels", "test_images", "test_labels")
 CHECKSUM = "imagenet64.sha256"
 BATCH = 500
 
 
 def is_layout(folder: Path) -> bool:
-    """Whether a folder has a folder for every class in both parts."""
+    """Whether a folder has a subfolder for every class in both parts."""
     counts = {len(_classes(folder / split)) for split in SPLITS}
     return counts == {FACTS["imagenet"].num_classes}
 
 
 def read(name: str, folder: Path) -> Raw:
-    """The files at 224 pixels. The checksum is of their names and sizes: nothing is decoded.
+    """The files at 224 pixels. The checksum covers names and sizes: nothing is decoded.
 
     Raises `DataError` for more or fewer images than ImageNet has.
     """
@@ -64,7 +64,7 @@ def read(name: str, folder: Path) -> Raw:
 
 
 def read_squashed(name: str, folder: Path) -> Raw:
-    """The packed images, mapped into memory. Raises `DataError` if a number is not as written."""
+    """The packed images, memory-mapped. Raises `DataError` if a value is not as written."""
     try:
         expected = (folder / CHECKSUM).read_text().strip()
         arrays = [np.load(folder / f"{part}.npy", mmap_mode="c") for part in PARTS]
@@ -83,7 +83,7 @@ def read_squashed(name: str, folder: Path) -> Raw:
 
 
 def pack(source: Raw, folder: Path) -> None:
-    """Squash all images of a `read` into a folder, which appears whole or not at all."""
+    """Squash all images of a `read` into a folder, which appears completely or not at all."""
     if folder.exists():
         raise DataError(f"{folder}: exists already. Remove it, or name another folder.")
     unfinished = folder.with_name(f".{folder.name}.{os.getpid()}.part")
@@ -99,7 +99,7 @@ def pack(source: Raw, folder: Path) -> None:
 
 
 def _write(path: Path, values: Any, digest: Any) -> None:
-    """Labels, or the images of a stream, as a file of NumPy: never more than a batch in memory."""
+    """Labels, or the images of a stream, as a NumPy file: at most one batch in memory."""
     blocks: Iterable[Tensor] = [values]
     kind, shape = "<i8", tuple(values.shape)
     if isinstance(values, stream.Stream):
@@ -124,7 +124,7 @@ def _squashed(images: stream.Stream, side: int) -> Iterator[Tensor]:
 
 
 class Squashed(stream.Files):
-    """By its number an image, uint8 (3, side, side), each pixel the mean of its area."""
+    """An image by its index, uint8 (3, side, side), each pixel the mean of its area."""
 
     def __getitem__(self, index: Any) -> Tensor:
         path = self.path(index)
@@ -137,7 +137,7 @@ class Squashed(stream.Files):
 
 
 def _classes(folder: Path) -> list[str]:
-    """The folders of the classes in the order of their numbers; none if there is no such folder."""
+    """The class folders in the order of their indices; empty if there is no such folder."""
     found = folder.iterdir() if folder.is_dir() else ()
     return sorted(path.name for path in found if WNID.fullmatch(path.name))
 

@@ -1,12 +1,12 @@
-"""Images of one's own: a folder of class folders, used as a data set that is called `my-...`.
+"""Your own images: a folder of class folders, used as a data set called `my-...`.
 
     $IEKD_DATA/my-flowers/train/daisy/*.jpg      iekd run --dataset my-flowers --image-size 32
     $IEKD_DATA/my-flowers/test/daisy/*.jpg
 
-JPEG and PNG files; what else lies there is left alone. The classes are the folders of `train/` in
-alphabetical order. Images are squashed to squares, each pixel the mean of its area. Only the name
-stands in records and paths, not where the folder lies; the checksum of the files tells two folders
-of one name apart.
+JPEG and PNG files; everything else is ignored. The classes are the folders of `train/` in
+alphabetical order. Images are squashed to squares, each pixel the mean of its area. Records and
+paths contain only the name, not the location of the folder; the checksum of the files distinguishes
+two folders with the same name.
 """
 
 import functools
@@ -29,14 +29,14 @@ MOVE = "Move some images of every class, one in five say, from train/CLASS to te
 
 
 class Look(NamedTuple):
-    """What a folder holds, as far as names and headers of the files tell."""
+    """What a folder holds, as far as file names and headers tell."""
 
     classes: list[str]
     # File and class of every image.
     train: list[tuple[Path, int]]
     test: list[tuple[Path, int]]
     channels: int
-    # In pixels; 0 where the images are not all squares of one size.
+    # In pixels; 0 unless all images are squares of one size.
     side: int
 
 
@@ -46,7 +46,7 @@ def is_own(name: Any) -> bool:
 
 
 def folders(root: Path | None = None) -> list[Path]:
-    """The data sets of the reader's own that are at hand, those of the first roots first."""
+    """The reader's own data sets that are available, those of the first roots first."""
     found = [path.parent for place in roots(named_root(root)) for path in place.glob("my-*/train")]
     return [folder for folder in found if is_own(folder.name)]
 
@@ -65,7 +65,7 @@ def find(name: str, root: Path | None = None) -> Path:
 
 @functools.lru_cache(maxsize=8)
 def look(folder: Path) -> Look:
-    """What a folder holds. Reads headers, decodes nothing. Raises `DataError`."""
+    """What a folder holds. Reads headers only, decodes nothing. Raises `DataError`."""
     if not (folder / "test").is_dir():
         raise DataError(f"{folder}: has no test/, so nothing could be measured. {MOVE}")
     classes, train = _images(folder / "train")
@@ -86,7 +86,7 @@ def look(folder: Path) -> Look:
 
 
 def read(folder: Path, size: int) -> dict[str, Any]:
-    """Every image at `size` x `size` pixels (0 = as they are), labels, and the files' checksum.
+    """Every image at `size` x `size` pixels (0 = unchanged), labels, and the files' checksum.
 
     Raises `DataError` for a file that cannot be decoded, `ConfigError` where a size is needed.
     """
@@ -144,7 +144,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _decoded(path: Path, channels: int, side: int) -> np.ndarray:
-    """uint8 (side, side) or (side, side, 3), turned as the camera says."""
+    """uint8 (side, side) or (side, side, 3), rotated as the camera recorded."""
     with _opened(path) as image:
         upright = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
         return np.asarray(upright.resize((side, side), Image.Resampling.BOX))

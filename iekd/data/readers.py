@@ -1,8 +1,8 @@
-"""Readers, one for each form that a data set has on a disk: pixels and labels, undivided.
+"""Readers, one for each form that a data set has on disk: pixels and labels, undivided.
 
 `imagenette` is Imagenette v2 squashed to 64 x 64 pixels: from torchvision's download of its
 160-pixel version (`imagenette2-160`), averaged over areas, or from a pack that was squashed and
-stored as JPEG once more (`imagenette64`). The images are the same and in the same order; their
+stored as JPEG again (`imagenette64`). The images are the same and in the same order; their
 pixels are not, so the checksums differ.
 """
 
@@ -25,7 +25,7 @@ from iekd.data.sprites import read_pack
 from iekd.errors import DataError
 
 CIFAR = {"cifar10": "cifar-10-batches-py", "cifar100": "cifar-100-python"}
-# How a pack calls the labels: `train_fine`, else `train_labels`.
+# What a pack calls the labels: `train_fine`, else `train_labels`.
 LABELS = {"cifar100": "fine"}
 IDX = {
     "train_images": "train-images-idx3-ubyte",
@@ -67,13 +67,13 @@ def raw(
 
 
 def balanced_order(labels: Tensor) -> Tensor:
-    """A fixed order of the images, int64 (N,), that depends on the labels alone.
+    """A fixed order of the images, int64 (N,), that depends only on the labels.
 
-    Every beginning has the classes equally often, to within one image. (In an unbalanced set,
+    Every prefix contains the classes equally often, to within one image. (In an unbalanced set,
     small classes are missing from the end.)
     """
     values = labels.numpy()
-    # RandomState: the one generator of NumPy whose stream is frozen.
+    # RandomState: NumPy's only generator whose stream is frozen.
     shuffled = np.random.RandomState(0).permutation(len(values))
 
     # The rank of an image: how many of its class come earlier.
@@ -87,7 +87,7 @@ def balanced_order(labels: Tensor) -> Tensor:
 @lru_cache(maxsize=1)
 def digits() -> Raw:
     """The 1,797 digits of scikit-learn, levels 0..16 scaled to 0..255. The split is ours."""
-    # Its file, without importing it, which takes longer than the first epochs of a run.
+    # Read the file directly: importing scikit-learn takes longer than the first epochs of a run.
     file = distribution("scikit-learn").locate_file("sklearn/datasets/data/digits.csv.gz")
     table = np.loadtxt(str(file), np.int64, delimiter=",")
     images = np.rint(table[:, :-1].reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)
@@ -111,7 +111,7 @@ def pack(name: str, folder: Path) -> Raw:
 
 
 def cifar(name: str, folder: Path) -> Raw:
-    """torchvision's own loader: it unpickles the official batches, once their MD5 sums fit."""
+    """torchvision's own loader: it unpickles the official batches once their MD5 sums match."""
     kind = torchvision_class(name)
     with _deletable(folder / CIFAR[name]):
         train, test = kind(folder, train=True), kind(folder, train=False)
@@ -120,7 +120,7 @@ def cifar(name: str, folder: Path) -> Raw:
 
 
 def imagenette(name: str, folder: Path) -> Raw:
-    """torchvision's files, decoded and squashed: 7 s of a core, twice the time of a pack."""
+    """torchvision's files, decoded and squashed: 7 s on one core, twice as long as a pack."""
     kind, parts = torchvision_class(name), []
     with _deletable(folder / IMAGENETTE):
         for split, count in IMAGENETTE_COUNTS.items():
@@ -147,7 +147,7 @@ def fashion(name: str, folder: Path) -> Raw:
 
 
 def torchvision_class(name: str) -> Any:
-    """torchvision's class for a data set, imported here: packs do not need that second."""
+    """torchvision's class for a data set, imported here to save a second with packs."""
     from torchvision import datasets
 
     kinds = {
@@ -173,7 +173,7 @@ def _read_idx(path: Path) -> np.ndarray:
         ndim = content[3]
         shape = np.frombuffer(content, ">u4", ndim, offset=4).astype(int)
         values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim)
-        # A copy: torch wants to be able to write.
+        # A copy: torch requires a writable array.
         return values.reshape(shape).copy()
     except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise DataError(f"{path}: cannot be decoded ({error}). Delete or replace it.") from None
@@ -186,7 +186,7 @@ def squash(image: Image.Image) -> np.ndarray:
 
 @contextmanager
 def _deletable(folder: Path) -> Iterator[None]:
-    """Says of a folder that cannot be read how to get another."""
+    """If a folder cannot be read, say how to get another."""
     try:
         yield
     except (OSError, RuntimeError) as error:

@@ -1,7 +1,7 @@
-"""The folders that data sets are looked for in, in this order.
+"""The folders in which data sets are looked for, in this order.
 
-A data root that the user names (an argument, else the variable IEKD_DATA); the default folder;
-Debian's folder for packages of data.
+A data root named by the user (an argument, else the variable IEKD_DATA); the default folder;
+Debian's folder for data packages.
 """
 
 import os
@@ -20,7 +20,7 @@ def default_folder() -> Path:
 
 
 def named_root(root: Path | None) -> Path | None:
-    """The data root that the user names, absolute. Raises `DataError` if it is not there."""
+    """The data root named by the user, absolute. Raises `DataError` if it does not exist."""
     named = root or os.environ.get("IEKD_DATA")
     if not named:
         return None

@@ -1,9 +1,9 @@
-"""Where the pixels come from: every data set from whichever of its sources is at hand.
+"""Where the pixels come from: every data set from whichever of its sources is available.
 
-In a data root (iekd.data.roots), data set NAME may lie as a sprite pack or in torchvision's layout,
+In a data root (iekd.data.roots), data set NAME may be a sprite pack or in torchvision's layout,
 in `<root>/NAME` or in `<root>` itself. If no root has it, torchvision downloads it into the default
-folder. `digits` always comes from scikit-learn's wheel, `discs` is drawn; `my-...` are images of
-one's own, and `bccd` and `voc` have boxes (iekd.data.boxes): none of these is downloaded.
+folder. `digits` always comes from scikit-learn's wheel, `discs` is drawn; `my-...` are your own
+images, and `bccd` and `voc` have boxes (iekd.data.boxes): none of these is downloaded.
 """
 
 import sys
@@ -22,18 +22,18 @@ from iekd.data.readers import Raw
 from iekd.data.sprites import TRACES, pack_name, write_pack
 from iekd.errors import ConfigError, DataError
 
-# What the folder of a data set may be called, beside its name.
+# What the folder of a data set may be called, besides its name.
 OTHER_FOLDERS = {"imagenette": "imagenette64"}
-# From ImageNet's own files, which nobody downloads for us; torchvision crops them, and its import
-# takes seconds.
+# From ImageNet's own files, which are not downloaded; torchvision crops them, and its import takes
+# seconds.
 IMAGENET = ("imagenet64", "imagenet")
 
-# What needs no files.
+# Data sets that need no files.
 MADE = {"digits": "in scikit-learn", "discs": "drawn by iekd"}
 
 
 class Found(NamedTuple):
-    """A source that is there: the folder, and the function that reads a data set from it."""
+    """An available source: the folder, and the function that reads a data set from it."""
 
     folder: Path
     read: Callable[..., Raw]
@@ -50,9 +50,9 @@ class Row(NamedTuple):
 def load_raw(name: str, root: Path | None = None, size: int = 0) -> Raw:
     """The whole data set, from the first source that has it; cached in this process.
 
-    The tensors are shared between callers: do not write to them. `size` is for images of many
+    The tensors are shared between callers: do not write to them. `size` is for images of different
     sizes, which are scaled when they are read. Raises `DataError` if no source has it, or if the
-    first that has it is damaged.
+    first one that has it is damaged.
     """
     if name == "digits":
         return readers.digits()
@@ -87,7 +87,7 @@ def pack(name: str, dest: Path, root: Path | None = None) -> Path:
 
 
 def _write(name: str, raw: Raw, folder: Path) -> None:
-    """Write a pack, of sprites but for ImageNet."""
+    """Write a pack: sprites, except for ImageNet."""
     if name in IMAGENET:
         from iekd.data import imagenet
 
@@ -105,7 +105,7 @@ def _write(name: str, raw: Raw, folder: Path) -> None:
 
 
 def describe(root: Path | None = None) -> list[Row]:
-    """One row a data set: where it is, or what to do. Decodes and downloads nothing."""
+    """One row per data set: where it is, or what to do. Decodes and downloads nothing."""
     try:
         named, mine = roots.named_root(root), own.folders(root)
     except DataError as error:
@@ -129,8 +129,8 @@ def find(name: str, root: Path | None) -> Found | None:
 
 
 def _look_into(folder: Path, name: str, names: list[str]) -> Found | None:
-    # A damaged pack counts as found: its reader says what is wrong, instead of a download that
-    # nobody expects.
+    # A damaged pack counts as found: its reader says what is wrong, instead of an unexpected
+    # download.
     is_pack = any((folder / file).exists() for file in TRACES)
     if is_pack and (folder.name in names or pack_name(folder) == name):
         return Found(folder, readers.pack)
@@ -138,7 +138,7 @@ def _look_into(folder: Path, name: str, names: list[str]) -> Found | None:
     if has_boxes(name):
         return Found(folder, boxes.read) if boxes.has_files(name, folder) else None
 
-    # ImageNet, squashed or as it is.
+    # ImageNet, squashed or original.
     if name in IMAGENET:
         from iekd.data import imagenet
 
@@ -194,12 +194,12 @@ def _download(name: str, root: Path | None) -> Found:
     folder = roots.default_folder()
     print(f"iekd: downloading {name} with torchvision into {folder}", file=sys.stderr, flush=True)
     try:
-        # Of runs started side by side, one downloads and the others wait.
+        # Of runs started in parallel, one downloads and the others wait.
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".download.lock"):
             readers.torchvision_class(name)(folder, download=True)
     except Exception as error:
-        # Whatever fails in a download, the ways out are the same.
+        # Whatever fails during a download, the ways out are the same.
         raise _missing(name, root, f"; the download failed ({error})") from error
     found = find(name, None)
     assert found, f"torchvision left nothing in {folder}"

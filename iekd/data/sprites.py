@@ -1,13 +1,13 @@
-"""The sprite pack: an image data set as lossless WebP sheets, small enough to carry on a stick.
+"""The sprite pack: an image data set as lossless WebP sheets, small enough to carry on a USB stick.
 
 A pack is a folder with `train-00.webp`, `test-00.webp`, ... (1000 images each in their original
-order, 40 columns x 25 rows, row-major; the last sheet of a split is filled up with black),
-`labels.npz` (arrays named `train_*` and `test_*`, one entry an image) and `manifest.json` (size and
-SHA-256 of every file, SHA-256 of the decoded pixels of each split). CIFAR-10 takes 102 MB, its
-official archive 170. Every byte read is checked: sticks do corrupt files.
+order, 40 columns x 25 rows, row-major; the last sheet of a split is padded with black),
+`labels.npz` (arrays named `train_*` and `test_*`, one entry per image) and `manifest.json` (size
+and SHA-256 of every file, SHA-256 of the decoded pixels of each split). CIFAR-10 takes 102 MB, its
+official archive 170. Every byte read is checked: USB sticks do corrupt files.
 
-A lossy pack is read as well, and never written: JPEG sheets of 256 images (16 x 16), the second
-split called `val`, and no hash of the pixels, because decoders of JPEG differ in rounding.
+A lossy pack can be read, but is never written: JPEG sheets of 256 images (16 x 16), the second
+split called `val`, and no hash of the pixels, because JPEG decoders differ in rounding.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ TRACES = ("manifest.json", "labels.npz", "train-00.webp", "train-00.jpg")
 def read_pack(folder: Path) -> dict[str, np.ndarray]:
     """Decode a pack: `train_images`, `test_images`, uint8 (N, C, H, W), and its arrays of labels.
 
-    Raises `DataError` for a file that is missing, cut short or changed, and for labels or pixels
+    Raises `DataError` for a file that is missing, truncated or changed, and for labels or pixels
     that do not fit.
     """
     manifest = _read_manifest(folder)
@@ -45,7 +45,7 @@ def read_pack(folder: Path) -> dict[str, np.ndarray]:
     for split in SPLITS:
         arrays[f"{split}_images"] = _read_split(folder, manifest, split)
 
-    # One label an image.
+    # One label per image.
     for key, length in lengths.items():
         expected = len(arrays[f"{key.split('_')[0]}_images"])
         if length != expected:
@@ -56,8 +56,8 @@ def read_pack(folder: Path) -> dict[str, np.ndarray]:
 def write_pack(folder: Path, name: str, **arrays: np.ndarray) -> dict[str, Any]:
     """Write `train_images` and `test_images`, uint8 (N, 1 or 3, H, W), and arrays of labels.
 
-    These are named `train_*` or `test_*` and have one entry an image. Returns the manifest. The
-    folder appears whole or not at all. Raises `DataError` if it exists already.
+    These are named `train_*` or `test_*` and have one entry per image. Returns the manifest. The
+    folder appears completely or not at all. Raises `DataError` if it exists already.
     """
     if folder.exists():
         raise DataError(f"{folder}: exists already. Remove it, or name another folder.")
@@ -77,7 +77,7 @@ def write_pack(folder: Path, name: str, **arrays: np.ndarray) -> dict[str, Any]:
 
 
 def pack_name(folder: Path) -> str | None:
-    """The data set that a pack says it holds; None if it is silent, or there is no pack."""
+    """The data set that a pack says it holds; None if it does not say, or there is no pack."""
     try:
         return json.loads((folder / "manifest.json").read_bytes()).get("name")
     except (OSError, ValueError, AttributeError):
@@ -88,7 +88,7 @@ def pack_name(folder: Path) -> str | None:
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, once it has all that is read of it below."""
+    """The manifest, checked for everything that is read from it below."""
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
@@ -139,7 +139,7 @@ def _read_split(folder: Path, manifest: dict[str, Any], split: str) -> np.ndarra
     names.sort(key=lambda name: (len(name), name))
     pixels = np.concatenate([_read_sheet(folder, manifest, name) for name in names])
 
-    # The number of images; a pack that does not say it fills every sheet.
+    # The number of images; without it, every sheet is full.
     pixels = pixels[: manifest.get(stem, len(pixels))]
     if not lossy and _sha256(pixels.data) != manifest[f"{split}_pixels_sha256"]:
         raise _bad(folder, f"the decoded {split} pixels differ from the manifest's SHA-256")
@@ -150,7 +150,7 @@ def _read_sheet(folder: Path, manifest: dict[str, Any], name: str) -> np.ndarray
     """The images of one sheet, uint8 (1000 or 256, C, H, W)."""
     content = _read_file(folder, manifest, name)
     columns, rows = (LOSSY_COLUMNS, LOSSY_ROWS) if _is_lossy(manifest) else (COLUMNS, ROWS)
-    # WebP knows no grey: the three channels of such a sheet are equal.
+    # WebP has no greyscale: the three channels of such a sheet are equal.
     channels = 1 if manifest.get("mode") == "L" else 3
     try:
         sheet = np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))[..., :channels]
@@ -183,7 +183,8 @@ def _write_split(folder: Path, split: str, pixels: np.ndarray) -> None:
         cells = cells.reshape(ROWS, COLUMNS, 3, height, width).transpose(0, 3, 1, 4, 2)
         sheet = Image.fromarray(cells.reshape(ROWS * height, COLUMNS * width, 3))
 
-        # Method 4 takes 0.3 s a sheet; method 6 with quality 100 saves 1.5 % for 25 times the time.
+        # Method 4 takes 0.3 s per sheet; method 6 with quality 100 saves 1.5 % for 25 times the
+        # time.
         path = folder / f"{split}-{start // SHEET:02d}.webp"
         sheet.save(path, "WEBP", lossless=True, quality=50, method=4)
 

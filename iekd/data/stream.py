@@ -1,8 +1,8 @@
-"""Images that stay in their files: what a `Split` has where they do not fit as a tensor.
+"""Images that stay in their files: what a `Split` has if they do not fit into a tensor.
 
-A row of an epoch's plan says all of an image: its number, two numbers from which the random resized
-crop is drawn, and flip. So neither order nor pixels depend on how many processes read ahead:
-IEKD_WORKERS, by default as many as there are cores.
+A row of an epoch's plan determines an image completely: its index, two numbers from which the
+random resized crop is drawn, and flip. So neither order nor pixels depend on how many processes
+read ahead: IEKD_WORKERS, by default one per core.
 """
 
 import os
@@ -21,18 +21,18 @@ from torchvision.transforms.v2 import functional as F
 
 from iekd.errors import ConfigError, DataError
 
-# The usual crop for ImageNet: its share of the area, and the ratio of its sides.
+# The usual crop for ImageNet: its fraction of the area, and its aspect ratio.
 SCALE, RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
-# In evaluation the middle, 224 of 256 parts of the shorter side: in a plan the number -1.
+# The evaluation crop: the middle 224/256 of the shorter side, in a plan the number -1.
 MIDDLE, CENTRE = 224 / 256, -1
-# Stands for the padding of images in a tensor: random numbers from 0 to twice this.
+# Takes the place of the padding of images in a tensor: random numbers from 0 to twice this.
 PAD = 2**26
-# Images that are read at a time where no plan says how many.
+# Images that are read at once where no plan says how many.
 BATCH = 250
 
 
 class Files(Dataset):
-    """By a row of a plan a cropped image, uint8 (3, side, side), decoded here."""
+    """A cropped image by its row of a plan, uint8 (3, side, side), decoded here."""
 
     def __init__(self, folder: Path, names: np.ndarray, side: int):
         self.folder, self.names, self.side = folder, names, side
@@ -54,7 +54,7 @@ class Files(Dataset):
 
 
 def box(image: Tensor, number: int) -> tuple[int, int, int, int]:
-    """Top, left, height and width of the crop that a number of a plan stands for."""
+    """Top, left, height and width of the crop that a number in a plan encodes."""
     if number == CENTRE:
         height, width = image.shape[1:]
         side = max(1, round(MIDDLE * min(height, width)))
@@ -68,8 +68,8 @@ def box(image: Tensor, number: int) -> tuple[int, int, int, int]:
 class Stream:
     """Image files, used like a tensor, uint8 (N, 3, side, side), on a device.
 
-    As a tensor they are centre crops. In training `expect` is told the parts of the epoch's plan,
-    and each `next` has the crops of one of them.
+    As a tensor they are centre crops. In training, `expect` is given the parts of the epoch's plan,
+    and each `next` returns the crops of one of them.
     """
 
     def __init__(self, files: Files, device: torch.device | str = "cpu"):
@@ -84,7 +84,7 @@ class Stream:
         return len(self), 3, self.files.side, self.files.side
 
     def to(self, device: torch.device | str) -> "Stream":
-        # as of a tensor: runs that share a data set share what is read
+        # as with a tensor: runs that share a data set share what is read
         return self if torch.device(device) == self.device else Stream(self.files, device)
 
     def only(self, index: Tensor, side: int = 0) -> "Stream":
@@ -100,15 +100,15 @@ class Stream:
         return self._read(map(_centred, torch.arange(len(self)).split(size)))
 
     def expect(self, parts: Sequence[Tensor]) -> None:
-        """The parts (4, B) of a plan that will be asked for, in this order."""
-        # to the CPU at once: later that would wait for the device
+        """Announce the parts (4, B) of a plan that will be requested, in this order."""
+        # to the CPU now: later that would wait for the device
         self.coming, self.left = self._read([part.cpu() for part in parts]), len(parts)
 
     def next(self) -> Tensor:
         """The images of the next of these parts, uint8 (B, 3, side, side)."""
         pixels, self.left = next(self.coming), self.left - 1
         if self.left == 0:
-            # the workers leave now, and not when somebody collects garbage
+            # the workers exit now, not at garbage collection
             self.coming.close()
         return pixels
 
@@ -127,17 +127,17 @@ def _centred(index: Tensor) -> Tensor:
 def read_ahead(
     files: Dataset, batches: Iterable[list], workers: int, pinned: bool = False
 ) -> Generator[Tensor, None, None]:
-    """The items of a data set in batches of its keys, from so many processes (0 = from this one).
+    """The items of a data set in batches of its keys, read by `workers` processes (0 = this one).
 
     Raises `DataError` for a file that cannot be decoded.
     """
     how: dict[str, Any] = dict(num_workers=workers, pin_memory=pinned)
-    # torch's own generator stays as it is
+    # torch's own generator is left alone
     how |= dict(generator=torch.Generator(), worker_init_fn=_leave_signals)
     try:
         yield from DataLoader(files, batch_sampler=batches, **how)
     except DataError as error:
-        # of a worker's traceback the message
+        # only the message of a worker's traceback
         raise DataError(str(error).strip().rpartition("DataError: ")[2]) from None
 
 
@@ -147,11 +147,11 @@ def unreadable(path: Path, error: Exception) -> DataError:
 
 
 def workers() -> int:
-    """How many processes read ahead. Raises `ConfigError` for what is no number."""
+    """How many processes read ahead. Raises `ConfigError` if that is not a number."""
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))
-    # the processes of torchrun share them
+    # the processes of torchrun share the cores
     share = cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     word = os.environ.get("IEKD_WORKERS", str(share))
     if not word.isdecimal():

@@ -19,7 +19,7 @@ from iekd.networks import Output
 
 
 def attention(feature: Tensor) -> Tensor:
-    """Q = sum over the channels of |A_c|^2, (B, C, H, W) -> (B, H, W), up to a positive number per
+    """Q = sum over the channels of |A_c|^2, (B, C, H, W) -> (B, H, W), up to a positive factor per
     sample, so that no square overflows.
     """
     return measures.divide_by_largest(feature, dim=(1, 2, 3)).square().sum(1)
@@ -52,10 +52,11 @@ class AT(nn.Module):
     """task = CE, at = weight * sum over the stages of `attention_distance`, each a mean over batch
     and positions; weight 1000.
 
-    The paper sets beta to 10^3 over the elements of the map and of the batch, which is this mean.
-    Its eq. 2 has beta / 2 and a norm that is not squared, whose gradient has no limit at equality;
-    the authors' code (beta 1e3 for the paper's CIFAR-10 table) squares and has no half: so here.
-    That code takes the bare sums of its pre-activation networks; here it is what follows the ReLU.
+    The paper sets beta to 10^3 divided by the number of elements of the map and of the batch, which
+    is this mean. Its eq. 2 has beta / 2 and a norm that is not squared, whose gradient has no limit
+    at equality; the authors' code (beta 1e3 for the paper's CIFAR-10 table) squares it and drops
+    the half, and so do we. That code uses the bare sums of its pre-activation networks; we use what
+    follows the ReLU.
     """
 
     def __init__(self, pairs: Sequence[Pair], weight: float):
@@ -71,7 +72,7 @@ class AT(nn.Module):
 
 
 class Half(nn.Module):
-    """Some channels of one of the student's stages against the teacher's whole stage."""
+    """Some channels of a student stage against the teacher's whole stage."""
 
     def __init__(self, pair: Pair, channels: Tensor, measure: Callable[[Tensor, Tensor], Tensor]):
         super().__init__()
@@ -84,11 +85,10 @@ class Half(nn.Module):
 
 
 def attention_contrast(student: Tensor, teacher: Tensor) -> Tensor:
-    """cos(Q_S, Q_T) - 1 in the L1 units of the student's (B, C, H, W): -1.13 / sqrt(C H W) .. 0,
-    least for looks at different places.
+    """cos(Q_S, Q_T) - 1 in L1 units of the student's (B, C, H, W): -1.13 / sqrt(C H W) .. 0, lowest
+    where the maps look at different places.
 
-    1 - cos is half of ||q_S - q_T||^2, which AT makes small; with maps that are not negative it is
-    at most 1.
+    1 - cos is half of ||q_S - q_T||^2, which AT makes small; for non-negative maps it is at most 1.
     """
     return -l1_unit(student) * measures.cosine(attention(student), attention(teacher))
 
@@ -116,10 +116,10 @@ class IEAT(nn.Module):
     weight 1000: that of AT), explore = explore_weight * sum over the stages of `attention_contrast`
     (mean over the batch, weight 50: that of IE-FT).
 
-    AT's distance cannot grow without end, so its negative is safe; but at AT's weight it would go
-    down to -31 on an 8 x 8 map, and the labels would not be heard. In L1 units, see
-    `iekd.method.measures`, it stays above -1.3 there (32 channels). Neither half has an
-    encoder: maps have no channels that would have to be translated. With ratio 1 this is AT.
+    AT's distance is bounded, so its negative is safe; but at AT's weight it could reach -31 on an
+    8 x 8 map and drown out the labels. In L1 units (see `iekd.method.measures`) it stays above
+    -1.3 there (32 channels). Neither half has an encoder: maps have no channels to translate. With
+    ratio 1 this is AT.
     """
 
     def __init__(

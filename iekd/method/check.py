@@ -1,4 +1,4 @@
-"""What every measure must stand, as a function for whoever writes one."""
+"""The checks that every measure must pass, as a function for authors of new ones."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from torch._subclasses import FakeTensorMode
 from iekd.method.registry import MEASURES, Measure, MeasureRow
 
 SHAPE = (8, 4, 3, 3)  # images, channels, height, width
-LARGER = (8, 16, 6, 6)  # 16 times the numbers: what is in L1 units has a quarter of the value
+LARGER = (8, 16, 6, 6)  # 16 times the values: in L1 units a measure falls to a quarter
 LEAST_STEP = 1e-6
 
 
@@ -19,14 +19,14 @@ def check_measure(measure: Measure) -> None:
     """Try a measure of two factors (B, C, H, W) as training would use it.
 
     It must return a scalar; value and gradient must be finite for zero, constant, equal and huge
-    factors; its gradient must be that of its value (finite differences in float64); and it must not
-    read a value from the device, as `.item()` or `if tensor:` do, for which every step would wait.
+    factors; its gradient must match its value (finite differences in float64); and it must not read
+    a value from the device, as `.item()` or `if tensor:` do, because every step would wait for it.
 
-    A registered measure must also be what its decorator says: a distance or a similarity, in which
-    unit, and bounded if exploration may use it.
+    A registered measure must also match its decorator: a distance or a similarity, its unit, and
+    bounded if exploration may use it.
 
     Raises:
-        MeasureError: says which of these fails, with which input.
+        MeasureError: one of these fails; the message says which, and for which input.
 
     >>> from iekd import unit
     >>> check_measure(lambda student, teacher: (unit(student) - unit(teacher)).abs().mean())
@@ -51,7 +51,7 @@ def check_measure(measure: Measure) -> None:
 
 
 def check_ordinary(measure: Measure) -> None:
-    """Raise `MeasureError` for a measure that nothing can be trained by: no number, no gradient."""
+    """Raise `MeasureError` for a measure that cannot train anything: no number, no gradient."""
     _check_finite(measure, "ordinary factors", *_drawn(SHAPE))
 
 
@@ -63,7 +63,7 @@ def _drawn(shape: tuple[int, ...]) -> list[Tensor]:
 
 @torch.no_grad()
 def _check_row(row: MeasureRow) -> None:
-    """Whether a measure is what its decorator says."""
+    """Check that a measure is what its decorator says."""
     measure, (student, teacher) = row.function, _drawn(SHAPE)
     equal, other = measure(teacher, teacher).item(), measure(student, teacher).item()
     if (equal > other) != row.similarity:
@@ -92,7 +92,7 @@ def _check_row(row: MeasureRow) -> None:
 
 
 def _largest(measure: Measure, student: Tensor, teacher: Tensor) -> float:
-    """The largest size of the value for equal, opposite and unrelated factors."""
+    """The largest absolute value for equal, opposite and unrelated factors."""
     values = [measure(other, teacher) for other in (teacher, -teacher, student)]
     return torch.stack(values).abs().max().item()
 
@@ -120,7 +120,7 @@ def _check_finite(measure: Measure, what: str, student: Tensor, teacher: Tensor)
 
 
 def _check_gradient(measure: Measure, student: Tensor, teacher: Tensor) -> None:
-    """The gradient along one random direction, beside the difference of the values."""
+    """Compare the gradient along one random direction with the difference of the values."""
     student.requires_grad_()
     direction = torch.randn(SHAPE, dtype=torch.double, generator=torch.Generator().manual_seed(1))
     (gradient,) = torch.autograd.grad(measure(student, teacher), student)

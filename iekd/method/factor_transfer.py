@@ -9,10 +9,11 @@ through its own encoder; L_exp is the negative of a distance, or a similarity.
     student's last    f_S (B, C, H, W) -> C/2 channels -> encoder, trained -> F_inh (B, K, H, W)
     feature                            -> the others   -> encoder, trained -> F_exp (B, K, H, W)
 
-K = round(factor_ratio * C_T). Teacher and encoder of F_T are trained before, by runs of their own;
-the student and its encoders together, and the encoders are thrown away. `@method` says what the
-rest of the library needs to know: what teaches it, its fields, which features it compares and reads
-(`registry.method` explains each word). `features` has `Batch` and `Part`.
+K = round(factor_ratio * C_T). The teacher and the encoder of F_T are trained beforehand, in runs of
+their own; the student and its encoders are trained together, and the encoders are discarded.
+`@method` tells the rest of the library what it needs: what teaches it, its fields, which features
+it compares and reads (`registry.method` explains each argument). `Batch` and `Part` are in
+`features`.
 """
 
 from typing import Literal
@@ -124,14 +125,14 @@ class Half(nn.Module):
 class IEFT(nn.Module):
     """task = CE, inherit = lambda_inh * L_inh, explore = lambda_exp * L_exp.
 
-    task is the loss of the task, `batch.goal`. Weights 50 and 50 (reported second-hand) with
+    task is the task loss, `batch.goal`. Weights 50 and 50 (reported second-hand) with
     mean-reduced measures: at N = 2048 inherit starts near +1, explore near -1. A half without a
     measure ('none') or without channels has no term and no encoder. Both targets are the teacher's
     factor F_T (diagram and code); explore_target 'inherit' pushes F_exp away from F_inh instead,
-    through which no gradient goes (after a blog's text); 'shuffled' away from the teacher's factor
-    of the image before it in the batch, so that the push carries no information about this image
-    (our control). A 'frozen' exploration encoder stays at its random weights, so that only the
-    student's feature can move away (our control).
+    with no gradient through F_inh (after a blog's text); 'shuffled' pushes it away from the
+    teacher's factor of the preceding image in the batch, so that the push carries no information
+    about this image (our control). A 'frozen' exploration encoder stays at its random weights, so
+    that only the student's feature can move away (our control).
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """What a method sees: the batch, the pairs of stages it compares, and the parts of its loss.
 
-Which features of student and teacher a method compares is known from their shapes alone, before
-anything is trained.
+The shapes alone determine which features of student and teacher a method compares, before anything
+is trained.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from iekd.networks.common import he_init
 
 
 class Batch(NamedTuple):
-    """`labels` (B,), for a detector (B, M, 5), see `detection.ssd_loss`; `index` (B,): the place of
-    each image in the training split (contrastive methods keep a memory by it).
+    """`labels` (B,), for a detector (B, M, 5), see `detection.ssd_loss`; `index` (B,): the position
+    of each image in the training split (contrastive methods index their memory by it).
 
-    `epoch` counts from 0: a method with stages asks it which stage this is. All are the same for
-    every method with one seed.
+    `epoch` counts from 0; methods with stages derive the stage from it. With the same seed, all of
+    these are the same for every method.
     """
 
     labels: Tensor
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     epoch: int = 0
 
     def goal(self, student: Output) -> Tensor:
-        """The loss of the task itself: cross-entropy, batch mean; of a detector `ssd_loss`."""
+        """The loss of the task itself: cross-entropy, batch mean; for a detector, `ssd_loss`."""
         if self.labels.dim() == 1:
             return F.cross_entropy(student.logits, self.labels)
         from iekd.method.detection import ssd_loss
@@ -70,9 +70,9 @@ def _last(shapes: Shapes) -> str:
 
 
 def stages(student: Shapes, teacher: Shapes) -> list[Pair]:
-    """The last stage of every height and width that both have, in order: all three of two ResNets,
-    the first three of VGG-13 with a WRN. The papers compare networks of equal down-sampling only.
-    Raises `PairError` if they share no size.
+    """The last stage of every height and width that both have, in order: all three for two ResNets,
+    the first three for VGG-13 with a WRN. The papers only compare networks with equal
+    down-sampling. Raises `PairError` if they share no size.
     """
     ours, theirs = _ends(student), _ends(teacher)
     shared = [size for size in ours if size in theirs]
@@ -88,7 +88,7 @@ def stages(student: Shapes, teacher: Shapes) -> list[Pair]:
 
 
 def middle(student: Shapes, teacher: Shapes) -> list[Pair]:
-    """The middle one of `stages`, the first of two: FitNet's guided layer and hint."""
+    """The middle one of `stages` (the first if there are two): FitNet's guided layer and hint."""
     shared = stages(student, teacher)
     return [shared[(len(shared) - 1) // 2]]
 
@@ -138,5 +138,5 @@ class Part(NamedTuple):
 
 
 def rolled(factor: Tensor) -> Tensor:
-    """Another image's factor: each gets that of the image before it, the first that of the last."""
+    """Another image's factor: each gets that of the preceding image, the first that of the last."""
     return factor.roll(1, 0)

@@ -8,15 +8,15 @@ wait for the device.
 
 No value grows with the batch; each docstring says what its mean is over. `l1`, `l2`, `cosine` and
 `orthogonal` (mean |cos|) are formulas of the authors' code; `partial_l2` is only named in
-descriptions of the paper, its form here is our choice; `cka` is linear CKA as in their code, but
+descriptions of the paper, so its form here is our choice; `cka` is linear CKA as in their code, but
 debiased. Most are distances: inheritance minimises a distance, exploration its negative. A
-similarity (`orthogonal`, `cka`) is for exploration alone, which minimises it.
+similarity (`orthogonal`, `cka`) is only for exploration, which minimises it.
 
 **Losses.** Training minimises `INHERIT[name](student, teacher)` and `EXPLORE[name](student,
 teacher)`. One weight should mean a comparable push for every measure, but the mean L1 between
 independent, centred unit factors is sqrt(2/N) * sqrt(2/pi) = 1.13/sqrt(N), 0.025 for N = 2048,
 while cosine, orthogonal and CKA do not shrink with N. Our choice: the losses multiply those three
-by 1.13/sqrt(N) ("L1 units"); L2 and partial L2 are root means and of that order by themselves.
+by 1.13/sqrt(N) ("L1 units"); L2 and partial L2 are root means, already of that order.
 """
 
 import math
@@ -40,7 +40,7 @@ __all__ = [
     "partial_l2",
 ]
 
-# What `centred_l1` adds to a deviation's length, as a part of the factor's own length: our choice.
+# Added by `centred_l1` to a deviation's length, as a fraction of the factor's own: our choice.
 RESIDUE = 0.1
 
 # A sample whose largest value is below this counts as zero: its gradient, of order 1/||x||, could
@@ -66,11 +66,11 @@ def _wide(x: Tensor) -> Tensor:
 
 
 def divide_by_largest(x: Tensor, dim: int | tuple[int, ...]) -> Tensor:
-    """Largest absolute value 1, so that squares cannot overflow; all zero where the largest value
-    is below `DEAD`.
+    """Scale the largest absolute value to 1, so that squares cannot overflow; all zero where the
+    largest value is below `DEAD`.
 
-    The divisor is detached. The gradient is exact all the same if what is computed next does not
-    depend on scale.
+    The divisor is detached. The gradient is still exact if what is computed next does not depend on
+    scale.
     """
     largest = x.detach().abs().amax(dim, keepdim=True)
     dead = largest < DEAD
@@ -178,13 +178,12 @@ def centred_l1(student: Tensor, teacher: Tensor) -> Tensor:
     """mean |x^ - y^| over batch and dimensions, of factors centred over the batch; 0 .. 2/sqrt(N).
     Our choice.
 
-    Exploration by `l1` is nearly satisfied by one constant factor, the same for every image. Here
-    such a factor counts as zero, for x^ = c / sqrt(||c||^2 + RESIDUE^2 ||x||^2) with c = x - mean
-    over the batch: what is common to all images is taken out first. The second term bounds the
-    gradient by 2 / (RESIDUE ||x||) and keeps noise on a constant from being blown up to full
-    length. What maximises this distance is -sign(y^)/sqrt(N), nearly the *opposite* deviation: a
-    push that must look at the image. A batch of one image has no deviation: value and gradient are
-    0.
+    A single constant factor, the same for every image, nearly satisfies exploration by `l1`. Here
+    such a factor counts as zero, because x^ = c / sqrt(||c||^2 + RESIDUE^2 ||x||^2) with
+    c = x - mean over the batch: what all images share is subtracted first. The second term bounds
+    the gradient by 2 / (RESIDUE ||x||) and keeps noise on a constant from being blown up to full
+    length. This distance is largest at -sign(y^)/sqrt(N), nearly the *opposite* deviation, so the
+    push must depend on the image. A batch of one image has no deviation: value and gradient are 0.
     """
     if student.shape != teacher.shape:
         raise ValueError(
@@ -207,7 +206,7 @@ def _centred_unit(x: Tensor) -> Tensor:
 
 
 def margin_relu(teacher: Tensor, margin: Tensor) -> Tensor:
-    """max(teacher, margin) per channel, (B, C, H, W) and (C,): the teacher of Overhaul
+    """max(teacher, margin) per channel, (B, C, H, W) and (C,): the teacher's side of Overhaul
     Distillation's partial L2.
     """
     return torch.maximum(teacher, margin.to(teacher.dtype)[:, None, None])

@@ -1,8 +1,8 @@
 """DML and IE-DML: two networks, both trained from scratch, teach each other.
 
 DML: Zhang, Xiang, Hospedales, Lu, "Deep mutual learning", CVPR 2018. IE-DML replaces its divergence
-by two opposite IE-KD processes. Our sources name it and its four steps, whose list is lost: their
-order is our choice.
+by two opposite IE-KD processes. Our sources name it and its four steps, but the list of the steps
+is lost: their order is our choice.
 """
 
 from collections.abc import Iterator
@@ -33,10 +33,10 @@ class DML(nn.Module):
     """For each network: task = CE, dml = weight * KL(p_other || p_own) at temperature 1, batch
     mean; weight 1.
 
-    The other's probabilities are a constant. One network is updated after the other, the second
-    learns from what the first has become (its algorithm), by a fresh forward pass in training mode:
-    the first's BN statistics see every batch twice. IE-KD's code: 200 epochs, batch 64, rate
-    divided by 10 at epochs 60, 120 and 180.
+    The other's probabilities are constants. The networks are updated one after the other, and the
+    second learns from the updated first (the paper's algorithm), through a fresh forward pass in
+    training mode, so the first's BN statistics see every batch twice. IE-KD's code: 200 epochs,
+    batch 64, rate divided by 10 at epochs 60, 120 and 180.
     """
 
     def __init__(self, weight: float):
@@ -50,7 +50,7 @@ class DML(nn.Module):
         yield "student", ours, self.terms(batch, ours, theirs)
         with torch.no_grad():
             renewed = student(images)
-        # the peer is as it was: its forward pass still holds
+        # the peer has not changed: its forward pass is still valid
         yield ("peer", theirs, self.terms(batch, theirs, renewed))
 
     def terms(self, batch: Batch, own: Output, other: Output) -> dict[str, Tensor]:
@@ -84,15 +84,15 @@ Update = tuple[str, Output | None, dict[str, Tensor]]
     ),
 )
 class IEDML(nn.Module):
-    """Each network has an auto-encoder of its own feature, trained along, and two halves that see
-    the factor of the other.
+    """Each network has an auto-encoder of its own feature, trained alongside it, and two halves
+    that see the other's factor.
 
-    Four updates a batch: the first network's auto-encoder; the second network with its two encoders
-    (task, inherit, explore, as in IE-FT, L1); the second's auto-encoder; the first network with its
-    two encoders. What teaches is a constant, and as its latest update left it. With `turns`
-    'epoch', one of the four is made an epoch, in turn: give it four times the epochs. Networks and
-    auto-encoders that teach stay in training mode (statistics of the batch; nothing here is ever
-    frozen), and share optimiser and learning rate.
+    Four updates per batch: the first network's auto-encoder; the second network with its two
+    encoders (task, inherit, explore, as in IE-FT, L1); the second's auto-encoder; the first network
+    with its two encoders. Whatever teaches is a constant, as its latest update left it. With
+    `turns` 'epoch', each epoch makes only one of the four, in turn: give it four times the epochs.
+    Networks and auto-encoders that teach stay in training mode (batch statistics; nothing here is
+    ever frozen), and share optimiser and learning rate.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class IEDML(nn.Module):
         yield from self._lesson(batch, 0, "student", ours, "peer", theirs)
         with torch.no_grad():
             renewed = peer(images)
-        # the student is as it was: its forward pass still holds
+        # the student has not changed: its forward pass is still valid
         yield from self._lesson(batch, 2, "peer", renewed, "student", ours)
 
     def _lesson(

@@ -110,9 +110,9 @@ class IEOD(nn.Module):
     `measures.partial_l2` of the other half (weight 50: that of IE-FT).
 
     OD's partial L2 has no lower bound when negated: the connector alone could grow without end.
-    `measures.partial_l2` takes it of L2-normalised features and its root, so it stays within 0 .. 2
-    / sqrt(N), N = C H W; at weight 50 and N = 4096 the last stage starts near -1. Each half has
-    connectors of its own. With ratio 1 this is OD.
+    `measures.partial_l2` L2-normalises the features and takes the root, so it stays within
+    0 .. 2 / sqrt(N), N = C H W; at weight 50 and N = 4096 the last stage starts near -1. Each half
+    has its own connectors. With ratio 1 this is OD.
     """
 
     def __init__(

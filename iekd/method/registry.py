@@ -1,4 +1,4 @@
-"""Methods and measures by name: one row each, written beside its code, in this library or in a
+"""Methods and measures by name: one row each, declared with its code, in this library or in a
 reader's own file or cell.
 
     @iekd.measure("huber", unit="l1")
@@ -8,8 +8,8 @@ reader's own file or cell.
     class Gap(nn.Module):
         def __init__(self, networks, *, gap_weight: float = 1.0): ...
 
-From then on configuration, training, tables, figures and analysis know the name. `config.known`
-imports what registers something.
+From then on, configuration, training, tables, figures and analysis know the name. `config.known`
+imports the modules that register something.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
 from iekd.errors import ConfigError
 
-if TYPE_CHECKING:  # a configuration is checked in a moment; torch takes seconds
+if TYPE_CHECKING:  # checking a configuration is instant; importing torch takes seconds
     from torch import Tensor, nn
 
     from iekd.method.features import Pair, Shapes
 
-NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # it stands in paths
+NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")  # used in paths
 OPTION_TYPES = (int, float, str)
 
 # The fields of a run that come with what teaches the student.
@@ -72,7 +72,7 @@ class Method:
     detects: bool = False
 
     def needs(self, pairs: list[Pair], teacher: Shapes) -> list[str]:
-        """The teacher's features that the method reads, beside the logits."""
+        """The teacher's features that the method reads besides the logits."""
         match self.reads:
             case "":
                 return []
@@ -85,7 +85,7 @@ class Method:
         return [self.reads]
 
     def complete(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All options with their values. Raises `ValueError` for one that is not declared, or of
+        """All options with their values. Raises `ValueError` for one that is not declared or has
         another type.
         """
         if unknown := [name for name in given if name not in self.options]:
@@ -126,16 +126,16 @@ def method(
     detects: bool = False,
     build: Callable[[Any, Networks], nn.Module] | None = None,
 ) -> Callable[[type[nn.Module]], type[nn.Module]]:
-    """Register a class as the method of this name. It has `forward(batch, student, teacher) ->
+    """Register a class as the method of this name. It needs `forward(batch, student, teacher) ->
     {term: loss}`.
 
-    `batch.goal(student)` is the loss of the task, `batch.labels` (B,) are the classes. `student`
-    and `teacher` are outputs of networks: `logits` (B, classes), always there; `feature`
+    `batch.goal(student)` is the task loss, `batch.labels` (B,) are the classes. `student` and
+    `teacher` are outputs of networks: `logits` (B, classes), always present; `feature`
     (B, C, H, W), the last map; and `features`, by name: 'stage1', ... ('stage1_pre' before its
-    ReLU), 'pooled' (B, C), and of a teacher with an auto-encoder 'factor'.
+    ReLU), 'pooled' (B, C), and 'factor' for a teacher with an auto-encoder.
 
     Args:
-        name: small letters, digits and hyphens; it stands in the paths of records.
+        name: lower-case letters, digits and hyphens; used in the paths of records.
         label: what tables and figures call it; default: the name in capitals.
         source: what it does and where it comes from, one sentence.
         taught: by nobody (''), a trained 'teacher', its 'factor' as well, or a 'peer' (mutual
@@ -143,13 +143,13 @@ def method(
         fields: further fields of a run that it reads.
         compares: which stages of student and teacher must have equal height and width, for
             example `features.last`.
-        reads: the teacher's features that it reads beside the logits: 'factor', 'pooled', 'last',
+        reads: the teacher's features that it reads besides the logits: 'factor', 'pooled', 'last',
             'stages', 'stages_pre', or '' for none.
-        whole_batch: whether its loss is no mean over the images of a batch (it relates them to
+        whole_batch: whether its loss is not a mean over the images of a batch (it relates them to
             one another, or keeps a memory): processes with a shard each cannot train it.
-        detects: whether it trains detectors as well: it takes the loss of the task from
+        detects: whether it also trains detectors: it takes the task loss from
             `batch.goal(student)`, and reads neither class scores nor 'pooled'.
-        build: makes it for a run's configuration and `Networks`. Default:
+        build: builds it from a run's configuration and `Networks`. Default:
             `cls(networks, **options)`, where the options are the keyword parameters of its
             constructor, each with a type (int, float, str) and a default.
 
@@ -205,7 +205,7 @@ def _options(kind: type[nn.Module]) -> dict[str, inspect.Parameter]:
 
 
 def _checked(made: nn.Module) -> nn.Module:
-    """A reader's method that says so if it does not return loss terms by name."""
+    """A reader's method that raises an error if it does not return loss terms by name."""
     made.register_forward_hook(_check_terms)
     return made
 
@@ -252,20 +252,20 @@ def measure(
     """Register a function of two factors (B, C, H, W) as the measure of this name. It returns a
     scalar.
 
-    Inheritance minimises a distance, exploration its negative. What is small for factors that
-    differ is a `similarity`: exploration minimises it, and inheritance cannot use it.
+    Inheritance minimises a distance, exploration its negative. A measure that is small for factors
+    that differ is a `similarity`: exploration minimises it, and inheritance cannot use it.
 
     Args:
-        name: small letters, digits and hyphens; it stands in the paths of records.
+        name: lower-case letters, digits and hyphens; used in the paths of records.
         label: what tables and figures call it; default: the name.
         unit: 'l1' for a value that falls with the size of the factors, N = C*H*W, like the mean L1
             between unit factors, 1/sqrt(N); 'one' for a value that does not, such as a cosine or
             an angle: its loss is then multiplied by `l1_unit`, 1.13/sqrt(N), so that one weight
-            pushes about as hard by every measure.
+            pushes about equally hard with every measure.
         similarity: whether it is large for factors that are alike.
         sides: the halves that may use it.
-        whole_batch: whether it is no mean over the images of a batch, but relates them to one
-            another: processes with a shard each cannot train by it.
+        whole_batch: whether it is not a mean over the images of a batch, but relates them to one
+            another: processes with a shard each cannot train with it.
 
     Raises:
         ConfigError: the name or a word cannot be used.
@@ -307,8 +307,8 @@ def _loss(measure: Measure, sign: int, dimensionless: bool = False) -> Measure:
 
 
 def _check_name(name: str, table: Mapping[str, Any], thing: Callable) -> None:
-    """Refuse a name that paths cannot hold, and one of this library's; a cell that is run again
-    replaces its own.
+    """Refuse names that cannot be in a path, and this library's own; a cell that is run again may
+    replace its own.
     """
     if not NAME.fullmatch(name):
         raise ConfigError(
@@ -329,5 +329,5 @@ def _check_word(argument: str, word: str, known: Iterable[str]) -> None:
 
 
 def is_ours(thing: Callable) -> bool:
-    """Whether this library registered it, not a reader."""
+    """Whether this library registered it, rather than a reader."""
     return thing.__module__.partition(".")[0] == "iekd"

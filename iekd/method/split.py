@@ -15,11 +15,11 @@ SPLIT = ("explore_weight", "split", "split_ratio")
 def channel_split(
     channels: int, ratio: float, how: Literal["random", "halves"], seed: int, stage: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the inheriting and of the exploring channels: disjoint, together all of them,
-    round(ratio * channels) inherit.
+    """Indices of the inheriting and of the exploring channels: disjoint and complete; round(ratio *
+    channels) inherit.
 
-    'random' is one permutation per seed and stage, fixed for the run (described); 'halves' is first
-    part, second part (authors' code).
+    'random' is one permutation per seed and stage, fixed for the run (described); 'halves' is the
+    first part and the second (authors' code).
     """
     order = torch.arange(channels)
     if how == "random":
@@ -35,8 +35,8 @@ def channel_split(
 def split_stages(
     pairs: Sequence[Pair], ratio: float, how: Literal["random", "halves"], seed: int
 ) -> tuple[list[tuple[Pair, Tensor]], list[tuple[Pair, Tensor]]]:
-    """The stages with their inheriting, and with their exploring channels; a stage whose half has
-    no channels is left out of it.
+    """The stages with their inheriting and with their exploring channels; a stage is left out of a
+    half in which it has no channels.
     """
     splits = [
         (pair, channel_split(pair.student_channels, ratio, how, seed, stage))

@@ -25,7 +25,7 @@ ALLOWED = (
 
 
 def check_name(name: str) -> None:
-    """Raises ValueError, with the list of what is allowed, if `build` would not know the name."""
+    """Raise ValueError, listing what is allowed, for a name that `build` does not know."""
     _constructor(name)
 
 
@@ -64,7 +64,7 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
     if found := _known(name):
         return found
 
-    # The same letters and digits may be a name of ours: 'ResNet20', 'WRN-16-2'.
+    # The same letters and digits may spell one of our names: 'ResNet20', 'WRN-16-2'.
     bare = re.sub("[^a-z0-9.]", "", name.lower())
     other = re.sub("3x3$", "_3x3", re.sub(r"^(wrn\d\d)", r"\1_", bare))
     hint = f" (did you mean {other!r}?)" if _known(other) else ""
@@ -72,7 +72,7 @@ def _constructor(name: str) -> Callable[..., nn.Module]:
 
 
 def _known(name: str) -> Callable[..., nn.Module] | None:
-    """What builds the network of this name, if there is one."""
+    """The builder of the network of this name, if there is one."""
     if name == "vgg13":
         return VGG13
     if name == "mobilenetv2x0.5":
@@ -94,7 +94,7 @@ def _known(name: str) -> Callable[..., nn.Module] | None:
 
 
 def _is_multiplier(text: str) -> bool:
-    """Positive, not 1, in its shortest form: one network has one name, so one run one identity."""
+    """Positive, not 1, in its shortest form: each network has one name, each run one identity."""
     try:
         value = float(text)
     except ValueError:

@@ -1,14 +1,14 @@
 """ResNet for ImageNet (He et al. 2016, table 1): four stages of basic blocks, as in torchvision.
 
 The depths are 18 (11,689,512 parameters at 1,000 classes), 34 (21,797,672), and 10, which has one
-block a stage; none of them is 6n + 2, so no name of a CIFAR ResNet changes its meaning.
+block per stage; none of them is 6n + 2, so the names of CIFAR ResNets keep their meaning.
 
-Two stems, and the name says which: what a network computes never depends on the image it gets.
-`resnet34` has the original one, 7x7 with stride 2 and a max pooling: weights made for ImageNet fit,
-and a 224 x 224 image is 7 x 7 in the last stage. But an image of 64 pixels is 2 x 2 there, which
-leaves a 3x3 factor encoder little to look at. So `resnet34_3x3` has one 3x3 convolution with stride
-2 and no pooling, for images of about 32 to 128 pixels: 64 are 4 x 4 at the end, at two and a half
-times the price on a CPU.
+There are two stems, chosen by name: what a network computes never depends on the image it gets.
+`resnet34` has the original one, 7x7 with stride 2 and max pooling: ImageNet weights fit, and a
+224 x 224 image is 7 x 7 in the last stage. But an image of 64 pixels is 2 x 2 there, which leaves a
+3x3 factor encoder little to look at. So `resnet34_3x3` has one 3x3 convolution with stride 2 and no
+pooling, for images of about 32 to 128 pixels: 64 pixels become 4 x 4 at the end, at two and a half
+times the cost on a CPU.
 """
 
 from torch import nn

@@ -1,14 +1,14 @@
-"""MobileNetV2 for CIFAR (Sandler et al. 2018, table 2), in the form of the distillation literature
-(RepDistiller).
+"""MobileNetV2 for CIFAR (Sandler et al. 2018, table 2), in the form used in the distillation
+literature (RepDistiller).
 
 That form has fewer strides than the original, because the images are small: a 32 x 32 image is 16 x
 16 after the stem and 2 x 2 at the end. Half width has 812,836 parameters at 100 classes, the 0.81 M
 of that literature.
 
-A block ends in a linear layer, without ReLU. What the next layer reads of it is ReLU(BN(conv)), its
-own expansion: as in the other networks that is the feature, 'stage<k>_pre' and 'stage<k>'; the last
-one is the 1280-channel layer before pooling. RepDistiller gives the linear outputs, to which an
-attention map or a margin ReLU does not apply; for this network the authors of AB choose as here.
+A block ends in a linear layer, without ReLU. The next layer reads ReLU(BN(conv)), its own
+expansion; as in the other networks, that is the feature, 'stage<k>_pre' and 'stage<k>'. The last
+one is the 1280-channel layer before pooling. RepDistiller returns the linear outputs, to which an
+attention map or a margin ReLU does not apply; for this network, the authors of AB choose as we do.
 """
 
 from torch import Tensor, nn
@@ -65,7 +65,7 @@ class MobileNetV2(nn.Module):
             nn.ReLU(),
         )
         self.blocks = nn.ModuleList()
-        # the blocks at whose entry a stage ends: they have a stride
+        # the blocks at whose input a stage ends: those with a stride
         self.ends: list[int] = []
         for expansion, channels, count, stride in BLOCKS:
             if stride == 2:

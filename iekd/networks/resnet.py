@@ -45,8 +45,8 @@ class Block(nn.Module):
 
 
 class StagedResNet(nn.Module):
-    """A stem (`conv`, BN, ReLU, `pool`), stages of basic blocks, and a linear classifier; here, and
-    for ImageNet.
+    """A stem (`conv`, BN, ReLU, `pool`), stages of basic blocks, and a linear classifier; used here
+    and for ImageNet.
 
     All stages but the first halve height and width.
     """
@@ -90,7 +90,7 @@ class StagedResNet(nn.Module):
         return features
 
     def run_stage(self, number: int, x: Tensor) -> dict[str, Tensor]:
-        """The features of a stage, from 1, of what the one before it returns."""
+        """The features of a stage (from 1), given the output of the one before it."""
         for block in self.stages[number - 1]:
             before = block(x)
             x = relu(before)

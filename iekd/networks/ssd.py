@@ -1,6 +1,6 @@
-"""SSD (Liu et al. 2016) on a ResNet of ImageNet: one pass gives boxes and their classes.
+"""SSD (Liu et al. 2016) on an ImageNet ResNet: one pass gives boxes and their classes.
 
-At every cell of stages 2, 3 and 4 stand four default boxes: two squares, one of 2 : 1, one of
+Every cell of stages 2, 3 and 4 has four default boxes: two squares, one of 2 : 1, one of
 1 : 2. Anchors, coding and selection are torchvision's, written for a whole batch of one size;
 details that the literature leaves open (which stages, how many boxes) are ours.
 """
@@ -16,12 +16,12 @@ from iekd.networks.common import Output
 from iekd.networks.imagenet import ImageNetResNet
 
 STAGES = ("stage2", "stage3", "stage4")  # those with heads
-# Sides of the squares of each stage as parts of the image; the second is the geometric mean with
-# the next stage's.
+# Sides of the squares of each stage as fractions of the image; the second is the geometric mean
+# with the next stage's.
 SCALES = (0.07, 0.16, 0.34, 0.6)
-BOXES = 4  # default boxes a cell
+BOXES = 4  # default boxes per cell
 SHIFT, GROWTH = 10.0, 5.0  # offsets of centre and size are learned in these units
-LARGEST = math.log(1000 / 16)  # torchvision's bound of a logarithm
+LARGEST = math.log(1000 / 16)  # torchvision's bound on a logarithm
 # What counts as a detection.
 LEAST_SCORE, CANDIDATES, OVERLAP, KEPT = 0.01, 400, 0.45, 200
 
@@ -30,8 +30,8 @@ class SSD(ImageNetResNet):
     """`logits` is (B, default boxes, 1 + classes + 4): scores of background and classes, then the
     box as four offsets from the default box.
 
-    There is no 'pooled', and 'stage3' stands last among the features: the stage that is distilled
-    is the one whose cells most heads depend on, its own and stage 4's.
+    There is no 'pooled', and 'stage3' is the last of the features: the distilled stage is the one
+    on whose cells most heads depend, its own and stage 4's.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class SSD(ImageNetResNet):
 
 
 def default_boxes(output: Output) -> Tensor:
-    """Centre, width and height (boxes, 4) of the default boxes of an output, as parts of the
+    """Centre, width and height (boxes, 4) of the default boxes of an output, as fractions of the
     image.
     """
     sizes = tuple(tuple(output.features[name].shape[2:]) for name in STAGES)
@@ -109,10 +109,10 @@ def decode(offsets: Tensor, defaults: Tensor) -> Tensor:
 
 @torch.no_grad()
 def detections(output: Output) -> list[dict[str, Tensor]]:
-    """What an output says of every image: `boxes` (n, 4), corners as parts of the image, `scores`
-    (n,) and `labels` (n,) from 1, the surest first.
+    """The detections in every image: `boxes` (n, 4), corners as fractions of the image, `scores`
+    (n,) and `labels` (n,) from 1, the most confident first.
 
-    Of boxes of one class that overlap by more than 0.45 only the surest stays.
+    Of boxes of one class that overlap by more than 0.45, only the most confident is kept.
     """
     from torchvision.ops import batched_nms
 

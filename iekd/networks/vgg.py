@@ -1,9 +1,9 @@
 """VGG-13 with BN for CIFAR (Simonyan and Zisserman 2015, configuration B), with one linear
 classifier.
 
-The form of the distillation literature (RepDistiller): five stages of two 3x3 convolutions,
+The form used in the distillation literature (RepDistiller): five stages of two 3x3 convolutions,
 max-pooling after the first three only (the feature of a 32 x 32 image is 512 x 4 x 4), global
-average pooling. The convolutions keep their biases, which BN makes idle, because with them the
+average pooling. The convolutions keep their biases, which BN makes redundant, because with them the
 parameter count is the published one (9,462,180 at 100 classes).
 """
 

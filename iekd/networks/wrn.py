@@ -1,8 +1,8 @@
 """Wide residual network WRN-d-k (Zagoruyko and Komodakis 2016): pre-activation blocks, no dropout.
 
-BN and ReLU come before each convolution, so the end of a stage is a bare sum. What the next layer
-reads of it is ReLU(BN(sum)): 'stage1_pre' and 'stage2_pre' are the BN at the entry of the next
-stage, 'stage3_pre' is the final BN.
+BN and ReLU come before each convolution, so the end of a stage is a bare sum. The next layer reads
+ReLU(BN(sum)): 'stage1_pre' and 'stage2_pre' are the BN at the input of the next stage, 'stage3_pre'
+is the final BN.
 """
 
 from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""The evidence: what a finished run leaves, where it lies, and all of it as one table."""
+"""The evidence: what a finished run leaves, where it is stored, and all of it as one table."""
 
 from iekd.records.analyses import Analysis, analysis_of, analysis_path, read_analysis
 from iekd.records.frame import as_row, history, load

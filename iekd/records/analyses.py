@@ -1,7 +1,7 @@
-"""What was measured on the trained weights of a run afterwards (`iekd analyse`).
+"""What was measured afterwards on the trained weights of a run (`iekd analyse`).
 
-It lies beside the record, in `seed<k>.analysis.json`. Runs whose weights were not kept can be
-trained again for it, in a store of its own (`runs/again`); their records stay as they are.
+It is stored next to the record, in `seed<k>.analysis.json`. Runs whose weights were not kept can be
+trained again for it, in a separate store (`runs/again`); their records stay as they are.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ class Analysis(BaseModel):
 
     hash: of the configuration. weights, parents: checksums of the weights it was computed from.
     metrics: the columns it adds to the frame of records. noise: a list per column, with one row
-    per sigma and draw. answers: what student and teacher say of the test images, see
+    per sigma and draw. answers: what student and teacher predict for the test images, see
     `iekd.analysis.looks.answers`; older analyses have none.
     """
 
@@ -36,7 +36,7 @@ class Analysis(BaseModel):
     answers: dict[str, str] = {}
 
     def save(self, config: RunConfig) -> None:
-        """Write it beside the run's record. Raises `StoreError` if that cannot be written."""
+        """Write it next to the run's record. Raises `StoreError` if that cannot be written."""
         data = self.model_dump()
         data["metrics"] = dict(zip(self.metrics, rounded(self.metrics.values()), strict=True))
         data["noise"] = {name: rounded(values) for name, values in self.noise.items()}
@@ -44,15 +44,15 @@ class Analysis(BaseModel):
 
 
 def analysis_path(config: RunConfig) -> Path:
-    """Where the analysis of a run lies."""
+    """Where the analysis of a run is stored."""
     return store.records_folder() / f"{config.path}{ANALYSIS}"
 
 
 def read_analysis(path: Path, record: Record) -> Analysis | None:
     """The analysis of a record, from its file.
 
-    None if there is none, or if the record has other weights by now. Raises `StoreError` when
-    the file is no valid analysis.
+    None if there is none, or if the record's weights have changed since. Raises `StoreError` if
+    the file is not a valid analysis.
     """
     if not store.exists(path):
         return None
@@ -62,10 +62,10 @@ def read_analysis(path: Path, record: Record) -> Analysis | None:
 
 
 def analysis_of(record: Record, folder: Path | None = None) -> tuple[Analysis, Record] | None:
-    """What was measured on a run's weights, and the record of the training that they are from.
+    """What was measured on a run's weights, and the record of the training that produced them.
 
     That is the record itself or, where its weights were not kept, that of its second training
-    below `again/` ('runs/again/records' beside 'runs/records'). None if there is nothing.
+    below `again/` ('runs/again/records' next to 'runs/records'). None if there is no analysis.
     """
     folder = folder or store.records_folder()
     path = folder / f"{record.config.path}.json"

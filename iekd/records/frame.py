@@ -1,4 +1,4 @@
-"""The records as a table: one row a run."""
+"""The records as a table: one row per run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ OF_LAST = ("last_validation", "last_loss", "last_train")
 
 
 def load(folder: Path | str | None = None, **where: Any) -> pd.DataFrame:
-    """All records below a folder as a frame, one row a run, sorted by path.
+    """All records below a folder as a frame, one row per run, sorted by path.
 
-    Without a `folder` those of the store, and where $IEKD_RUNS names it, of the checkout as well:
-    a class that shares a store keeps the evidence in sight. A run of both is the store's.
+    Without a `folder`: those of the store and, where $IEKD_RUNS names it, of the checkout as well,
+    so that a class that shares a store still sees the evidence. The store takes precedence.
 
     Columns: the fields of the configuration; hash, path, variant, pair, command; seconds,
     images_per_second, device, threads, torch (its version); for each selection rule (last,
@@ -36,10 +36,10 @@ def load(folder: Path | str | None = None, **where: Any) -> pd.DataFrame:
     test error `last_again`.
 
     Args:
-        where: columns and the value, or the list of values, that the kept rows have.
+        where: columns with the value, or list of values, of the rows to keep.
 
     Raises:
-        StoreError: a file is no valid record, or a copy at another place, which would count twice.
+        StoreError: a file is not a valid record, or is a misplaced copy, which would count twice.
         ConfigError: no record has such a column or value.
     """
     presets = where.get("preset", get_args(RunConfig.model_fields["preset"].annotation))
@@ -49,7 +49,7 @@ def load(folder: Path | str | None = None, **where: Any) -> pd.DataFrame:
     rows |= _rows(Path(folder or store.records_folder()), set(_listed(presets)))
     frame = pd.DataFrame([rows[path] for path in sorted(rows)], columns=None if rows else columns())
 
-    # Keep the rows that were asked for.
+    # Keep the requested rows.
     for column, value in where.items():
         values = _listed(value)
         _check_asked(column, values, frame)
@@ -58,7 +58,7 @@ def load(folder: Path | str | None = None, **where: Any) -> pd.DataFrame:
 
 
 def _rows(folder: Path, presets: set[str]) -> dict[Path, dict[str, Any]]:
-    """The rows of the records of some presets, by their files below a folder."""
+    """The rows of the records of some presets, by file below a folder."""
     rows = {}
     for path in files(folder):
         name = path.relative_to(folder)
@@ -93,7 +93,7 @@ def as_row(record: Record) -> dict[str, Any]:
 
 
 def history(frame: pd.DataFrame, folder: Path | None = None) -> pd.DataFrame:
-    """The learning curves of a frame's runs: a row per run and epoch, with path, variant, seed."""
+    """Learning curves of a frame's runs: one row per run and epoch, with path, variant, seed."""
     parts = []
     for path, variant, seed in zip(frame["path"], frame["variant"], frame["seed"], strict=True):
         file = folder / f"{path}.json" if folder else store.record_file(path)
@@ -104,7 +104,7 @@ def history(frame: pd.DataFrame, folder: Path | None = None) -> pd.DataFrame:
 
 
 def _row(path: Path, folder: Path) -> dict[str, Any]:
-    """A row with its analysis. Raises `StoreError` for a record that lies at another's place."""
+    """A row with its analysis. Raises `StoreError` for a record in another's place."""
     record = read(path)
     if path != (place := folder / f"{record.config.path}.json"):
         raise StoreError(f"{path} is the record of {place}. Remove the copy, or move it back.")
@@ -118,7 +118,7 @@ def _row(path: Path, folder: Path) -> dict[str, Any]:
 
 
 def _check_asked(column: str, values: Sequence[Any], frame: pd.DataFrame) -> None:
-    """Refuse what no record can have: an empty answer would be read as a result."""
+    """Refuse what no record can have: an empty answer would look like a result."""
     if column not in frame:
         hint = did_you_mean(column, frame.columns)
         raise ConfigError(f"{column}: the records have no such column{hint}")

@@ -16,8 +16,8 @@ PACKAGE = Path(__file__).parents[1] / "__init__.py"
 
 @functools.cache
 def provenance() -> dict[str, Any]:
-    """Commit, versions and machine, as far as they can be known."""
-    # Not above: it takes a second, and only a training needs it.
+    """Commit, versions and machine, as far as they are known."""
+    # Imported here: it takes a second, and only training needs it.
     import torchvision
 
     cuda = torch.cuda.is_available()
@@ -40,10 +40,10 @@ def provenance() -> dict[str, Any]:
 def commit_of(source: Path) -> dict[str, Any]:
     """The commit of the repository that tracks a file, and whether the file's folder differs.
 
-    A repository that the file only lies in (an environment in somebody's own project) says
-    nothing of it: the values are then None, as they are without git.
+    A repository that contains but does not track the file (an environment inside another project)
+    says nothing about it: the values are then None, as they are without git.
     """
-    # A git hook sets variables that name another repository.
+    # A git hook sets variables that point to another repository.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*words: str) -> str:

@@ -1,4 +1,4 @@
-"""A finished run as one small JSON file, at a path that can be guessed from the configuration.
+"""A finished run as one small JSON file, at a path that follows from the configuration.
 
 `runs/records/<preset>/<dataset>/<teacher>-<student>/<method>[-<field>=<value>...]/seed<k>.json`
 """
@@ -31,7 +31,7 @@ class Metric(BaseModel):
 
     epoch: int
     test_error: float | None
-    # Without the test images that are known to be recompressed copies.
+    # Without the test images known to be recompressed copies.
     test_error_exact: float | None = None
     validation_error: float | None = None
     test_loss: float | None = None
@@ -73,18 +73,18 @@ class Record(BaseModel):
         return metric
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data, the key `schema` first, histories rounded to seven significant digits."""
+        """Plain data, `schema` first, with histories rounded to seven significant digits."""
         data = self.model_dump()
         data["history"] = {name: rounded(values) for name, values in self.history.items()}
         return {"schema": data.pop("schema_version"), **data}
 
     def save(self) -> None:
-        """Write it to its place. Raises `StoreError` if that cannot be written."""
+        """Write it to its path. Raises `StoreError` if that cannot be written."""
         save_json(record_path(self.config), self.to_json())
 
 
 def rounded(values: Iterable[float | None]) -> list[float | None]:
-    """Each value with seven significant digits."""
+    """Each value rounded to seven significant digits."""
     return [value if value is None else float(f"{value:.7g}") for value in values]
 
 
@@ -94,7 +94,7 @@ def save_json(path: Path, data: dict[str, Any]) -> None:
 
 
 def parsed(path: Path, make: Callable[[dict[str, Any]], _Read], kind: str, remedy: str) -> _Read:
-    """What `make` makes of the JSON file. Raises `StoreError` with the remedy if it cannot."""
+    """The result of `make` for a JSON file. Raises `StoreError` with the remedy if it fails."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         if data.pop("schema") != SCHEMA:
@@ -107,7 +107,7 @@ def parsed(path: Path, make: Callable[[dict[str, Any]], _Read], kind: str, remed
 
 
 def read(path: Path) -> Record:
-    """A record from its file. Raises `StoreError` when the file is no valid record."""
+    """A record from its file. Raises `StoreError` if the file is not a valid record."""
     remedy = "Restore it from git, or delete it and run it again."
     return parsed(path, _record, "record", remedy)
 
@@ -123,7 +123,7 @@ def _record(data: dict[str, Any]) -> Record:
 
 
 def record_path(config: RunConfig) -> Path:
-    """Where the record of a run lies."""
+    """Where the record of a run is stored."""
     return store.records_folder() / f"{config.path}.json"
 
 
@@ -142,14 +142,14 @@ def find(config: RunConfig) -> Record | None:
 
 
 def is_place(name: str, *ends: str) -> bool:
-    """Whether a name, relative to the records or cache folder, is a run's path and a suffix."""
+    """Whether a name, relative to the records or cache folder, is a run's path plus a suffix."""
     return any(name.endswith(end) and PLACE.fullmatch(name.removesuffix(end)) for end in ends)
 
 
 def files(folder: Path, end: str = ".json") -> list[Path]:
     """The records below a folder (or the files with another suffix), sorted.
 
-    Files that only look like one are passed over, and named on standard error.
+    Files that only look like one are skipped and named on standard error.
     """
     found, strays = [], []
     for path in store.walk(folder):
@@ -163,7 +163,7 @@ def files(folder: Path, end: str = ".json") -> list[Path]:
 
 
 def pass_over(strays: Iterable[Path | str]) -> None:
-    """Say, once for each file, that it counts for nothing."""
+    """Report, once per file, that it is skipped."""
     new = sorted({str(stray) for stray in strays} - _passed_over)
     _passed_over.update(new)
     if new:
@@ -173,13 +173,13 @@ def pass_over(strays: Iterable[Path | str]) -> None:
 
 
 def weights_paths(config: RunConfig) -> list[Path]:
-    """Where a run's weights may lie: committed beside its record, or in this machine's cache."""
+    """Where a run's weights may be: committed next to its record, or in this machine's cache."""
     folders = store.records_folder(), store.cache_folder()
     return [folder / f"{config.path}.safetensors" for folder in folders]
 
 
 def weights_at_hand(config: RunConfig) -> Path | None:
-    """The weights file of a finished run, if one has the checksum that the record names."""
+    """The weights file of a finished run, if there is one with the checksum in the record."""
     if record := find(config):
         for path in weights_paths(config):
             if store.stored_checksum(path) == record.weights:
@@ -188,11 +188,11 @@ def weights_at_hand(config: RunConfig) -> Path | None:
 
 
 def orphans(parent: Record) -> list[str]:
-    """Paths of the finished runs that learned from other weights of this run than `parent` has."""
+    """Paths of the finished runs that learned from weights of this run other than `parent`'s."""
     found = []
     networks = set(parent.config.pair.split("-"))
 
-    # Parents and children have preset and data set in common.
+    # Parents and children share preset and data set.
     folder = store.records_folder() / parent.config.preset / parent.config.dataset
     for path in files(folder):
         if networks <= set(path.relative_to(folder).parts[0].split("-")):

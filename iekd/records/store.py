@@ -1,6 +1,6 @@
-"""Files that are whole or not there: the runs folder, atomic writes, locks, checked tensors.
+"""Files that are complete or absent: the runs folder, atomic writes, locks, checked tensors.
 
-Tensors are safetensors files; nothing is ever unpickled. The checksum of the tensors' bytes lies in
+Tensors are safetensors files; nothing is ever unpickled. The checksum of the tensors' bytes is in
 the file's metadata, so a truncated or altered file is noticed when it is read.
 """
 
@@ -25,10 +25,10 @@ from iekd.errors import StoreError
 
 # Ends the message about a damaged file.
 DELETE_IT = " Delete it; the run that made it will make it again."
-# The answers of a file system without locks.
+# The errors of a file system without locks.
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS, errno.EINVAL)
 EVIDENCE = ROOT / "runs" / "records"
-# What $IEKD_RUNS must not be, for it would make a folder of that name here, and what to do.
+# What $IEKD_RUNS must not be, because a folder of that name would be created here, and what to do.
 NO_FOLDER = {
     r"[A-Za-z][\w+.@-]+:/.*": "is an address; name a folder of this machine, "
     "for example where that storage is mounted",
@@ -40,7 +40,8 @@ NO_FOLDER = {
 
 
 def runs_folder() -> Path:
-    """Where records and the cache lie: $IEKD_RUNS, or `runs/` of the checkout or of this folder.
+    """Where records and the cache are stored: $IEKD_RUNS, or `runs/` of the checkout or of this
+    folder.
 
     Raises `StoreError` for a name that cannot have been meant as a folder.
     """
@@ -54,7 +55,7 @@ def _folder(named: str) -> Path:
         if re.fullmatch(pattern, named, re.DOTALL):
             raise StoreError(f"IEKD_RUNS: {named!r} {why}")
     try:
-        return Path(named).expanduser()  # a shell leaves the ~ of IEKD_RUNS='~/x' as it is
+        return Path(named).expanduser()  # a shell does not expand the ~ of IEKD_RUNS='~/x'
     except RuntimeError:
         raise StoreError(
             f"IEKD_RUNS: {named!r} names the home of an unknown user; write out the folder"
@@ -66,7 +67,7 @@ def records_folder() -> Path:
 
 
 def evidence_folder() -> Path | None:
-    """The records that come with the checkout, where $IEKD_RUNS names another store."""
+    """The records that come with the checkout, if $IEKD_RUNS names another store."""
     folder = EVIDENCE if EVIDENCE.is_dir() else None
     return None if folder and folder.resolve() == records_folder().resolve() else folder
 
@@ -82,7 +83,7 @@ def cache_folder() -> Path:
 
 
 def exists(path: Path) -> bool:
-    """Whether there is such a file. Raises `StoreError` where one may not look."""
+    """Whether there is such a file. Raises `StoreError` if permission is denied."""
     try:
         path.stat()
     except (FileNotFoundError, NotADirectoryError):
@@ -93,7 +94,7 @@ def exists(path: Path) -> bool:
 
 
 def walk(folder: Path) -> Iterator[Path]:
-    """Every file below a folder, if it is there. Raises `StoreError` where one may not look."""
+    """Every file below a folder, if it exists. Raises `StoreError` if permission is denied."""
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
@@ -105,9 +106,9 @@ def walk(folder: Path) -> Iterator[Path]:
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, or a kill, sees the old content or the new one.
+    """Write a file so that a reader, even after a kill, sees the old content or the new.
 
-    Raises as `atomic` does.
+    Raises like `atomic`.
     """
     with atomic(path) as file:
         file.write(content)
@@ -115,10 +116,10 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to, which takes its place when the block ends well.
+    """A file to write to, which replaces `path` when the block succeeds.
 
-    Until then, and after an exception, nothing has changed. Raises `StoreError` when the disk is
-    full or the folder cannot be written.
+    Until then, and after an exception, nothing changes. Raises `StoreError` if the disk is full or
+    the folder cannot be written.
     """
     temporary, hidden = None, f".{path.name}."
     try:
@@ -132,17 +133,17 @@ def atomic(path: Path) -> Iterator[IO[bytes]]:
         os.replace(temporary, path)
     except OSError as error:
         raise _cannot_write(path, error) from error
-    finally:  # also when Ctrl-C comes in between
+    finally:  # even if Ctrl-C interrupts
         if temporary is not None:
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Held by one process at a time; the system frees it if the process dies.
+    """Held by one process at a time; the system releases it if the process dies.
 
-    Raises filelock's `Timeout` if another process holds it and this one does not `wait`, and
-    `StoreError` if the file cannot be made or the file system has no locks.
+    Raises filelock's `Timeout` if another process holds it and `wait` is false, and
+    `StoreError` if the file cannot be created or the file system has no locks.
     """
     lock = FileLock(path, timeout=-1 if wait else 0)
     try:
@@ -175,7 +176,7 @@ def check_writable(path: Path) -> None:
 
 
 def cannot_read(path: Path, error: OSError) -> StoreError:
-    """The error for a file or folder that is not damaged, but out of reach."""
+    """The error for a file or folder that is not damaged but inaccessible."""
     return StoreError(
         f"cannot read {path}: {error.strerror or error}. Have it made readable for you, "
         "or set IEKD_RUNS to another folder."
@@ -213,7 +214,7 @@ def checksum(tensors: dict[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
-        # No copy: a cache of views has gigabytes.
+        # No copy: a cache of views takes gigabytes.
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
@@ -231,7 +232,7 @@ def save_tensors(
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a file written by `save_tensors`.
 
-    Raises `StoreError` if it is no such file, truncated, or does not match its checksum.
+    Raises `StoreError` if it is not such a file, is truncated, or does not match its checksum.
     """
     _check_readable(path)
     try:
@@ -246,19 +247,19 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _check_readable(path: Path) -> None:
-    """Safetensors calls every file missing that it cannot open."""
+    """Raise `StoreError` if permission is denied: safetensors calls such a file missing."""
     try:
         path.open("rb").close()
     except PermissionError as error:
         raise cannot_read(path, error) from error
     except OSError:
-        pass  # it will say what is wrong
+        pass  # safetensors will say what is wrong
 
 
 def stored_checksum(path: Path) -> str | None:
-    """The checksum that a tensor file claims, without reading its tensors.
+    """The checksum that a tensor file states, without reading its tensors.
 
-    None if it is no whole tensor file. Raises `StoreError` for one that may not be read.
+    None if it is not a complete tensor file. Raises `StoreError` if permission is denied.
     """
     _check_readable(path)
     try:

@@ -1,9 +1,9 @@
-"""Take finished and begun runs from one machine to another as a single file.
+"""Move finished and started runs from one machine to another as a single file.
 
 An archive is a plain tar of the store's own files (`records/<path>.json` and
 `....analysis.json`, `cache/<path>.safetensors`, `cache/<path>.checkpoint.safetensors`). The last
-member, `MANIFEST.json`, holds the SHA-256 of every other, so an archive that was cut off or altered
-is noticed before anything is taken in.
+member, `MANIFEST.json`, holds the SHA-256 of every other, so a truncated or altered archive is
+noticed before anything is imported.
 """
 
 import contextlib
@@ -25,9 +25,9 @@ from iekd.records import ANALYSIS, Record, store
 
 MANIFEST = "MANIFEST.json"
 CHECKPOINT = ".checkpoint.safetensors"
-# What an archive holds of a run, by folder.
+# What an archive holds for each run, by folder.
 ENDS = {"records": (".json", ANALYSIS), "cache": (".safetensors", CHECKPOINT)}
-# What two trainings of one run must agree in: not time and machine.
+# What two trainings of one run must share; time and machine may differ.
 RESULT = ("parents", "weights", "data", "history", "metrics")
 
 
@@ -35,12 +35,12 @@ RESULT = ("parents", "weights", "data", "history", "metrics")
 
 
 def pack(file: Path, configs: list[RunConfig] | None = None, limit: float = math.inf) -> str:
-    """Write one archive of the given runs and their parents (None = all that the store has).
+    """Write one archive of the given runs and their parents (None = everything in the store).
 
-    It holds the record of a finished run, its analysis, and its weights if they are at hand; the
-    checkpoint of a begun one. Weights and checkpoints take `limit` bytes at most: first weights
-    that others need (of teachers and auto-encoders), then checkpoints, then other weights, the
-    smallest of each first. A sweep may run meanwhile. Returns what is in it, as a sentence. Raises
+    It holds a finished run's record, its analysis, and its weights if available, and an unfinished
+    run's checkpoint. Weights and checkpoints take at most `limit` bytes: first weights that others
+    need (of teachers and auto-encoders), then checkpoints, then other weights, the smallest of each
+    first. A sweep may run meanwhile. Returns a sentence that describes the contents. Raises
     `StoreError` if a record is damaged or the archive cannot be written.
     """
     if not limit >= 0:
@@ -55,11 +55,11 @@ def pack(file: Path, configs: list[RunConfig] | None = None, limit: float = math
     found = [source for path in sorted({*runs, *begun}) for source in _sources(path)]
     left_out = _beyond(limit, found, runs)
 
-    # The archive, and at its end the list of what is in it.
+    # The archive, with the list of its contents at the end.
     digests = {}
     with store.atomic(file) as output, tarfile.open(fileobj=output, mode="w") as archive:
         for name, source in found:
-            # A checkpoint is gone as soon as its run is finished.
+            # A checkpoint disappears as soon as its run is finished.
             with contextlib.suppress(FileNotFoundError):
                 if name not in left_out:
                     content = source.read_bytes()
@@ -67,7 +67,7 @@ def pack(file: Path, configs: list[RunConfig] | None = None, limit: float = math
                     _add(archive, name, content)
         _add(archive, MANIFEST, json.dumps({"files": digests}, indent=1).encode())
 
-    # What to say of it.
+    # The sentence about it.
     kinds = Counter(PurePosixPath(name).name.partition(".")[2] for name in digests)
     weights, checkpoints = kinds["safetensors"], kinds["checkpoint.safetensors"]
     left = f"; {len(left_out)} weights and checkpoints did not fit" if left_out else ""
@@ -110,7 +110,7 @@ def _beyond(limit: float, found: list[tuple[str, Path]], runs: dict[str, RunConf
         if name.startswith("cache/") and source.exists():
             sizes[name] = source.stat().st_size
 
-    # In the order of their worth.
+    # The most valuable first.
     def worth(name: str) -> tuple:
         return name not in needed, not name.endswith(CHECKPOINT), sizes[name], name
 
@@ -123,7 +123,7 @@ def _beyond(limit: float, found: list[tuple[str, Path]], runs: dict[str, RunConf
 
 
 def _metadata(path: Path) -> dict[str, str]:
-    """What a whole tensor file says of itself; nothing if it is missing or damaged."""
+    """The metadata of a complete tensor file; empty if it is missing or damaged."""
     try:
         return store.load_tensors(path)[1]
     except StoreError:
@@ -140,11 +140,11 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 class Merged(NamedTuple):
-    """What became of an archive: files that are new here, files that are not taken, messages."""
+    """The outcome of a merge: new files, files not taken, and messages."""
 
     taken: int
     known: int
-    # One for each record that was refused.
+    # One for each refused record.
     conflicts: list[str]
 
     def __str__(self) -> str:
@@ -154,11 +154,11 @@ class Merged(NamedTuple):
 
 
 def merge(file: Path) -> Merged:
-    """Take an archive of `pack` into this store; what is here already stays as it is.
+    """Import an archive of `pack` into this store; what is here already stays as it is.
 
     A record is refused, with its weights, if the same run has another result here, or if it
-    learned from another teacher than the one here. Raises `StoreError`, before anything is taken
-    in, for an archive that is damaged or holds anything else than `pack` writes.
+    learned from a teacher other than the one here. Raises `StoreError`, before anything is
+    imported, for an archive that is damaged or holds anything that `pack` does not write.
     """
     store.check_writable(store.cache_folder() / "merge")
     with tempfile.TemporaryDirectory(prefix=".merge-", dir=store.cache_folder()) as name:
@@ -167,9 +167,9 @@ def merge(file: Path) -> Merged:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    """Every member into a folder. Raises `StoreError` if any is not good."""
+    """Extract every member into a folder. Raises `StoreError` if any is bad."""
     try:
-        # Also an archive that was compressed by gzip, bzip2 or xz on the way.
+        # Also accepts an archive that was compressed by gzip, bzip2 or xz on the way.
         with tarfile.open(file) as archive:
             names = _names(file, archive)
             digests = json.loads(_content(archive, MANIFEST))["files"]
@@ -184,7 +184,7 @@ def _unpack(file: Path, folder: Path) -> None:
     except StoreError:
         raise
     except Exception as error:
-        # tarfile, json and the decompressors raise many kinds, and the first at length.
+        # tarfile, json and the decompressors raise many kinds of errors, the first at length.
         if isinstance(error, OSError) and error.errno:
             raise StoreError(f"{file} cannot be read: {error.strerror}") from error
         reason = str(error).partition("\n")[0].rstrip(":")
@@ -195,7 +195,7 @@ def _unpack(file: Path, folder: Path) -> None:
 
 
 def _names(file: Path, archive: tarfile.TarFile) -> list[str]:
-    """The members' names, without what a desktop adds. Raises `StoreError` for any other file."""
+    """The members' names, without files added by a desktop. Raises `StoreError` for any other."""
     members = archive.getmembers()
     ours = [member for member in members if not _is_hidden(member.name)]
     for member in ours:
@@ -219,7 +219,7 @@ def _is_member(name: str) -> bool:
 
 
 def _is_hidden(name: str) -> bool:
-    """Whether a member is a hidden file or lies in a hidden folder ('..' is none)."""
+    """Whether a member is a hidden file or in a hidden folder ('..' is not one)."""
     return any(part.startswith(".") and part.strip(".") for part in name.split("/"))
 
 
@@ -228,7 +228,7 @@ def _take_in(folder: Path) -> Merged:
     files = sum(path.is_file() for path in folder.rglob("*"))
     found, taken, conflicts = _records(folder), 0, []
 
-    # Parents first: what becomes of a parent decides for its children.
+    # Parents first: their outcome decides for their children.
     for path in grid.with_parents([record.config for record in found.values()]):
         if path in found and (conflict := _conflict(found[path])):
             conflicts.append(conflict)
@@ -237,7 +237,7 @@ def _take_in(folder: Path) -> Merged:
                 store.write_atomic(target, source.read_bytes())
                 taken += 1
 
-    # Checkpoints, unless the run is finished here or has come as far.
+    # Checkpoints, unless the run is finished here or is as far along.
     for path, source in _by_run(folder / "cache", CHECKPOINT).items():
         target = store.cache_folder() / f"{path}{CHECKPOINT}"
         finished = store.exists(store.records_folder() / f"{path}.json")
@@ -248,7 +248,7 @@ def _take_in(folder: Path) -> Merged:
 
 
 def _records(folder: Path) -> dict[str, Record]:
-    """The records of an archive. Raises `StoreError` for one that lies elsewhere than it says."""
+    """The records of an archive. Raises `StoreError` for a misplaced one."""
     found = {}
     for path, file in _by_run(folder / "records", ".json").items():
         found[path] = record = records.read(file)
@@ -275,7 +275,7 @@ def _conflict(record: Record) -> str:
 
 
 def _new(folder: Path, record: Record) -> Iterator[tuple[Path, Path]]:
-    """What the store lacks of a run, from where to where; weights first: no record without."""
+    """What the store lacks of a run, as (from, to); weights first: no record without them."""
     config = record.config
     source = folder / f"cache/{config.path}.safetensors"
     if source.exists() and not records.weights_at_hand(config):

@@ -1,4 +1,4 @@
-"""What came out, in one sentence and one figure: the first thing that a reader asks."""
+"""The outcome in one sentence and one figure: the first thing that a reader asks."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,8 +14,8 @@ from iekd.report.phrases import difference, number
 from iekd.report.statistics import Paired
 from iekd.report.verdicts import SIGNS, pairs
 
-# The claims that the method stands on: better than its base, at the weights of each and at one
-# weight, and by its exploration.
+# The method's central claims: better than its base, at the weights of each and at one weight, and
+# thanks to its exploration.
 HEART = ("ie-ft", "ie-ft-weight", "exploration")
 FOUND = ("supported", "reproduced", "contradicted", "not reproduced", "equivalent", "inconclusive")
 # Marker and colour of a verdict.
@@ -31,7 +31,7 @@ LOOK = {
 
 
 def sentence(board: pd.DataFrame) -> str:
-    """How many claims have each verdict at this board's scale, and those of `HEART` in numbers.
+    """How many claims have each verdict at this board's scale, and those in `HEART` with numbers.
 
     `board`: see `verdicts.board`. Markdown.
     """
@@ -52,7 +52,7 @@ def sentence(board: pd.DataFrame) -> str:
 def told(row: Mapping[str, Any]) -> str:
     """'*IE-FT ends with a lower error than FT*: **supported** (−0.52 [...] points, ...).'
 
-    A row of a board; where nothing can be compared, the reason stands in place of the numbers.
+    For a row of a board; if nothing can be compared, the reason replaces the numbers.
     """
     if row["n"] < 2:
         return f"*{row['sentence'].rstrip('.')}*: **{row['verdict']}** ({row['note']})."
@@ -62,7 +62,7 @@ def told(row: Mapping[str, Any]) -> str:
 
 
 def by_verdict(board: pd.DataFrame) -> str:
-    """Claims about errors in brief: '**supported**: *A ends below B* (−0.40 points); ...'."""
+    """Claims about errors, in brief: '**supported**: *A ends below B* (−0.40 points); ...'."""
     parts = []
     for name in SIGNS:
         rows = board[board["verdict"] == name].to_dict("records")
@@ -76,9 +76,9 @@ def by_verdict(board: pd.DataFrame) -> str:
 
 
 def picture(board: pd.DataFrame) -> Figure:
-    """Every claim about errors a row: the difference that decides it, with its 95 % interval.
+    """One row per claim about errors: the difference that decides it, with its 95 % interval.
 
-    Sign and colour are those of the verdict; the band is of no interest.
+    Sign and colour are those of the verdict; the band marks differences of no interest.
     """
     rows = board[(board["metric"] == "") & (board["n"] >= 2)].to_dict("records")
     fig, ax = figures.rows_of([row["sentence"] for row in rows])

@@ -1,8 +1,8 @@
 """Which runs belong to an arm, and which arms to a table.
 
-An arm is what is left of a run when the seed is taken away: preset, data set, pair and variant. A
-frame of records has one row a finished run. A *scope* is the frame of one table: with the columns
-`role`, `scope` (the table's pair) and `label`.
+An arm is a run without its seed: preset, data set, pair and variant. A frame of records has one row
+per finished run. A *scope* is the frame of one table, with the columns `role`, `scope` (the table's
+pair) and `label`.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +28,7 @@ def students_of(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_variant(runs: pd.DataFrame, metric: str = "last") -> dict[str, pd.Series]:
-    """A metric of the students of a scope by seed, for every variant."""
+    """A metric of the students of a scope by seed, for each variant."""
     students = students_of(runs).set_index("seed")
     return {str(variant): values for variant, values in students.groupby("variant")[metric]}
 
@@ -36,12 +36,12 @@ def by_variant(runs: pd.DataFrame, metric: str = "last") -> dict[str, pd.Series]
 def scope(frame: pd.DataFrame, preset: str = "class", **setting: Any) -> pd.DataFrame:
     """The runs of one table: teacher, student alone, and what was distilled from one to the other.
 
-    `setting` names dataset, teacher and student where they differ from the preset's; other fields
-    select further. In this order, KD first and IE last.
+    `setting` gives dataset, teacher and student where they differ from the preset's; other fields
+    select further. In this order, with KD first and IE last.
     """
     config = RunConfig.create(preset, **{**setting, "method": "ft"})
 
-    # what was distilled; of Tf-KD, whose teacher is virtual, the pair is the student
+    # what was distilled; Tf-KD has a virtual teacher, so its pair is the student
     alone = (frame["pair"] == config.student) & (frame["method"] == "tf-kd")
     distilled = frame[alone | (frame["pair"] == config.pair)]
     wanted = {**setting, "preset": preset, "dataset": config.dataset}
@@ -49,7 +49,7 @@ def scope(frame: pd.DataFrame, preset: str = "class", **setting: Any) -> pd.Data
         distilled = distilled[distilled[name] == wanted[name]]
     distilled = distilled.sort_values("method", key=lambda names: names.map(_rank), kind="stable")
 
-    # of the runs like the teacher's only the seeds that teach
+    # of the runs like the teacher's, only the seeds that teach
     taught = runs_of(frame, config.teacher_run())
     taught = taught[taught["seed"] < config.teachers]
     students = pd.concat([runs_of(frame, config.replace(method="supervised")), distilled])
@@ -58,7 +58,7 @@ def scope(frame: pd.DataFrame, preset: str = "class", **setting: Any) -> pd.Data
 
 
 def labelled(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs with the column `label`, which is made once for every arm."""
+    """The runs with the column `label`, computed once per arm."""
     arm = runs.groupby([name for name in ("role", *ARM) if name in runs], sort=False).ngroup()
     names = [label(row) for row in runs[~arm.duplicated()].to_dict("records")]
     return runs.assign(label=[names[k] for k in arm])
@@ -76,7 +76,7 @@ def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame
     pair = {name: value for name, value in named.items() if value != "none"}  # else the preset's
     students = students_of(scope(frame, config.preset, **pair))
     students = students[students["variant"].isin({c.variant for c in configs})]
-    # of the students alone the scope has those that are trained as the preset says
+    # of the students alone, the scope has those trained as the preset says
     alone = {c.variant: c for c in configs if c.method == "supervised"}
     otherwise = [runs_of(frame, c) for name, c in alone.items() if name != "supervised"]
     if otherwise:
@@ -85,21 +85,21 @@ def grid_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame
     if not taught:
         return students.reset_index(drop=True)
 
-    # the teachers are trained as this grid says, which need not be as the preset does
+    # the teachers are trained as this grid says, which may differ from the preset
     own = {name: getattr(config, name) for name in ("teacher_epochs", "teacher_lr")}
     runs = scope(frame, config.preset, **pair, **own)
     return pd.concat([runs[runs["role"] == "teacher"], students], ignore_index=True)
 
 
 def finished(frame: pd.DataFrame, configs: Iterable[RunConfig]) -> pd.DataFrame:
-    """Those of these runs that are finished, labelled as students."""
+    """The finished ones of these runs, labelled as students."""
     paths = {config.path for config in configs}
     runs = frame[frame["path"].isin(paths)]
     return labelled(runs.assign(role="student").reset_index(drop=True))
 
 
 def decisive_runs(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
-    """`grid_runs`, of the students those on the seeds that decide."""
+    """`grid_runs`, with only the students on the seeds that decide."""
     runs = grid_runs(frame, configs)
     parts = [runs[runs["role"] == "teacher"], decisive(students_of(runs), configs)]
     return pd.concat(parts, ignore_index=True)

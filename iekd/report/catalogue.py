@@ -16,7 +16,7 @@ from iekd.report.phrases import number
 from iekd.report.tables import foot
 from iekd.report.tuning import short, weights
 
-# Of a row of `iekd.benchmark.bench`'s table of methods.
+# Columns of `iekd.benchmark.bench`'s table of methods.
 COSTS = ["method", "cost", "low", "high", "parameters"]
 
 
@@ -67,14 +67,14 @@ def methods_html(measured: Mapping[str, Any] | None, caption: str, command: str 
 
 
 def _coded(text: str) -> Markup:
-    """Text with its code as such."""
+    """Text with its code marked up."""
     parts: list[str] = re.split(r"`([^`]+)`", text)
     parts[1::2] = [html.tag("code", code) for code in parts[1::2]]
     return html.lines(map(escape, parts), between="")
 
 
 def _folded(paragraphs: list[str]) -> Markup:
-    """Paragraphs that a click unfolds."""
+    """Paragraphs that unfold at a click."""
     summary = html.tag("summary", "code, choices and differences")
     more = [html.tag("p", _coded(text)) for text in paragraphs]
     return html.tag("details", summary, *more, class_="ie-fold")

@@ -1,4 +1,4 @@
-"""The paper's claims (claims.yaml): which arm has to end below which, and what decides that."""
+"""The paper's claims (claims.yaml): which arm must end below which, and what decides that."""
 
 from dataclasses import dataclass, field
 from importlib.resources import files
@@ -18,30 +18,30 @@ TRUST = {
 TEACHER = {"role": "teacher"}  # the arm "the teacher of a"
 # The first confirmatory seed; smaller ones are the pilot, seen before the protocol was fixed.
 CONFIRMATORY = 100
-# The first seed that counts, by preset: smaller ones are rehearsals and are shown nowhere.
+# The first seed that counts, by preset: smaller ones are rehearsals and are never shown.
 REHEARSED = {"desk": 300}
 # Seeds of every arm. Until all arms of a claim have them, its verdict is open.
 PLANNED = {"smoke": 2, "class": 20, "desk": 8, "paper": 5}
 # The smallest difference of interest, in percentage points (the book's protocol says why).
 SMALLEST = {"smoke": 0.5, "class": 0.5, "desk": 0.3, "paper": 0.2}
-# What is said where nothing can be compared.
+# Messages where nothing can be compared.
 NO_RUNS, TOO_FEW, NO_ANALYSIS = "no runs yet", "fewer than two common seeds", "no analysed runs yet"
 
 
 @dataclass(frozen=True)
 class Claim:
-    """The claim that arm `a` has a lower error than arm `b` (several: than every one of `b`).
+    """The claim that arm `a` has a lower error than arm `b` (if several: than each of `b`).
 
     Arms name the fields that differ from the preset; `TEACHER` is that of `a`. `fields`
-    hold for all arms; `swapped` exchanges teacher and student of the preset. A claim about another
-    quantity than the error names its column in `metric` (see `iekd.analysis.metrics`). Without `a`
-    nothing can test the claim yet. `caveat` is what a reader of the verdict has to know. Of an arm
-    that we had to construct (`rebuilt`) no result is the paper's, reproduced or not. `expected`:
-    the verdict that the protocol wrote down beforehand, and `meaning`: what it fixed to say of
-    each, where it did.
+    hold for all arms; `swapped` exchanges teacher and student of the preset. A claim about a
+    quantity other than the error names its column in `metric` (see `iekd.analysis.metrics`).
+    Without `a` nothing can test the claim yet. `caveat` is what a reader of the verdict must know.
+    For an arm that we had to construct (`rebuilt`), no result counts as the paper's, reproduced or
+    not. `expected`: the verdict that the protocol wrote down beforehand, and `meaning`: what it
+    fixed to say about each, where it did.
 
-    Claims of one `family` make a board of their own, and are corrected together; '' is the board of
-    the first page. `planned` is the number of seeds of every arm, 0 = `PLANNED` of the preset.
+    Claims of one `family` form their own board and are corrected together; '' is the board of the
+    first page. `planned` is the number of seeds of every arm, 0 = `PLANNED` of the preset.
     """
 
     id: str

@@ -1,4 +1,4 @@
-"""Arms and their differences as frames, one row an arm: errors in percent."""
+"""Arms and their differences as frames, one row per arm: errors in percent."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ METRICS = {
     "explore_agrees": "Agreement with the teacher's map, exploring minus inheriting half",
     "active_all": "Active neurons",
 }
-# Those with a smallest difference of interest.
+# Metrics with a smallest difference of interest.
 ERRORS = ("last", "val_selected", "best_on_test", "last_exact")
 
 
@@ -32,7 +32,7 @@ def summarised(runs: pd.DataFrame, metric: str = "last") -> Summary:
 
 
 def arms(frame: pd.DataFrame, metric: str = "last") -> pd.DataFrame:
-    """One row an arm, as they appear: n, mean, sd, 95 % interval (low, high) of the metric."""
+    """One row per arm, as they appear: n, mean, sd, 95 % interval (low, high) of the metric."""
     context = [c for c in ("role", "scope") if c in frame]
     rows = []
     for _, runs in frame.groupby([*context, *ARM], sort=False):
@@ -50,7 +50,7 @@ def summary_of(row: Mapping[str, Any]) -> Summary:
 def comparison(
     frame: pd.DataFrame, baseline: str = "supervised", metric: str = "last"
 ) -> pd.DataFrame:
-    """`arms` of one scope, each with its difference to the arm of variant `baseline`, by seed.
+    """`arms` of one scope, each with its difference from the arm of variant `baseline`, by seed.
 
     Adds pairs, difference, difference_low, difference_high, p, p_holm (corrected over the arms of
     this table), outcome (`statistics.outcome` by p_holm) and baseline (is this arm the baseline?).
@@ -80,5 +80,5 @@ def comparison(
 
 
 def smallest(preset: str, metric: str = "last") -> float:
-    """The smallest difference of interest; for a metric that is no error none was fixed: 0."""
+    """The smallest difference of interest; 0 for a metric other than an error."""
     return SMALLEST[preset] if metric in ERRORS else 0.0

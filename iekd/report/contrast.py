@@ -1,4 +1,4 @@
-"""Every contrast of a claim's arm with a rival, on the seeds that count; and other tests of it."""
+"""Every contrast of a claim's arm with a rival, on the seeds that count, and other tests of it."""
 
 import functools
 from collections.abc import Collection, Sequence
@@ -18,7 +18,7 @@ from iekd.report.labels import label, record_link
 from iekd.report.statistics import Paired, by_teacher, detectable, holm, outcome, paired, summary
 
 PILOT = "pilot seeds only, seen before the protocol was fixed"
-POWER = 0.8  # with which a detectable difference is seen
+POWER = 0.8  # probability of seeing a detectable difference
 
 
 class Arm(NamedTuple):
@@ -35,9 +35,9 @@ class Contrast(NamedTuple):
 
     rival: str
     result: Paired
-    differences: pd.Series  # over which `result` is: by seed; against the teacher by teacher
+    differences: pd.Series  # what `result` is over: by seed; against the teacher, by teacher
     arms: tuple[Arm, Arm]
-    students: int  # runs of the claim's arm in it; against the teacher more than there are pairs
+    students: int  # runs of the claim's arm in it; against the teacher, more than n
 
     @property
     def links(self) -> tuple[str, ...]:
@@ -45,13 +45,13 @@ class Contrast(NamedTuple):
 
     @property
     def two_versions(self) -> int:
-        """In how many of the pairs the two runs were made with different versions of PyTorch."""
+        """The number of pairs whose two runs used different versions of PyTorch."""
         found = [arm.torch.reindex(self.differences.index) for arm in self.arms]
         return int((pd.concat(found, axis=1).dropna().nunique(axis=1) > 1).sum())
 
 
 class Tested(NamedTuple):
-    """What can be tested of a claim so far; `note` says why there is nothing, or what to know."""
+    """What can be tested of a claim so far; `note` says why nothing can, or what to know."""
 
     contrasts: tuple[Contrast, ...] = ()
     note: str = claims.NO_RUNS
@@ -73,7 +73,7 @@ def examine(
     pilot = contrast(frame[frame["seed"] < CONFIRMATORY])
     if pilot.contrasts:
         return pilot._replace(note="; ".join(filter(None, (pilot.note, PILOT))))
-    return confirmed if confirmed.note == claims.TOO_FEW else pilot  # the one that says more
+    return confirmed if confirmed.note == claims.TOO_FEW else pilot  # the more informative one
 
 
 def _from(frame: pd.DataFrame, first: int) -> pd.DataFrame:
@@ -96,7 +96,7 @@ def _contrasts(
     if ours is None or not any(rival for rival, _ in rivals):
         return Tested(note=claims.NO_ANALYSIS if claim.metric else claims.NO_RUNS)
 
-    # against the teacher one pair is a teacher with its students
+    # against the teacher, one pair is a teacher with its students
     teachers = RunConfig.create(preset, **own).teachers
     found = [_contrast(ours, rival, teachers * units) for rival, units in rivals if rival]
     found = [contrast for contrast in found if contrast.result.n >= 2]
@@ -116,10 +116,10 @@ def _contrast(ours: Arm, rival: Arm, teachers: int) -> Contrast:
 
 
 def kept(frame: pd.DataFrame, claim: Claim, preset: str, **setting: Any) -> float:
-    """Part of its test error that the student alone has on its training images, too; mean of seeds.
+    """The training error of the student alone as a fraction of its test error; mean over seeds.
 
-    Where its training errors are not on record, that of all students of its pair. NaN if nothing is
-    known. Above a half the student under-fits, as the book's protocol says.
+    If its training errors are not on record, that of all students of its pair. NaN if nothing is
+    known. Above a half the student under-fits, by the book's protocol.
     """
     if claim.a is None or "last_train" not in frame:
         return np.nan
@@ -140,7 +140,7 @@ def kept(frame: pd.DataFrame, claim: Claim, preset: str, **setting: Any) -> floa
 
 
 def _pair(preset: str, setting: dict[str, Any], swapped: bool) -> dict[str, Any]:
-    """The networks; swapped, the small teacher is trained no longer than the student."""
+    """The networks; if swapped, the small teacher is trained no longer than the student."""
     usually = usual(preset, setting.get("dataset", PRESETS[preset]["dataset"]))
     teacher, student = (setting.get(name, usually[name]) for name in ("teacher", "student"))
     if not swapped:
@@ -156,9 +156,9 @@ def _arm(
     fields: dict[str, Any],
     of_teacher: bool = False,
 ) -> Arm | None:
-    """None without runs, or before they were analysed. Of the teacher only the seeds that teach.
+    """None without runs, or before their analysis. For the teacher, only the seeds that teach.
 
-    What is `told` of all arms of the claim is no part of the name.
+    What is `told` of all arms of the claim is not part of the name.
     """
     try:
         config = RunConfig.create(preset, **fields)
@@ -176,13 +176,13 @@ def _arm(
 def sensitivity(
     frame: pd.DataFrame, preset: str = "class", claims: Sequence[Claim] = CLAIMS
 ) -> pd.DataFrame:
-    """One row a contrast of every tested claim about errors, and the same looked at otherwise.
+    """One row per contrast of every tested claim about errors, with other analyses of the same.
 
     Columns: claim, rival, n, effect, sd, low, high (of a - b, points), p, p_holm (over all rows),
     outcome by it, links; p_wilcoxon (signed ranks); low_teachers, high_teachers, p_teachers (t-test
-    over the means of each teacher's students, which are independent); detectable (what n seeds with
-    this sd see with a power of 80 % at 5 %); two_versions (pairs made with different versions of
-    PyTorch); pilot (the effect on its seeds).
+    over the means of each teacher's students, which are independent); detectable (the difference
+    that n seeds with this sd see with a power of 80 % at 5 %); two_versions (pairs made with
+    different versions of PyTorch); pilot (the effect on its seeds).
     """
     rows, results = [], []
     early = frame[frame["seed"] < (CONFIRMATORY if preset == "class" else 0)]
@@ -202,7 +202,7 @@ def sensitivity(
 
 
 def _otherwise(contrast: Contrast, teachers: int) -> dict[str, float]:
-    """Other tests of a contrast, and what it can see."""
+    """Other tests of a contrast, and the difference it can detect."""
     x, result = contrast.differences, contrast.result
     means = by_teacher(x, teachers)
     over, varies = summary(means), result.sd > 0

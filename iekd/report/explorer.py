@@ -1,6 +1,6 @@
 """The explorer: all runs in one interactive figure, static and offline (Vega-Lite).
 
-The script that draws it is the page's affair: `Vega` in a file beside the page, see
+The page supplies the script that draws it: `Vega` in a file next to the page, see
 `book/_ext/iekd_site.py`.
 """
 
@@ -30,9 +30,9 @@ ANY, USUAL, NONE = "any", "as usual", "—"
 
 
 def arms_and_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The figure's data. Arms: `k` (a number), what they are chosen by, n, mean, low, high, folder
-    of the records. Runs: k, seed `s`, test error after the last epoch `e`, and the curve, epochs
-    `x` and test errors `y`."""
+    """The figure's data. Arms: `k` (a number), what they can be chosen by, n, mean, low, high,
+    folder of the records. Runs: k, seed `s`, test error after the last epoch `e`, and the curve,
+    epochs `x` and test errors `y`."""
     arms, runs = [], []
     setting = ["preset", "dataset", "teacher", "student"]
     pairs = frame[(frame["teacher"] != "none") & (frame["student"] != "none")]
@@ -48,7 +48,7 @@ def arms_and_runs(frame: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def _facets(row: dict[str, Any]) -> dict[str, Any]:
-    """What an arm is called, and what it can be chosen by."""
+    """The name of an arm, and what it can be chosen by."""
     config, taught = config_of(row), row["role"] == "student"
     usual = RunConfig.create(config.preset, method=config.method, dataset=config.dataset)
     weights, ie = tuning.weights(config), config.method == "ie-ft"
@@ -94,7 +94,7 @@ def spec(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def _choices(arms: pd.DataFrame) -> tuple[list[dict[str, Any]], str]:
-    """What a reader chooses by, and the expression that an arm passes."""
+    """What a reader chooses by, and the expression that a chosen arm satisfies."""
     usual = {"setting": arms["setting"].value_counts(sort=False).idxmax(), "method": ANY}
     usual |= {"inherit": measure_name("l1"), "explore": measure_name("l1"), "weights": USUAL}
     params, passes = [], ["(choose_other || !datum.other)"]
@@ -111,7 +111,7 @@ def _choices(arms: pd.DataFrame) -> tuple[list[dict[str, Any]], str]:
 
 
 def explorer_html(frame: pd.DataFrame, script: str = "_static/vega.js") -> str:
-    """The figure for a page beside which `script` lies."""
+    """The figure for a page that has `script` next to it."""
     text = json.dumps(spec(frame), separators=(",", ":"), ensure_ascii=False)
     page = files("iekd.report").joinpath("explorer.html").read_text(encoding="utf-8")
     return page.replace("$SCRIPT", script).replace("$SPEC", text.replace("</", "<\\/"))

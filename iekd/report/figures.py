@@ -1,7 +1,7 @@
 """Figures of the book in one style, each an opaque white card, for light and dark pages.
 
-A frame has a row a run (or epoch) and the column `label`; the colour of a label is that of its arm
-(`labels.colour`), and labels say the same without it. Errors are in percent.
+A frame has one row per run (or epoch) and the column `label`; the colour of a label is that of its
+arm (`labels.colour`), and labels are clear without it. Errors are in percent.
 """
 
 import textwrap
@@ -20,7 +20,7 @@ from iekd.report.comparison import ERRORS, summarised
 from iekd.report.labels import COLOURS, colour, wrapped
 from iekd.report.statistics import paired, summary
 
-# Inches and points: on a phone a figure nearly keeps its size, and its smallest label has 9 pixels.
+# Inches and points: on a phone, a figure nearly keeps its size; its smallest label has 9 pixels.
 WIDTH, SMALL = 4.8, 9.5
 INK, FAINT = "#1a1a1a", "#8c8c8c"
 DASHED = (0, (4, 3))
@@ -29,7 +29,7 @@ AXIS = {
     "val_selected": "Test error, validation-selected epoch (%)",
     "best_on_test": "Best test error over all epochs (%, biased)",
     "last_exact": "Test error, exact test images (%)",
-    # What iekd.analysis.metrics measures.
+    # Measured by iekd.analysis.metrics.
     "cka_halves": "CKA between the two halves of the feature",
     "rise_train": "Rise in the training loss under weight noise",
 }
@@ -57,7 +57,7 @@ def by_label(frame: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def shade(runs: pd.DataFrame) -> str:
-    """The colour of the arm that these rows are of."""
+    """The colour of the arm of these rows."""
     return colour(runs.iloc[0].to_dict())
 
 
@@ -67,7 +67,7 @@ def seeds_plot(
     metric: str = "last",
     reference: str | None = None,
 ) -> Figure:
-    """Every seed a point, every arm a mean (bar) and 95 % interval; arms without runs say so.
+    """Every seed as a point, every arm with mean (bar) and 95 % interval; arms without runs say so.
 
     `reference`: label of an arm whose mean is drawn as a dashed vertical line.
     """
@@ -89,7 +89,7 @@ def seeds_plot(
 def paired_plot(
     frame: pd.DataFrame, baseline: str, order: Sequence[str] | None = None, metric: str = "last"
 ) -> Figure:
-    """Differences to the arm labelled `baseline`, seed by seed, with mean and 95 % interval."""
+    """Differences from the arm labelled `baseline`, seed by seed, with mean and 95 % interval."""
     arms = by_label(frame)
     errors = {name: runs.set_index("seed")[metric] for name, runs in arms.items()}
     order = [name for name in order or arms if name != baseline]
@@ -111,14 +111,14 @@ def paired_plot(
 
 
 def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
-    """Every contrast a row: difference, signed by outcome, 95 % interval; a band of ±`smallest`.
+    """One row per contrast: difference, marked by outcome, 95 % interval; a band of ±`smallest`.
 
     Columns claim, rival, n, effect, low, high, outcome.
     """
     rows = list(contrasts.itertuples())
     fig, ax = rows_of([""] * len(rows))
     fig.set_size_inches(WIDTH, 1.3 + 0.5 * len(contrasts))
-    ax.set_ylim(len(rows) - 0.6, -0.8)  # a row's name stands above it
+    ax.set_ylim(len(rows) - 0.6, -0.8)  # a row's name is above it
     ax.axvspan(-smallest, smallest, color=FAINT, alpha=0.15, linewidth=0)
     beside = {"xycoords": ax.get_yaxis_transform(), "va": "center", "fontsize": SMALL}
     for y, row in enumerate(rows):
@@ -205,9 +205,7 @@ def below(ax: Axes, **settings: Any) -> None:
 def images_grid(
     images: Any, titles: Sequence[str] | None = None, columns: int = 8, size: float = 0.9
 ) -> Figure:
-    """Images (N, C, H, W), uint8 with 1 or 3 channels, at most `size` inches each, pixels as they
-    are.
-    """
+    """Images (N, C, H, W), uint8 with 1 or 3 channels, at most `size` inches each, unsmoothed."""
     pictures = np.asarray(images).transpose(0, 2, 3, 1)
     columns = min(columns, len(pictures))
     size = min(size, WIDTH / columns)
@@ -227,7 +225,7 @@ def maps_grid(
 ) -> Figure:
     """Images (N, C, H, W), uint8, on top; below them, by name, a row of maps (N, H, W).
 
-    Red speaks for the class, blue against it, white is nothing; every map has its own scale.
+    Red is evidence for the class, blue against it, white neither; every map has its own scale.
     """
     rows, columns = len(maps) + 1, len(images)
     size = min(size, (WIDTH - 1.1) / columns)
@@ -252,8 +250,8 @@ def maps_grid(
 def boxes_grid(
     images: Any, found: Mapping[str, Sequence[Mapping[str, Any]]], size: float = 1.6
 ) -> Figure:
-    """Images (N, C, S, S), uint8, a row each: by name a column of them with their `boxes` (n, 4),
-    parts of the image, in the colours of their `labels` (n,), from 1.
+    """Images (N, C, S, S), uint8, one row each: per name, a column of them with their `boxes`
+    (n, 4), fractions of the image, in the colours of their `labels` (n,), from 1.
     """
     rows, columns = len(images), len(found)
     size = min(size, WIDTH / columns)

@@ -1,7 +1,7 @@
-"""The markup of the pages' tables, and the only place that writes any.
+"""The markup of the pages' tables; no other module writes any.
 
-`tag` escapes text and takes markup as it is, so that nothing else has to. Style sheets and tests
-know the classes.
+`tag` escapes text and leaves markup as it is, so that nothing else has to. Style sheets and tests
+rely on the classes.
 """
 
 import base64
@@ -12,16 +12,16 @@ from typing import Any, NamedTuple
 import pandas as pd
 from markupsafe import Markup, escape
 
-SHORT = 120  # letters of a note that stands in sight, two lines on a phone
+SHORT = 120  # letters of a note that is shown unfolded, two lines on a phone
 SENTENCES = "ie-wrap"  # the class of a table of sentences
-# Jupyter has no style sheet of ours: there all cells would end at the right
+# Jupyter lacks our style sheet and would align all cells to the right
 LEFT = Markup(
     f"<style>.{SENTENCES} :is(th, td) {{text-align: left !important; vertical-align: top}}</style>"
 )
 
 
 class Cell(NamedTuple):
-    """A cell: what it says, where that leads, a mark behind; smaller lines and `more` below."""
+    """A cell: its text, where that links to, a mark behind; smaller lines and `more` below."""
 
     text: Any = "—"
     small: Sequence[Any] = ()
@@ -32,7 +32,7 @@ class Cell(NamedTuple):
 
 
 def tag(element: str, *content: Any, **attributes: Any) -> Markup:
-    """An element; attributes that are '' are left out, `class_` and `aria_label` are HTML's."""
+    """An element; empty attributes are left out, `class_` and `aria_label` become HTML's."""
     named = {name.rstrip("_").replace("_", "-"): v for name, v in attributes.items() if v != ""}
     opened = Markup("").join(Markup(' {}="{}"').format(*item) for item in named.items())
     inner = Markup("").join(map(escape, content))
@@ -40,7 +40,7 @@ def tag(element: str, *content: Any, **attributes: Any) -> Markup:
 
 
 def link(text: Any, href: str) -> Markup:
-    """The text, which leads there; only the text where that is nowhere."""
+    """The text as a link; just the text if there is no `href`."""
     return tag("a", text, href=href) if href else escape(text)
 
 
@@ -49,12 +49,12 @@ def small(text: Any) -> Markup:
 
 
 def lines(texts: Iterable[Any], between: str = Markup("<br/>")) -> Markup:
-    """Texts below each other, or with something else `between` them."""
+    """Texts below one another, or with something else `between` them."""
     return Markup(between).join(texts)
 
 
 def row(head: Any, *cells: Any, id: str = "") -> Markup:
-    """A row of a table: its head, then cells; each a `Cell`, or what a cell says."""
+    """A row of a table: its head, then cells; each a `Cell` or the content of one."""
     return tag("tr", _cell(head, "th", scope="row"), *map(_cell, cells), id=id) + "\n"
 
 
@@ -66,7 +66,7 @@ def column(text: Any, **attributes: Any) -> Markup:
 def _cell(cell: Any, element: str = "td", **attributes: str) -> Markup:
     c = cell if isinstance(cell, Cell) else Cell(cell)
     first = Markup("{}{}").format(link(c.text, c.href) if c.href else c.text, c.mark)
-    # Jupyter has no style sheet that would begin a line for what is small
+    # Jupyter lacks our style sheet, which would start a new line for small text
     said = lines(filter(None, [first, *map(small, c.small)]))
     return tag(element, said, c.more, class_=c.kind, **attributes)
 
@@ -82,7 +82,7 @@ def table(
     """An accessible table that scrolls sideways on a narrow screen.
 
     `heads` are the names of the columns, or whole rows (`Markup`); `rows` are made by `row`; `kind`
-    is a further class, or several; `foot` stands below it.
+    holds one or more further classes; `foot` goes below it.
     """
     if not isinstance(heads, Markup):
         heads = tag("tr", *map(column, heads))
@@ -96,7 +96,7 @@ def table(
 
 
 def _note(text: str) -> Markup:
-    """How a table is read: a long text behind a click."""
+    """How to read a table: a long text is folded."""
     if len(text) <= SHORT:
         return small(text)
     return tag("details", tag("summary", "How to read it"), small(text), class_="ie-note")
@@ -108,12 +108,12 @@ def block(*parts: str) -> Markup:
 
 
 def folded(title: str, *parts: Any) -> Markup:
-    """What a reader can do without: behind a click, and readable without style sheets."""
+    """Optional content, folded; readable without style sheets, too."""
     return tag("details", tag("summary", title), "\n", *parts, class_="ie-fold") + "\n"
 
 
 def frame(table: pd.DataFrame, kind: str = "", **how: Any) -> Markup:
-    """A table that is only looked at, a dash where nothing is known; `how` is for pandas."""
+    """A table for reading only, with a dash for unknown values; `how` is for pandas."""
     how = {"classes": f"ie-table {kind}".strip(), "border": 0, "na_rep": "—", **how}
     shown = Markup(table.to_html(**how))
     return LEFT + shown if SENTENCES in kind else shown
@@ -127,7 +127,7 @@ def bullets(texts: Iterable[Any]) -> Markup:
 def tabs(panels: Mapping[str, Markup], legend: str) -> Markup:
     """Several tables (by title) in one place: one is shown, the others are a click or a key away.
 
-    Needs no JavaScript, and no style sheet of ours: Jupyter has none. One table stands as it is.
+    Needs neither JavaScript nor our style sheet, which Jupyter lacks. A single table has no tabs.
     """
     if len(panels) == 1:
         return next(iter(panels.values()))
@@ -148,7 +148,7 @@ def tabs(panels: Mapping[str, Markup], legend: str) -> Markup:
 
 
 def foot(*parts: Any) -> Markup:
-    """What stands below a table of results."""
+    """What goes below a table of results."""
     return tag("div", lines(parts, between=" "), class_="ie-foot") + "\n"
 
 

@@ -1,4 +1,4 @@
-"""What a person calls an arm, its colour and address: made last, of its columns, and no key."""
+"""The displayed name of an arm, its colour and address: made last, from its columns; no key."""
 
 import re
 import textwrap
@@ -24,7 +24,7 @@ OTHER = "#a3527f"  # the ablations share one colour; their labels tell them apar
 
 
 def wrapped(name: str, width: int = 22) -> str:
-    """A label in lines, for an axis that leaves a phone room for the data; they end at commas.
+    """A label in lines that end at commas, so that on a phone the axis leaves room for the data.
 
     >>> print(wrapped("IE-FT, teacher epochs 15"))
     IE-FT,
@@ -39,13 +39,13 @@ def wrapped(name: str, width: int = 22) -> str:
 
 
 def method_name(method: str) -> str:
-    """What a person calls a method: 'IE-FT', 'FitNet'."""
+    """The displayed name of a method: 'IE-FT', 'FitNet'."""
     row = known.methods().get(method)
     return row.label if row else method.upper()
 
 
 def measure_name(measure: str) -> str:
-    """What a person calls a measure: 'L1', 'partial L2'; of an unknown one its name."""
+    """The displayed name of a measure: 'L1', 'partial L2'; for an unknown one, its key."""
     known.load()
     row = registry.MEASURES.get(measure)
     return row.label if row else measure
@@ -58,7 +58,7 @@ def config_of(row: Mapping[str, Any]) -> RunConfig:
 
 
 def label(row: Mapping[str, Any], told: Collection[str] = ()) -> str:
-    """What a person calls the arm of a run; a network alone may be either, if no `role` says it."""
+    """The displayed name of a run's arm; without `role`, a network alone may be either."""
     if row.get("role") == "teacher":
         return "Teacher"
     if row["method"] == "supervised" and row.get("role") != "student":
@@ -67,7 +67,7 @@ def label(row: Mapping[str, Any], told: Collection[str] = ()) -> str:
 
 
 def label_of(config: RunConfig, told: Collection[str] = ()) -> str:
-    """Of a student's arm: 'KD', 'IE-FT (inherit L1, explore CKA), split halves'.
+    """The label of a student's arm: 'KD', 'IE-FT (inherit L1, explore CKA), split halves'.
 
     Fields that are `told` elsewhere are left out.
     """
@@ -79,16 +79,16 @@ def label_of(config: RunConfig, told: Collection[str] = ()) -> str:
 
 
 def names_of(configs: Iterable[RunConfig]) -> dict[str, str]:
-    """The labels of the arms of one table, by variant: without what all of them share."""
+    """The labels of the arms of one table, by variant, without what all of them share."""
     arms = {config.variant: config for config in configs}
     said = shared(arms.values())
     return {variant: label_of(config, said) for variant, config in arms.items()}
 
 
 def shared(configs: Iterable[RunConfig]) -> dict[str, str]:
-    """What all arms of a table set alike and otherwise than their preset; it is said once there.
+    """What all arms of a table share that differs from their preset; a table says it once.
 
-    What is said of teachers counts if all arms agree that have one.
+    Settings of teachers count if all arms with a teacher agree.
     """
     arms = {config.variant: config for config in configs}
     taught = {variant for variant, config in arms.items() if config.has_teacher}
@@ -139,7 +139,7 @@ def colour(row: Mapping[str, Any]) -> str:
 
 
 def networks(pair: str) -> str:
-    """A pair for people: 'resnet56 → resnet20'."""
+    """A pair for display: 'resnet56 → resnet20'."""
     return pair.replace("-", " → ")
 
 
@@ -150,12 +150,12 @@ def anchor(row: Mapping[str, Any]) -> str:
 
 
 def record_link(row: Mapping[str, Any]) -> str:
-    """Address of the arm's section on the page of records, where live runs are not: of these ''."""
+    """Address of the arm's section on the page of records; '' for live runs, which it lacks."""
     if row["preset"] == "smoke":
         return ""
     return f"records.html#{anchor(row)}"
 
 
 def folder(row: Mapping[str, Any]) -> str:
-    """Where the records of an arm lie, below the folder of all records."""
+    """Where the records of an arm are stored, below the folder of all records."""
     return row["path"].rpartition("/")[0]

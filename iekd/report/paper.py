@@ -1,4 +1,4 @@
-"""The paper's own numbers, and its table with ours beside each."""
+"""The paper's own numbers, and its table with ours next to each."""
 
 import functools
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from iekd.report.html import Cell
 from iekd.report.phrases import number
 from iekd.report.statistics import LEVEL, holm, minus_constant, outcome
 
-# Changes that leave the recipe what it is, so that the paper's value may stand beside ours.
+# Changes that do not affect the recipe, so that the paper's value may be shown next to ours.
 SAME_RECIPE = {"teachers", "evaluate_every"}
 
 
@@ -38,13 +38,13 @@ def paper_value(row: Mapping[str, Any]) -> float:
 
 
 def paper_name(row: Mapping[str, Any]) -> str:
-    """What the paper's table calls the method of a run of a scope."""
+    """The name of a run's method in the paper's table, for a run of a scope."""
     own = "teacher" if row["role"] == "teacher" else "student"
     return own if row["method"] == "supervised" else labels.method_name(row["method"])
 
 
 def paper_html(frame: pd.DataFrame, caption: str, metric: str = "last") -> Markup:
-    """Table 1 of the supplement, methods down and pairs across, ours beside each value, or why not.
+    """Table 1 of the supplement, methods down and pairs across, ours next to each, or why not.
 
     The rule `metric` is shown, the others are a click away.
     """
@@ -58,7 +58,7 @@ def paper_html(frame: pd.DataFrame, caption: str, metric: str = "last") -> Marku
 
 
 def _paper_table(ours: dict[tuple[str, str], pd.DataFrame], caption: str, metric: str) -> Markup:
-    """The table by one rule; `ours` are our runs by pair."""
+    """The table for one rule; `ours` are our runs by pair."""
     paper = paper_table()
     cells = {pair: _beside_paper(pair, runs, metric) for pair, runs in ours.items()}
     rows = []
@@ -90,7 +90,7 @@ def _like_the_papers(frame: pd.DataFrame, teacher: str, student: str) -> pd.Data
 
 @functools.cache
 def paper_configs(teacher: str, student: str) -> dict[str, RunConfig]:
-    """What we would run for each row of the paper's table, by the paper's name of it."""
+    """What we would run for each row of the paper's table, by the paper's name for it."""
     names = {labels.method_name(method): method for method in known.methods()}
     kd = RunConfig.create("paper", teacher=teacher, student=student, method="kd")
     configs = {"teacher": kd.teacher_run(), "student": kd.replace(method="supervised")}
@@ -100,7 +100,7 @@ def paper_configs(teacher: str, student: str) -> dict[str, RunConfig]:
 
 
 def _beside_paper(pair: tuple[str, str], runs: pd.DataFrame, metric: str) -> dict[str, Cell]:
-    """Our cells of a pair by the paper's names: error and difference to the paper's, or why not."""
+    """Our cells of a pair by the paper's names: error, difference from the paper's, or why not."""
     ours = {paper_name(row): row for row in comparison.arms(runs, metric).to_dict("records")}
     paper = paper_table()[pair]
     results = {name: minus_constant(summary_of(row), paper[name]) for name, row in ours.items()}

@@ -1,4 +1,4 @@
-"""Numbers, comparisons and remarks as text: a sentence is right whatever the records say."""
+"""Numbers, comparisons and remarks as text: sentences stay right whatever the records say."""
 
 from collections.abc import Iterable, Sequence
 from typing import get_args
@@ -12,15 +12,15 @@ from iekd.report.comparison import comparison, smallest
 from iekd.report.statistics import ALPHA, LEVEL, Outcome, Paired, holm, outcome, paired
 
 SIGNS = dict(zip(get_args(Outcome), ("▼", "▲", "=", "≈", ""), strict=True))
-# What marks a run as unlike its arm, in arms of so many runs: with fewer chance alone would mark
-# some.
+# What marks a run as an outlier of its arm, for arms of at least so many runs: with fewer, chance
+# alone would mark some.
 ROBUST_SDS, ENOUGH = 5, 10
-# Of CIFAR-10, and of its copy that records with an exact error come from (a test counts).
+# Of CIFAR-10, and of the copy that records with an exact error come from (a test counts them).
 TEST_IMAGES, RECOMPRESSED = 10_000, 20
 
 
 def number(value: float, digits: int = 2, signed: bool = False) -> str:
-    """A number for people: true minus sign, em dash for NaN."""
+    """A number for display: true minus sign, em dash for NaN."""
     if pd.isna(value):
         return "—"
     return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}".replace("-", "−")
@@ -44,7 +44,7 @@ def p_text(p: float) -> str:
 
 
 def spread(mean: float, sd: float, digits: int = 2) -> str:
-    """'7.12 ± 0.20', without the deviation where there is none."""
+    """'7.12 ± 0.20', without the deviation if there is none."""
     return number(mean, digits) + ("" if pd.isna(sd) else f" ± {number(sd, digits)}")
 
 
@@ -63,12 +63,12 @@ def compared(
     noun: str = "error",
     brief: bool = False,
 ) -> str:
-    """How an arm stands to a baseline (variants of a scope), in words and numbers.
+    """How an arm compares with a baseline (variants of a scope), in words and numbers.
 
     'a lower error than FT (−0.52 points, 95 % interval [−0.90, −0.14], 5 pairs, p = 0.012)'; 'an
     error equivalent to that of FT (...)'; 'an error that differs inconclusively from that of FT
     (...)'; 'no runs yet'. The rule is `statistics.outcome`, p Holm-corrected over the arms of
-    `runs`. `noun` says what a metric is that is no error; `brief` leaves the test's numbers out.
+    `runs`. `noun` names a metric other than the error; `brief` leaves out the test's numbers.
     """
     errors = by_variant(runs, metric)
     if not {variant, baseline} <= errors.keys():
@@ -87,7 +87,7 @@ def family(
     noun: str = "error",
     brief: bool = False,
 ) -> list[str]:
-    """The same for several pairs (variant, baseline), Holm-corrected over these and no others."""
+    """The same for several pairs (variant, baseline), Holm-corrected over exactly these."""
     errors, students = by_variant(runs, metric), students_of(runs)
     names = dict(zip(students["variant"], students["label"], strict=True))
     results = {(a, b): paired(errors[a], errors[b]) for a, b in pairs if {a, b} <= errors.keys()}
@@ -113,7 +113,7 @@ def phrase(
     noun: str = "error",
     brief: bool = False,
 ) -> str:
-    """A difference in words and numbers; `p` is corrected, `smallest` of interest."""
+    """A difference in words and numbers; `p` is corrected, `smallest` the least of interest."""
     if result.n < 2:
         return f"{TOO_FEW} with {against}"
     digits, unit, article = (2, " points", "an") if noun == "error" else (3, "", "a")
@@ -139,7 +139,7 @@ def gathered(
     metric: str = "last",
     noun: str = "error",
 ) -> str:
-    """How the arms of a table stand to one of them (`variants`: only how these do), counted.
+    """How the arms of a table (or only `variants`) compare with one of them, as counts.
 
     'none of the 6 measures has a lower error than IE-FT; 5 have a higher one, by 0.40 to 1.52
     points (most: KD); 1 is inconclusive'. The outcomes are those of the table.
@@ -147,7 +147,7 @@ def gathered(
     if baseline not in by_variant(runs, metric):
         return NO_RUNS
     table, students = comparison(runs, baseline, metric), students_of(runs)
-    names = dict(zip(students["variant"], students["label"], strict=True))  # those of the page
+    names = dict(zip(students["variant"], students["label"], strict=True))  # those on the page
     table["label"] = table["variant"].map(names).fillna(table["label"])
     against = _in_text(table.loc[table["baseline"], "label"].iloc[0])
     wanted = set(variants) or set(table["variant"])
@@ -171,7 +171,7 @@ def gathered(
 
 
 def _by(rows: pd.DataFrame, noun: str) -> str:
-    """', by 0.40 to 1.52 points (A; B)', of many ' (most: A)': how far from the baseline."""
+    """How far from the baseline: ', by 0.40 to 1.52 points (A; B)', or ' (most: A)' for many."""
     if rows.empty:
         return ""
     digits, unit = (2, " points") if noun == "error" else (3, "")
@@ -182,7 +182,7 @@ def _by(rows: pd.DataFrame, noun: str) -> str:
 
 
 def legend(preset: str) -> str:
-    """What sign and word of a difference in error mean."""
+    """What the sign and the word for a difference in error mean."""
     return (
         f"{SIGNS['lower']} lower, {SIGNS['higher']} higher: corrected p below {ALPHA:g}. "
         f"Otherwise {SIGNS['equivalent']} equivalent: interval within ±{SMALLEST[preset]:g} "
@@ -201,7 +201,7 @@ def phase(runs: pd.DataFrame) -> str:
 
 
 def outliers(runs: pd.DataFrame, metric: str = "last") -> str:
-    """The runs that lie far from the median of their arm; '' without any.
+    """The runs that are far from the median of their arm; '' if there are none.
 
     Far: `ROBUST_SDS` robust standard deviations (1.4826 times the median absolute deviation).
     """
@@ -220,7 +220,7 @@ def outliers(runs: pd.DataFrame, metric: str = "last") -> str:
 
 
 def remark(runs: pd.DataFrame) -> str:
-    """What to know of the test images of CIFAR-10; '' where all are exact, or nothing is known."""
+    """What to know about the test images of CIFAR-10; '' if all are exact, or nothing is known."""
     shift = (runs["last_exact"].astype(float) - runs["last"]).dropna().abs()
     if not len(shift):
         return ""
@@ -232,7 +232,7 @@ def remark(runs: pd.DataFrame) -> str:
 
 
 def version_note(runs: pd.DataFrame, baselines: Sequence[str]) -> str:
-    """How many paired differences are between runs of two versions of PyTorch; '' if none is."""
+    """How many paired differences are between runs of two versions of PyTorch; '' if none."""
     torch = students_of(runs).set_index(["variant", "seed"])["torch"].to_dict()
     pairs = []
     for variant, seed in torch:
@@ -249,6 +249,6 @@ def version_note(runs: pd.DataFrame, baselines: Sequence[str]) -> str:
 
 
 def sweep_command(paths: Iterable[str]) -> str:
-    """A sweep of the grids that hold these runs (paths of records), '' if none does."""
+    """A sweep of the grids that hold these runs (paths of records); '' if none does."""
     grids = holding(paths)
     return f"iekd sweep {' '.join(grids)}" if grids else ""

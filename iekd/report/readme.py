@@ -42,7 +42,7 @@ def markdown(arms: pd.DataFrame) -> str:
 
 
 def compared(table: pd.DataFrame, baseline: str) -> str:
-    """The same for arms beside a baseline (see `iekd.table`)."""
+    """The same for arms compared with a baseline (see `iekd.table`)."""
     heads = ["arm", "n", "error, % (mean ± sd)", f"minus {baseline}, points", "p", "outcome"]
     lines = []
     for row in table.to_dict("records"):
@@ -86,7 +86,7 @@ def readme(frame: pd.DataFrame, preset: str = "class") -> str:
 
 
 def _setting(configs: list[RunConfig], runs: pd.DataFrame) -> str:
-    """What a reader has to know of the runs."""
+    """What a reader needs to know about the runs."""
     config, ft = configs[-1], next(c for c in configs if c.method == "ft")
     size = f" at {config.image_size} × {config.image_size} pixels" if config.image_size else ""
     planned = PLANNED[config.preset]
@@ -110,8 +110,8 @@ def _setting(configs: list[RunConfig], runs: pd.DataFrame) -> str:
 def update_readme(frame: pd.DataFrame, preset: str = "class", path: Path = README) -> Path:
     """Write the headline table between the markers of the checkout's README.md; returns its path.
 
-    Raises `StoreError`, and leaves the file alone, without the runs that it needs, without the
-    file, or without markers in it.
+    Raises `StoreError` and leaves the file alone if the runs that it needs, the file, or its
+    markers are missing.
     """
     table = readme(frame, preset)
     if NO_RUNS in table:

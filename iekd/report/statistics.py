@@ -1,9 +1,9 @@
-"""From seeds to statements: interval, paired difference, correction, power, and what is shown.
+"""From seeds to statements: interval, paired difference, correction, power, and conclusion.
 
-All values are test errors in percent unless said otherwise. Seeds are treated as independent; yet
-the runs with seeds k and k + `teachers` (a field of a run) learn from the same teacher, so with
-more seeds than teachers the intervals may be too narrow. What holds for these teachers need not
-hold for others.
+All values are test errors in percent unless said otherwise. Seeds are treated as independent, but
+runs with seeds k and k + `teachers` (a field of a run) learn from the same teacher, so with more
+seeds than teachers the intervals may be too narrow. What holds for these teachers need not hold for
+others.
 """
 
 from collections.abc import Iterable
@@ -17,10 +17,10 @@ from scipy.optimize import brentq
 Outcome = Literal["lower", "higher", "equivalent", "inconclusive", ""]
 
 LEVEL, ALPHA = 0.95, 0.05
-# Below this, a spread (in percent) is rounding: test errors come in steps of one image, 0.01 % at
-# the finest.
+# Below this, a spread (in percent) is rounding error: test errors come in steps of one image, at
+# least 0.01 %.
 _NO_SPREAD = 1e-9
-# Of two values the t-interval is wider than anything it could tell: none is given.
+# With two values the t-interval is too wide to be informative: none is given.
 LEAST = 3
 
 
@@ -34,7 +34,7 @@ class Summary(NamedTuple):
     high: float
 
     def within(self, least: float, most: float) -> Self:
-        """The same, its interval cut at what the mean can be: an error lies in 0 to 100."""
+        """The same, with the interval clipped to possible means: an error lies in 0 to 100."""
         return self._replace(low=max(self.low, least), high=min(self.high, most))
 
 
@@ -52,7 +52,7 @@ class Paired(NamedTuple):
 def summary(values: Iterable[float]) -> Summary:
     """Summary of the finite values.
 
-    The sd of fewer than two is NaN, the interval of fewer than three, the mean of none.
+    NaN: the sd of fewer than two, the interval of fewer than three, the mean of none.
     """
     x = np.asarray(list(values), dtype=float)
     x = x[np.isfinite(x)]
@@ -68,9 +68,9 @@ def summary(values: Iterable[float]) -> Summary:
 def paired(a: pd.Series, b: pd.Series) -> Paired:
     """Paired comparison a - b of two series indexed by seed, on the seeds where both are finite.
 
-    With fewer than two pairs sd and p are NaN, with fewer than three the interval. Equal inputs
-    give difference 0 and p = 1. A constant difference other than 0 has no spread to test against:
-    interval and p are then NaN. Raises `ValueError` if a seed occurs twice.
+    With fewer than two pairs, sd and p are NaN; with fewer than three, so is the interval. Equal
+    inputs give difference 0 and p = 1. A constant difference other than 0 has no spread to test
+    against: interval and p are then NaN. Raises `ValueError` if a seed occurs twice.
     """
     for index in (a.index, b.index):
         if index.has_duplicates:
@@ -99,19 +99,19 @@ def minus_constant(s: Summary, value: float) -> Paired:
 
 
 def by_teacher(values: pd.Series, teachers: int) -> pd.Series:
-    """One value a teacher, by its seed: the mean over its students, k modulo `teachers`.
+    """One value per teacher, by its seed: the mean over its students, k modulo `teachers`.
 
-    Students of one teacher share its luck. Tested against it one pair a student, many students of
-    few teachers look like more evidence than they are: compared with the teacher, the teacher is
+    Students of one teacher share its luck. With one pair per student, many students of few teachers
+    would look like more evidence than they are, so in comparisons with the teacher, the teacher is
     the unit.
     """
     return values.groupby(values.index % teachers).mean()
 
 
 def holm(pvalues: Iterable[float]) -> np.ndarray:
-    """Holm-corrected p-values in the order given; NaN (nothing tested) stays and does not count."""
+    """Holm-corrected p-values in the given order; NaN (not tested) stays NaN and is not counted."""
     p = np.asarray(list(pvalues), dtype=float)
-    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaN is sorted to the end
+    order = np.argsort(p)[: np.isfinite(p).sum()]  # NaNs are sorted to the end
     corrected = np.full_like(p, np.nan)
     stepwise = p[order] * np.arange(len(order), 0, -1)
     corrected[order] = np.minimum(np.maximum.accumulate(stepwise), 1.0)
@@ -119,20 +119,20 @@ def holm(pvalues: Iterable[float]) -> np.ndarray:
 
 
 def power(effect: float, n: int, alpha: float = ALPHA) -> float:
-    """Probability that a two-sided paired t-test of `n` pairs sees a difference of `effect` sds."""
+    """Probability that a two-sided paired t-test on `n` pairs detects an effect of `effect` sds."""
     limit, shift = float(stats.t.isf(alpha / 2, n - 1)), abs(effect) * n**0.5
     return float(stats.nct.sf(limit, n - 1, shift) + stats.nct.sf(limit, n - 1, -shift))
 
 
 def detectable(n: int, alpha: float = ALPHA, wanted: float = 0.8) -> float:
-    """The difference, in standard deviations, that `n` pairs see with the `wanted` power."""
+    """The difference, in standard deviations, that `n` pairs detect with the `wanted` power."""
     return float(brentq(lambda effect: power(effect, n, alpha) - wanted, 1e-6, 1e3))
 
 
 def pairs_needed(effect: float, alpha: float = ALPHA, wanted: float = 0.8) -> int:
-    """The smallest number of pairs that sees a difference of `effect` sds with the `wanted` power.
+    """The smallest number of pairs that detects a difference of `effect` sds with `wanted` power.
 
-    Raises `ValueError` for no effect, which no number of pairs sees.
+    Raises `ValueError` for an effect of zero, which no number of pairs detects.
     """
     if not abs(effect) > 0:
         way_out = "name the smallest difference of interest"
@@ -144,14 +144,14 @@ def pairs_needed(effect: float, alpha: float = ALPHA, wanted: float = 0.8) -> in
 
 
 def outcome(result: Paired, corrected_p: float, smallest: float = 0.0) -> Outcome:
-    """What a comparison a - b shows: the one rule for word, sign and colour wherever it is printed.
+    """What a comparison a - b shows: the one rule for its word, sign and colour everywhere.
 
     'lower' or 'higher' (of a): the corrected p is below 5 %; else 'equivalent': the 95 % interval
     lies inside ±`smallest`, the smallest difference of interest; else 'inconclusive', which is a
-    result and no proof of equality. '' for fewer than two pairs.
+    result but not a proof of equality. '' for fewer than two pairs.
     """
     if result.n < 2:
         return ""
-    if corrected_p < ALPHA:  # NaN is not
+    if corrected_p < ALPHA:  # false for NaN
         return "lower" if result.difference < 0 else "higher"
     return "equivalent" if max(-result.low, result.high) < smallest else "inconclusive"

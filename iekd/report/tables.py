@@ -1,7 +1,7 @@
 """The tables of results: a grid's arms, the paper's table with ours, and the page of records.
 
 An arm without records keeps its row and says "no runs yet", so that what is missing is as visible
-as what is there.
+as what is available.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ from iekd.report.html import Cell
 from iekd.report.phrases import number
 from iekd.report.statistics import LEVEL, Summary
 
-# How the epoch is chosen, as the tabs of a table say it.
+# How the epoch is chosen, as written on the tabs of a table.
 RULES = {
     "last": "last epoch",
     "val_selected": "selected on validation",
@@ -29,18 +29,18 @@ RULES = {
     "last_exact": "last epoch, exact images",
 }
 NO_VALIDATION = "no validation images"
-# Columns of the CSV file of runs: beside these the arm, the seed and METRICS.
+# Columns of the CSV file of runs, in addition to the arm, the seed and METRICS.
 MEASURED = ("last_train", "cka_inherit", "cka_explore", "cka_teacher", "rise_validation")
 
 
 def summary_cell(row: Mapping[str, Any], s: Summary, digits: int = 2) -> Cell:
-    """A summary over runs of the arm of `row`: mean and spread, a link; below n and interval."""
+    """A summary over runs of the arm of `row`: mean and spread, a link; below, n and interval."""
     below = f"n = {s.n}, {phrases.interval(s.low, s.high, digits=digits)}"
     return Cell(phrases.spread(s.mean, s.sd, digits), [below], href=labels.record_link(row))
 
 
 def record_cell(path: str, value: float) -> Cell:
-    """A number of one run, which leads to its record; of a missing one nothing does."""
+    """A number of one run, linked to its record; a missing number has no link."""
     return Cell(number(value), href="" if pd.isna(value) else record_address(path))
 
 
@@ -66,7 +66,7 @@ def _difference_cell(row: Mapping[str, Any] | None) -> Cell:
 
 
 def difference_lines(row: Mapping[str, Any]) -> list[str]:
-    """The lines of a difference (a row of `comparison`): with its word; interval; pairs and p."""
+    """The lines of a difference (a row of `comparison`): value and word; interval; pairs and p."""
     if row["baseline"]:
         return ["baseline"]
     if row["pairs"] == 0:
@@ -89,8 +89,8 @@ def grid_html(
 ) -> Markup:
     """A grid of one pair: the teacher, then the arms in the grid's order, and their differences.
 
-    These are paired, to the `baselines` (variants). The rule `metric` is shown, the others are a
-    click away; below stand the runs as CSV and the command that makes them: a sweep, else
+    Differences from the `baselines` (variants) are paired. The rule `metric` is shown, the others
+    are a click away; below are the runs as CSV and the command that makes them: a sweep, else
     `command`.
     """
     runs, names = grid_runs(frame, configs), labels.names_of(configs)
@@ -111,7 +111,7 @@ def _grid_table(
     metric: str,
     baselines: Sequence[str],
 ) -> Markup:
-    """The table by one rule: the arms by role and variant, with or without runs.
+    """The table for one rule: the arms by role and variant, with or without runs.
 
     Differences come first: a phone shows no more than two columns at once.
     """
@@ -143,7 +143,7 @@ def _grid_table(
 
 
 def _training_errors(runs: pd.DataFrame) -> dict[tuple[str, str], list[str]]:
-    """What stands below a test error, by role and variant; nothing where it is not on record."""
+    """What goes below a test error, by role and variant; nothing if it is not on record."""
     known = runs.dropna(subset=["last_train"]) if "last_train" in runs else runs[:0]
     means = {arm: of["last_train"].mean() for arm, of in known.groupby(["role", "variant"])}
     return {arm: [f"training {number(mean)}"] for arm, mean in means.items()}
@@ -155,7 +155,7 @@ Rows = dict[tuple[str, str], dict[str, Any]]
 def rows_of(
     runs: pd.DataFrame, metric: str, baselines: Iterable[str]
 ) -> tuple[Rows, dict[str, Rows]]:
-    """By role and variant: the arms of a scope, and their differences to each baseline."""
+    """By role and variant: the arms of a scope, and their differences from each baseline."""
 
     def by_arm(table: pd.DataFrame) -> Rows:
         return {(row["role"], row["variant"]): row for row in table.to_dict("records")}
@@ -167,7 +167,7 @@ def rows_of(
 
 
 def rules(runs: pd.DataFrame, first: str) -> list[str]:
-    """The rules that a table is shown by: exact test images only where there are others."""
+    """The rules for which a table is shown: exact test images only if there are others."""
     exact = runs["last_exact"].notna().any()
     known = [rule for rule in RULES if rule != "last_exact" or exact]
     return list(dict.fromkeys([first, *known]))
@@ -199,7 +199,7 @@ def block(
     command: str = "",
     *notes: str,
 ) -> Markup:
-    """One table by several rules, its runs as CSV, the command that makes them, and remarks."""
+    """One table for several rules, its runs as CSV, the command that makes them, and remarks."""
     students = students_of(runs)["path"]
     sweep = phrases.sweep_command(students if len(students) else [c.path for c in configs])
     below = foot(runs, caption, sweep or command, _joined([*notes, phrases.remark(runs)]))
@@ -207,7 +207,7 @@ def block(
 
 
 def foot(frame: pd.DataFrame, caption: str, command: str = "", remark: str = "") -> Markup:
-    """What stands below every table of results: its data as CSV, what makes them, and a remark."""
+    """What goes below every table of results: its data as CSV, what makes them, and a remark."""
     name = sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:60].rstrip("-")
     parts = [csv_link(frame, f"{name}.csv")] if len(frame) else []
     parts += [html.command(command)] if command else []
@@ -216,7 +216,7 @@ def foot(frame: pd.DataFrame, caption: str, command: str = "", remark: str = "")
 
 
 def csv_link(frame: pd.DataFrame, name: str = "runs.csv") -> Markup:
-    """The data of a table as CSV: of runs one row each (about 150 bytes), else the whole frame."""
+    """The data of a table as CSV: one row per run (about 150 bytes), else the whole frame."""
     if "hash" not in frame:
         return html.csv_link(frame, name)
     wanted = (*ARM, "seed", *METRICS, *MEASURED, "seconds", "device", "hash")
@@ -225,8 +225,8 @@ def csv_link(frame: pd.DataFrame, name: str = "runs.csv") -> Markup:
 
 
 def record_index_html(frame: pd.DataFrame) -> Markup:
-    """A heading for every pair of networks, below it a fold for every arm: the command, and errors
-    and record by seed. A link to an arm's `anchor`, which lies within, unfolds it.
+    """A heading for every pair of networks, with a fold for every arm: the command, and errors and
+    record by seed. A link to an arm's `anchor`, which is inside, unfolds it.
     """
     parts, pair = [], ""
     for _, runs in frame.sort_values([*ARM, "seed"]).groupby(ARM):

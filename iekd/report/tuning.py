@@ -1,8 +1,8 @@
-"""A method's weights: what one means on maps of another size, and how they were chosen.
+"""A method's weights: what they mean on maps of another size, and how they were chosen.
 
-Chosen is, of a small grid, the one with the lowest validation error. Test errors play no part in
-it. The grid (runs/tuning.yaml) gives every method the same budget: its usual weights times 0.3, 1
-and 3, one pilot seed.
+From a small grid, the one with the lowest validation error is chosen. Test errors play no part. The
+grid (runs/tuning.yaml) gives every method the same budget: its usual weights times 0.3, 1 and 3,
+with one pilot seed.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from iekd.networks import feature_shapes
 from iekd.report.labels import method_name
 
 # A term grows with this power of the number of positions of the feature maps that it compares: a
-# mean over the positions of maps of unit length, a mean over the numbers of factors of unit length,
-# a sum. Other weights mean the same on maps of any size, but for NST's, which has no such law.
+# mean over the positions of maps of unit length, a mean over the values of factors of unit length,
+# a sum. Other weights mean the same on maps of any size, except for NST's, which has no such law.
 SIZE_LAW = {"at_weight": -1.0, "od_weight": 1.0, "ab_weight": 1.0}
 SIZE_LAW |= dict.fromkeys(("ft_weight", "inherit_weight", "explore_weight"), -0.5)
-PAPER_SIDE = data.FACTS["cifar10"].side  # pixels, for which weights were published
+PAPER_SIDE = data.FACTS["cifar10"].side  # pixels; weights were published for this size
 
 
 def weights(config: RunConfig) -> dict[str, float]:
@@ -31,14 +31,14 @@ def weights(config: RunConfig) -> dict[str, float]:
 
 
 def map_side(config: RunConfig, pixels: int = 0) -> int:
-    """Side of the student's last feature map, for the run's own images or for `pixels` a side."""
+    """Side of the student's last feature map, for the run's own images or side `pixels`."""
     side = pixels or config.image_size or data.FACTS[config.dataset].side
     shapes = feature_shapes(config.student, (3, side, side))
     return [shape for name, shape in shapes.items() if name.startswith("stage")][-1][-1]
 
 
 def size_note(configs: Sequence[RunConfig]) -> str:
-    """How much more or less than in the paper the weights of these runs count; '' if none does."""
+    """How much more or less the weights of these runs count than in the paper; '' if none does."""
     if not configs or data.has_boxes(configs[0].dataset):  # the paper's detector is not known
         return ""
     ours, theirs = map_side(configs[0]), map_side(configs[0], PAPER_SIDE)
@@ -54,11 +54,11 @@ def size_note(configs: Sequence[RunConfig]) -> str:
 
 
 def search(frame: pd.DataFrame, configs: Sequence[RunConfig]) -> pd.DataFrame:
-    """One row a run of the grid: method, label, weights (text), error (validation, last
+    """One row per run of the grid: method, label, weights (text), error (validation, last
     epoch, percent; NaN without a record), usual (nothing differs from the preset), chosen, edge
     (chosen, and the grid ends there).
 
-    Chosen is the lowest error, the usual weight among equals; nothing while a run is missing.
+    The lowest error is chosen, with ties to the usual weight; nothing while a run is missing.
     """
     errors = frame.set_index("path")["last_validation"] if len(frame) else pd.Series(dtype=float)
     paths = pd.Series([c.path for c in configs])

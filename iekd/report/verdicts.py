@@ -1,4 +1,4 @@
-"""What the records say of the claims: one verdict a claim, and the board that shows them."""
+"""What the records say about the claims: one verdict per claim, and the board that shows them."""
 
 from collections.abc import Container, Mapping, Sequence
 from typing import Any
@@ -20,8 +20,8 @@ from iekd.report.tables import foot
 
 # The command that makes the runs of all grids of a preset.
 SWEEPS = {"class": "iekd sweep runs/*.yaml", "paper": "iekd sweep runs/paper/*.yaml"}
-# What an outcome (`statistics.outcome`) means for a claim that says "lower"; and for the paper's
-# claims about its own pair and recipe.
+# What an outcome (`statistics.outcome`) means for a claim of "lower", and for the paper's claims
+# about its own pair and recipe.
 WORDS = {"lower": "supported", "higher": "contradicted"}
 PAPERS_OWN = {"lower": "reproduced", "higher": "not reproduced"}
 # The verdicts and their signs.
@@ -37,17 +37,17 @@ def board(
     metric: str = "last",
     **setting: Any,
 ) -> pd.DataFrame:
-    """One row a claim: its verdict, by `decisive` and `decide`, and the contrast that decides.
+    """One row per claim: its verdict, by `decisive` and `decide`, and the contrast that decides.
 
     Columns: id, preset, sentence, source, verdict, metric ('' = test error), effect (a - b,
-    percentage points or the unit of that metric), low, high, n (pairs; against the teacher a pair
-    is a teacher with its students), p, p_holm (corrected over the tested claims; an open
-    one has neither), two_versions (pairs made with different versions of PyTorch), rival, note,
-    links, kept (`contrast.kept`). `setting` changes fields of the preset in every arm, `metric` the
-    column that claims about errors look at.
+    percentage points or the unit of that metric), low, high, n (pairs; against the teacher, a pair
+    is a teacher with its students), p, p_holm (corrected over the tested claims; an open one has
+    neither), two_versions (pairs made with different versions of PyTorch), rival, note, links, kept
+    (`contrast.kept`). `setting` changes fields of the preset in every arm, `metric` the column that
+    claims about errors use.
 
     An outcome is in favour of the claim, "supported", or against it, "contradicted"; or
-    "reproduced" and "not reproduced" where the paper claims it of its own pair and recipe (preset
+    "reproduced" and "not reproduced" where the paper claims it for its own pair and recipe (preset
     paper, no `setting`) and the arm is not `rebuilt`.
     """
     tested = [examine(frame, claim, preset, metric, **setting) for claim in claims]
@@ -96,10 +96,9 @@ def decisive(contrasts: Sequence[Contrast]) -> tuple[int, float]:
 def decide(tested: Tested, index: int, p: float, planned: int, bound: float) -> tuple[str, str]:
     """The outcome by the decisive contrast, "open" or "not tested"; and what it still lacks.
 
-    A rival that is better settles a claim, whatever becomes of the others. Else every arm needs its
-    planned seeds, and every rival has to be there; and equivalent is only what is equivalent to
-    every rival. The pilot's seeds, which are shown where there are no others, are too few to
-    decide.
+    A better rival settles a claim, whatever the others show. Otherwise every arm needs its planned
+    seeds, every rival must have runs, and only an arm equivalent to every rival is equivalent. The
+    pilot's seeds, which are shown if there are no others, are too few to decide.
     """
     if not tested.contrasts:
         return "not tested", ""
@@ -129,7 +128,7 @@ def _evidence_of(tested: Tested, index: int, p: float, p_holm: float) -> dict[st
 
 
 def _other(contrasts: Sequence[Contrast], index: int, digits: int) -> str:
-    """Of two rivals the one that does not decide, in numbers."""
+    """Of two rivals, the one that does not decide, in numbers."""
     if len(contrasts) != 2:
         return ""
     other = contrasts[1 - index]
@@ -139,7 +138,7 @@ def _other(contrasts: Sequence[Contrast], index: int, digits: int) -> str:
 
 
 def _size(verdict: str, result: Paired, bound: float) -> str:
-    """How a difference compares with the smallest one of interest, where there is one (`bound`)."""
+    """How a difference compares with the smallest one of interest (`bound`), if there is one."""
     if verdict == "equivalent":
         return f"interval within ±{bound:g}"
     if verdict == "inconclusive" or min(abs(result.low), abs(result.high)) >= bound:
@@ -150,7 +149,7 @@ def _size(verdict: str, result: Paired, bound: float) -> str:
 def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
     """The board as a table: claim, verdict (sign and word), evidence with links, source.
 
-    Some of the claims of a family, which repeat its board, are folded. `command` makes the runs.
+    Some claims of a family, which repeat its board, are folded. `command` makes the runs.
     """
     preset = table["preset"].iloc[0]
     rows = []
@@ -188,8 +187,8 @@ def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
 
 
 def usual_configs(preset: str, ids: Container[str]) -> list[RunConfig]:
-    """The methods that the claims with these ids are about, at their usual weights; but for claims
-    about other data sets, whose feature maps have other shapes.
+    """The methods that the claims with these ids are about, at their usual weights; except for
+    claims about other data sets, whose feature maps have other shapes.
     """
     about = [claim for claim in CLAIMS if claim.id in ids]
     named = [arm for claim in about if claim.a for arm in (claim.a, *claim.b)]
@@ -198,12 +197,12 @@ def usual_configs(preset: str, ids: Container[str]) -> list[RunConfig]:
 
 
 def _regime(row: Mapping[str, Any]) -> list[str]:
-    """What stands below a verdict whose student under-fits."""
+    """What goes below a verdict whose student under-fits."""
     return ["under-fit"] if row["kept"] > 0.5 and row["verdict"] != "not tested" else []
 
 
 def pairs(row: Mapping[str, Any]) -> str:
-    """'20 pairs, p = 0.012', of a row of the board; an open claim has no p."""
+    """'20 pairs, p = 0.012', for a row of the board; an open claim has no p."""
     unit = "teachers" if row["rival"] == label(TEACHER) else "pairs"
     return f"{row['n']} {unit}" + ("" if pd.isna(row["p_holm"]) else f", {p_text(row['p_holm'])}")
 

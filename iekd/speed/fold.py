@@ -1,9 +1,9 @@
 """Batch normalisation folded into the convolution before it: in a frozen network it is a linear map
-with constants.
+with constant coefficients.
 
 gamma (W * x + b - mean) / sqrt(var + eps) + beta  =  W' * x + b',  with  W' = s W,  b' = s (b -
-mean) + beta,  s = gamma / sqrt(var + eps) for each output channel. The result differs by rounding
-only; a ResNet is rid of a third of its passes over memory.
+mean) + beta,  s = gamma / sqrt(var + eps) for each output channel. The result differs only by
+rounding; a ResNet saves a third of its passes over memory.
 """
 
 import copy
@@ -14,12 +14,12 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 
 def fold(network: nn.Module) -> nn.Module:
-    """A copy in eval mode, without gradient, in which every pair convolution -> BN is one
-    convolution with bias; `network` stays.
+    """A copy in eval mode, without gradients, in which every pair convolution -> BN is one
+    convolution with bias; `network` is not changed.
 
-    Only a BN that alone reads its convolution is folded: one after a sum or after a shared tensor
-    (pre-activation networks) stays. Features and logits, by the same names, differ by float32
-    rounding. The network must be traceable by torch.fx (no branch on values).
+    A BN is folded only if nothing else reads its convolution: one after a sum or after a shared
+    tensor (pre-activation networks) stays. Features and logits keep their names and differ by
+    float32 rounding. The network must be traceable by torch.fx (no branch on values).
     """
     folded = copy.deepcopy(network).eval().requires_grad_(False)
     modules = dict(folded.named_modules())

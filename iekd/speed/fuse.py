@@ -1,7 +1,7 @@
 """ReLU and residual sum computed inside the convolution before them, in frozen networks on a CPU.
 
-oneDNN applies both while a convolution's result is still in the cache; as operators of their own
-each is a pass over memory. The result differs by rounding at most.
+oneDNN applies both while a convolution's result is still in the cache; as separate operators, each
+is a pass over memory. The result differs at most by rounding.
 """
 
 import operator
@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 RELU = (F.relu, torch.relu)
-# What torch.compile's CPU backend calls as well. Without it (a build without oneDNN, another name
+# torch.compile's CPU backend calls this as well. Without it (a build without oneDNN, another name
 # in another version) nothing is fused.
 AVAILABLE = torch.backends.mkldnn.is_available() and hasattr(
     torch.ops.mkldnn, "_convolution_pointwise"
@@ -26,7 +26,7 @@ class FusedConv(nn.Module):
     def __init__(self, convolution: nn.Conv2d, relu: bool):
         super().__init__()
         self.convolution, self.relu = convolution, "relu" if relu else "none"
-        # the weight in the order that oneDNN likes best, made at the first call
+        # the weight in oneDNN's preferred layout, made at the first call
         self.packed: Tensor | None = None
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
@@ -45,11 +45,11 @@ class FusedConv(nn.Module):
 
 
 def fuse(network: nn.Module) -> nn.Module:
-    """A copy of a frozen network for a CPU, convolutions fused with what follows; features and
-    logits by the same names.
+    """A copy of a frozen network for a CPU, with convolutions fused with what follows; features and
+    logits keep their names.
 
-    A sum or a ReLU is fused where it alone reads what comes before it. The network must be
-    traceable by torch.fx. One that is not in float32, or a torch without oneDNN, is left as it is.
+    A sum or a ReLU is fused if nothing else reads its input. The network must be traceable by
+    torch.fx. A network that is not in float32 is left as it is, and so is any without oneDNN.
     """
     if not AVAILABLE or next(network.parameters()).dtype != torch.float32:
         return network
@@ -67,14 +67,14 @@ def fuse(network: nn.Module) -> nn.Module:
 
 
 def _modules(traced: fx.GraphModule) -> Iterator[tuple[fx.Node, nn.Module]]:
-    """The calls of modules, each with its module as it is by then."""
+    """The calls of modules, each with its module as it is at that point."""
     for node in list(traced.graph.nodes):
         if node.op == "call_module":
             yield node, traced.get_submodule(node.target)
 
 
 def _fuse_one(traced: fx.GraphModule, node: fx.Node, convolution: nn.Conv2d) -> None:
-    """Replace a convolution and what follows it by one `FusedConv`, where the last stood."""
+    """Replace a convolution and what follows it by one `FusedConv`, in the place of the last."""
     last: Any = node
     inputs: tuple = (node.args[0],)
     after = _only_user(last)

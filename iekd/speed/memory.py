@@ -1,22 +1,22 @@
-"""The allocator of a process that trains on a CPU: freed memory is kept for the next step, and lies
-in huge pages.
+"""The allocator of a process that trains on a CPU: freed memory is kept for the next step and is in
+huge pages.
 
-Every step needs the same tensors again. By default glibc gives large ones back to the system when
-they are freed, and each new page is cleared by the kernel and looked up one by one: on two cores up
-to a quarter of a small network's step.
+Every step needs the same tensors again. By default glibc returns large ones to the system when they
+are freed, and the kernel clears and looks up each new page one by one: on two cores, up to a
+quarter of a small network's step.
 """
 
 import ctypes
 
-# Read by glibc when a process starts, so only processes that we start can have it (of `iekd sweep`
-# and `iekd bench`). Linux only.
+# Read by glibc when a process starts, so only processes that we start can have it (those of `iekd
+# sweep` and `iekd bench`). Linux only.
 HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT = 2**30  # bytes
 
 
 def keep() -> None:
-    """From now on freed memory stays with this process; does nothing without glibc."""
+    """From now on, freed memory stays with this process; does nothing without glibc."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(M_TRIM_THRESHOLD, KEPT)
@@ -26,7 +26,7 @@ def keep() -> None:
 
 
 def peak() -> int:
-    """Largest resident size of this process so far, in MB; 0 where the system does not tell."""
+    """Largest resident size of this process so far, in MB; 0 if the system does not report it."""
     try:
         import resource
     except ImportError:

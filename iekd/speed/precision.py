@@ -1,4 +1,4 @@
-"""What a run computes in: float32, TensorFloat-32 (a GPU's float32 with ten bits of mantissa in
+"""The precision of a run: float32, TensorFloat-32 (a GPU's float32 with ten bits of mantissa in
 convolutions and products), or bfloat16 where it is safe: convolutions and matrix products of the
 networks. Parameters, normalisation and losses stay in float32.
 
@@ -17,19 +17,19 @@ from iekd.networks import Output
 
 
 def set_tf32(precision: str) -> None:
-    """From now on this process computes float32 in TF32 on a GPU, or strictly not. PyTorch's own
-    choice is TF32 for convolutions only.
+    """From now on, this process computes float32 in TF32 on a GPU, or strictly not. PyTorch's
+    default is TF32 for convolutions only.
 
-    It holds for the whole process: make a run, then train it, before one of another precision is
-    made (packs have one precision).
+    This holds for the whole process: make a run, then train it, before making one of another
+    precision (packs have a single precision).
     """
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Whatever the caller has asked PyTorch for, a run comes out the same: no gradients, autocast,
-    another default type or device.
+    """Inside, a run comes out the same whatever the caller has set in PyTorch: no gradients,
+    autocast, another default type or device.
     """
     dtype = torch.get_default_dtype()
     with ExitStack() as asked:

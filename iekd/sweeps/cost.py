@@ -1,4 +1,4 @@
-"""What runs cost, to order them and to guess the time left; it is not to report."""
+"""What runs cost: used to order them and to estimate the time left, not for reporting."""
 
 import functools
 from collections.abc import Sequence
@@ -11,10 +11,10 @@ from iekd.config import RunConfig
 
 
 def cost(config: RunConfig) -> float:
-    """About how many floating-point operations the training takes.
+    """Roughly how many floating-point operations the training takes.
 
-    The gradient costs twice the forward pass; a teacher has only the latter. The second of two
-    networks that are trained together costs nothing more.
+    The gradient costs twice the forward pass; a teacher only does the latter. The second of two
+    networks trained together adds no cost.
     """
     if "first" in config.parents():
         return 0.0
@@ -42,21 +42,21 @@ def flops(network: str, dataset: str, side: int) -> int:
 
 def in_order(grids: Sequence[list[RunConfig]], needed: dict[str, RunConfig]) -> list[RunConfig]:
     """Order by grid, then seed (an interrupted sweep leaves complete comparisons), then by the
-    longest chain of runs that wait for each other, longest first.
+    longest chain of runs that wait for one another, longest first.
 
-    `needed`: what is to be trained of the grids' runs and their parents, parents first.
+    `needed`: what remains to be trained of the grids' runs and their parents, parents first.
     """
-    # The turn of a run: grid and seed of the first run that needs it.
+    # A run's place in the order: grid and seed of the first run that needs it.
     turn: dict[str, tuple[int, int]] = {}
     for number, configs in enumerate(grids):
         for config in configs:
             turn.setdefault(config.path, (number, config.seed))
 
-    # The cost of the longest chain that waits for a run, with itself; children before parents.
+    # The cost of the longest chain that waits for a run, including itself; children before parents.
     chain = dict.fromkeys(needed, 0.0)
     for path, config in reversed(needed.items()):
         chain[path] += cost(config)
-        # A parent of finished runs only comes last.
+        # A parent whose children are all finished comes last.
         turn.setdefault(path, (len(grids), config.seed))
         for parent in config.parents().values():
             if parent.path in needed:

@@ -1,4 +1,4 @@
-"""One process of a sweep: a run by the command that its record names, or several as a pack."""
+"""One process of a sweep: a run by the command in its record, or several as a pack."""
 
 import os
 import re
@@ -16,18 +16,18 @@ from iekd.records import store
 from iekd.speed import memory
 from iekd.training import checkpoint, locks, signals
 
-# In the bar of a run: epochs done, and all.
+# In the bar of a run: epochs done and total.
 EPOCHS = re.compile(rb"(\d+)/(\d+) \[[^\]]*epoch")
-# Without the current folder, where a person's random.py may lie.
+# Without the current folder, which may contain somebody's random.py.
 PYTHON = [sys.executable, "-P"]
-# Exit statuses of a process that was asked to stop, and negative: that died before it could answer.
+# Exit statuses of a process that was asked to stop; negative if it died before it could respond.
 STOPPED = {status for number in signals.SIGNALS for status in (128 + number, -number)}
 
 
 class Outcome(NamedTuple):
     """How a run of a sweep ended.
 
-    state: 'loaded' (its record was there), 'done', 'failed', 'stopped' (begun) or 'pending'.
+    state: 'loaded' (its record existed), 'done', 'failed', 'stopped' (unfinished) or 'pending'.
     """
 
     config: RunConfig
@@ -41,22 +41,22 @@ class Outcome(NamedTuple):
 
 
 class Child(NamedTuple):
-    """A process with its run, or with several; the first gives the log its name."""
+    """A process with its run or runs; the log is named after the first."""
 
     configs: list[RunConfig]
     process: subprocess.Popen
     began: float
-    # Bytes of the log that were there before.
+    # Bytes that were in the log before.
     said: int
 
     @property
     def title(self) -> str:
-        """What the bar calls it."""
+        """Its name in the bar."""
         first, *others = self.configs
         return f"{first.variant} seed {first.seed}" + (f" and {len(others)} more" if others else "")
 
     def log(self) -> bytes:
-        """What it has said so far."""
+        """Its output so far."""
         try:
             with log_path(self.configs[0]).open("rb") as file:
                 file.seek(self.said)
@@ -65,7 +65,7 @@ class Child(NamedTuple):
             return b""
 
     def progress(self) -> tuple[float, float]:
-        """The share of its epochs that checkpoints held when it began, and the share done now."""
+        """The share of its epochs in checkpoints when it began, and the share done now."""
         bars = EPOCHS.findall(self.log())
         if not bars:
             return 0.0, 0.0
@@ -89,10 +89,10 @@ class Child(NamedTuple):
         return self._failure(config)
 
     def _failure(self, config: RunConfig) -> Outcome | None:
-        """The last line of the log; of a pack's, the last about this run."""
+        """The last line of the log; for a pack, the last one about this run."""
         lines = self.log().decode(errors="replace").strip().splitlines()
         if len(self.configs) > 1:
-            # The colon ends the path: seed1 is not seed10.
+            # The colon ends the path, so that seed1 does not match seed10.
             about = [line for line in lines if f"{config.path}:" in line]
             if about and about[-1].endswith(locks.BUSY):
                 return None
@@ -101,14 +101,14 @@ class Child(NamedTuple):
 
 
 def log_path(config: RunConfig) -> Path:
-    """Where a sweep writes the output of a run: appended, for two sweeps may try the same run."""
+    """Where a sweep writes the output of a run: appended, as two sweeps may try the same run."""
     return store.cache_folder() / f"{config.path}.log"
 
 
 def start(configs: list[RunConfig], jobs: int, analyse: bool = False) -> Child:
     """Start a process for one run or a pack, with an equal share of the cores for each of `jobs`.
 
-    Output goes to the log of the first run. Raises `OSError`, and `StoreError` for no cache.
+    Output goes to the log of the first run. Raises `OSError`, and `StoreError` without a cache.
     """
     if len(configs) == 1:
         words = [*shlex.split(configs[0].command())[1:], "--no-wait"]
@@ -130,5 +130,5 @@ def start(configs: list[RunConfig], jobs: int, analyse: bool = False) -> Child:
 
 
 def cores() -> int:
-    """Cores that this process may use: of a cluster node often not all."""
+    """The number of cores that this process may use: on a cluster node, often not all."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""Running grids: every run in a process of its own, parents first, until all are done.
+"""Running grids: every run in its own process, parents first, until all are done.
 
-Or until the time is over, or a signal comes. Nothing is kept but records and checkpoints, so a
-sweep that ended in any way goes on with the same command, and any number of sweeps, on any number
+Or until the time is up, or a signal arrives. Only records and checkpoints are kept, so a sweep can
+always be continued with the same command, however it ended, and any number of sweeps, on any number
 of machines, can work on one store.
 """
 
@@ -24,9 +24,9 @@ from iekd.training import locks, runner, signals
 from iekd.training.pack import in_step
 
 POLL_SECONDS = 0.1
-# Until the bar is drawn again, on a terminal and in a file.
+# Interval for redrawing the bar, on a terminal and in a file.
 SHOW_SECONDS = {True: 1.0, False: 60.0}
-# Until a run that another process trains is looked at again.
+# Interval for checking a run that another process trains.
 LOOK_AGAIN_SECONDS = 2.0
 
 
@@ -39,21 +39,21 @@ def sweep(
 ) -> list[Outcome]:
     """Finish all runs and their parents; the runs of a grid come before those of the next.
 
-    A failed run is reported and does not stop the others; those that need it are reported as
-    failed too, and so is one whose record is damaged. Parents of finished runs whose record is
-    gone are made again. A run that another process trains is left to it.
+    A failed run is reported and does not stop the others; runs that need it are reported as failed
+    too, and so is one whose record is damaged. Parents of finished runs are trained again if their
+    record is gone. A run that another process trains is left to it.
 
     Args:
         jobs: processes at a time, each with an equal share of the cores.
-        time_limit: seconds; then, or when a signal asks to stop (`signals.asked`), running runs
-            write a checkpoint and leave, within `signals.GRACE` seconds.
-        pack: up to so many runs in a process, if they can go in lock step (`pack.in_step`) and
-            can start at that moment.
-        analyse: measure each run of the grids (`iekd.analysis.metrics`) in the process that made
+        time_limit: seconds; then, or when a signal asks to stop (`signals.asked`), runs in progress
+            write a checkpoint and exit, within `signals.GRACE` seconds.
+        pack: at most so many runs in one process, if they can go in lock step (`pack.in_step`) and
+            can start at the same time.
+        analyse: measure each run of the grids (`iekd.analysis.metrics`) in the process that trained
             it, right afterwards.
 
     Raises:
-        StoreError: there can be no store.
+        StoreError: the store cannot be created.
     """
     work = Sweep(grids, jobs, pack, analyse)
     end = time.monotonic() + time_limit
@@ -73,37 +73,37 @@ def sweep(
 
 @dataclass
 class Job:
-    """What a sweep knows of one run."""
+    """What a sweep knows about one run."""
 
     config: RunConfig
     outcome: Outcome
-    # Whether a grid names it, or a run of a grid needs it.
+    # True if a grid names it, False if a run of a grid needs it.
     asked_for: bool
     cost: float = 0.0
-    # Paths of the runs that must be finished before.
+    # Paths of the runs that must be finished first.
     parents: list[str] = field(default_factory=list)
-    # Not before, by the monotonic clock: another process trains it.
+    # Earliest time, by the monotonic clock, to check it again: another process trains it.
     look_again: float = 0.0
     running: bool = False
 
     @property
     def waits(self) -> bool:
-        """Whether it is still to be started."""
+        """Whether it has yet to be started."""
         return self.outcome.state == "pending" and not self.running
 
 
 class Sweep:
-    """The runs of a sweep by path, in the order in which they start, and what runs now."""
+    """The runs of a sweep by path, in the order in which they start, and what is running."""
 
     def __init__(
         self, grids: Sequence[list[RunConfig]], processes: int, pack: int, analyse: bool = False
     ):
         self.processes, self.pack, self.analyse = processes, pack, analyse
-        # A name that is none is no run's fault.
+        # An invalid name is not the fault of a run.
         store.runs_folder()
         self.without: dict[tuple[str, int], str] = {}
 
-        # What the grids ask for, and what that needs.
+        # What the grids ask for, and what those runs need.
         asked = {config.path: config for configs in grids for config in configs}
         self.jobs = {path: Job(config, self.look(config), True) for path, config in asked.items()}
         possible = [job.config for job in self.jobs.values() if job.outcome.state != "failed"]
@@ -112,16 +112,16 @@ class Sweep:
             if path not in self.jobs:
                 self.jobs[path] = Job(config, self.look(config), asked_for=False)
 
-        # What is to be trained comes last, in its order.
+        # Runs to be trained come last, in their order.
         pending = {path: config for path, config in needed.items() if self.jobs[path].waits}
         for config in cost.in_order(grids, pending):
             job = self.jobs[config.path] = self.jobs.pop(config.path)
             job.cost = cost.cost(config)
             job.parents = [parent.path for parent in config.parents().values()]
 
-        # What runs, and how far it is.
+        # What is running, and its progress.
         self.running: list[Child] = []
-        # Cost of what checkpoints held of the runs that have ended: it took no time here.
+        # Cost of the parts of ended runs that were already in checkpoints: they took no time here.
         self.resumed = 0.0
         self.shown = -math.inf
         bar = "{percentage:3.0f} %|{bar}| {elapsed}, {remaining} left{postfix}"
@@ -131,7 +131,7 @@ class Sweep:
     # ------------------------------------------------------------------ planning
 
     def look(self, config: RunConfig) -> Outcome:
-        """What is known of a run. Whatever is wrong with it, the others do not suffer from it."""
+        """What is known about a run. Whatever is wrong with it does not affect the others."""
         try:
             if runner.finished(config):
                 return Outcome(config, "loaded")
@@ -154,11 +154,11 @@ class Sweep:
     # ------------------------------------------------------------------ running
 
     def waiting(self) -> list[Job]:
-        """The runs that are still to be started, in order."""
+        """The runs that have yet to be started, in order."""
         return [job for job in self.jobs.values() if job.waits]
 
     def start(self) -> None:
-        """Start what can start; settle what cannot, or is done elsewhere."""
+        """Start what can start; settle what cannot, or was done elsewhere."""
         for job in self.waiting():
             for state in (self.jobs[parent].outcome.state for parent in job.parents):
                 if job.waits and state in ("failed", "stopped"):
@@ -168,9 +168,9 @@ class Sweep:
                 self.start_with_others(job)
 
     def can_start(self, job: Job) -> bool:
-        """Whether nothing keeps a run from being started.
+        """Whether a run can be started.
 
-        One that another process has made, or that cannot be claimed, is settled.
+        One that another process has finished, or that cannot be claimed, is settled.
         """
         parents = [self.jobs[parent].outcome for parent in job.parents]
         if not all(parent.finished for parent in parents) or time.monotonic() < job.look_again:
@@ -187,7 +187,7 @@ class Sweep:
         return False
 
     def start_with_others(self, job: Job) -> None:
-        """Start a process for this run, and for those after it that can be packed with it."""
+        """Start a process for this run and for those after it that can be packed with it."""
         chosen = [job]
         for other in self.waiting() if self.pack > 1 else []:
             alike = in_step(other.config) == in_step(job.config)
@@ -209,7 +209,7 @@ class Sweep:
         self.show(now=True)
 
     def collect(self) -> None:
-        """Settle the runs whose process has ended, or wait again for another process's."""
+        """Settle the runs whose process has ended, or keep waiting for another process."""
         ended = [child for child in self.running if child.process.poll() is not None]
         self.running = [child for child in self.running if child not in ended]
         for child in ended:
@@ -219,7 +219,7 @@ class Sweep:
                 job.running = False
                 try:
                     outcome = child.outcome(config)
-                except StoreError as error:  # its record was damaged meanwhile
+                except StoreError as error:  # its record has been damaged meanwhile
                     outcome = Outcome(config, "failed", str(error))
                 if outcome:
                     self.settle(outcome, log_path(child.configs[0]))
@@ -227,7 +227,7 @@ class Sweep:
                     job.look_again = time.monotonic() + LOOK_AGAIN_SECONDS
 
     def settle(self, outcome: Outcome, log: Path | None = None) -> None:
-        """Keep how a run ended."""
+        """Record how a run ended."""
         path = outcome.config.path
         self.jobs[path].outcome = outcome
         if outcome.state == "failed":
@@ -236,10 +236,10 @@ class Sweep:
         self.show(now=True)
 
     def stop(self) -> None:
-        """Ask what runs to leave, and see to it.
+        """Ask running processes to exit, and make sure that they do.
 
-        After a second Ctrl-C, or when asking did not help, it is killed: its last checkpoint
-        stands.
+        After a second Ctrl-C, or if they do not respond, they are killed: their last checkpoints
+        remain.
         """
         for child in self.running:
             child.process.terminate()
@@ -262,7 +262,7 @@ class Sweep:
         return sum(self.jobs[config.path].cost for config in configs)
 
     def show(self, now: bool = False) -> None:
-        """Draw the bar, now or when it is time: what is settled, and the epochs under way."""
+        """Draw the bar, now or when it is due: what is settled, and the epochs in progress."""
         if not now and time.monotonic() < self.shown + SHOW_SECONDS[self.bar.fp.isatty()]:
             return
         self.shown = time.monotonic()
@@ -280,7 +280,7 @@ class Sweep:
 
 
 def _no_data(dataset: str, size: int) -> str:
-    """Why a data set cannot be had, after one try to download it; '' if it is there."""
+    """Why a data set is unavailable, after one attempt to download it; '' if it is available."""
     try:
         data.load_raw(dataset, size=size)
     except Exception as error:
@@ -289,5 +289,5 @@ def _no_data(dataset: str, size: int) -> str:
 
 
 def _reason(error: Exception) -> str:
-    """The message of one of our own errors; of another one also what it is."""
+    """The message of one of our own errors; for any other, with its type."""
     return str(error) if isinstance(error, OURS) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""Checkpoints: all that moves, whole, at the end of an epoch; a killed run goes on bit for bit."""
+"""Checkpoints: the full training state at the end of an epoch; a killed run resumes bit for bit."""
 
 import json
 from pathlib import Path
@@ -11,7 +11,7 @@ from iekd.config import RunConfig
 from iekd.records import store
 from iekd.training.run import Run
 
-MOMENTUM = "momentum."  # begins the names of the optimiser's tensors
+MOMENTUM = "momentum."  # prefix of the optimiser's tensors
 
 
 def path_of(config: RunConfig) -> Path:
@@ -19,7 +19,7 @@ def path_of(config: RunConfig) -> Path:
 
 
 def state(run: Run) -> dict[str, Tensor]:
-    """All that moves during training: weights, statistics, and momentum by parameter name."""
+    """All that changes during training: weights, statistics, and momentum by parameter name."""
     tensors = dict(run.learner.state_dict())
     for name, parameter in run.learner.named_parameters():
         buffer = run.optimiser.state.get(parameter, {}).get("momentum_buffer")
@@ -29,9 +29,9 @@ def state(run: Run) -> dict[str, Tensor]:
 
 
 def restore(run: Run, tensors: dict[str, Tensor]) -> None:
-    """Put a run back to a `state` of it.
+    """Restore a run to a saved `state`.
 
-    Raises `StoreError`, and touches nothing, if the tensors are not the run's.
+    Raises `StoreError` and changes nothing if the tensors are not the run's.
     """
     own = run.learner.state_dict()
     weights = {name: tensor for name, tensor in tensors.items() if not name.startswith(MOMENTUM)}
@@ -48,7 +48,7 @@ def restore(run: Run, tensors: dict[str, Tensor]) -> None:
 def save(
     config: RunConfig, parents: dict[str, str], run: Run, history: list[dict], seconds: float
 ) -> None:
-    """Write the checkpoint of a run; `parents` are the checksums of their weights by role."""
+    """Write a run's checkpoint; `parents` holds the parents' weight checksums by role."""
     facts = {
         "hash": config.hash,
         "parents": json.dumps(parents),
@@ -59,10 +59,10 @@ def save(
 
 
 def resume(config: RunConfig, parents: dict[str, str], run: Run) -> tuple[list[dict], float]:
-    """Put a run back to its checkpoint, if there is one; returns its history and the seconds spent.
+    """Restore a run to its checkpoint, if there is one; returns its history and the seconds spent.
 
-    A checkpoint that is damaged, or of another run or other parents, is set aside with a message:
-    all is checked before anything of the run is touched.
+    A checkpoint that is damaged, or belongs to another run or other parents, is set aside with a
+    message; everything is checked before the run is touched.
     """
     path = path_of(config)
     if not store.exists(path):
@@ -79,7 +79,7 @@ def resume(config: RunConfig, parents: dict[str, str], run: Run) -> tuple[list[d
     except (store.StoreError, KeyError, ValueError) as error:
         aside = path.with_suffix(".damaged")
         path.replace(aside)
-        # the message's advice to delete it is followed by now
+        # the message's advice to delete it no longer applies
         why = str(error).replace(store.DELETE_IT, "")
         tqdm.write(
             f"{config.path}: the checkpoint cannot be used ({why}); set aside as {aside}, "

@@ -1,4 +1,4 @@
-"""What is refused before anything trains, with what to choose instead."""
+"""Checks before training; each refusal says what to choose instead."""
 
 from iekd import data, networks
 from iekd.config import RunConfig, methods
@@ -38,7 +38,7 @@ def check_pair(config: RunConfig) -> None:
 
 
 def _check_measures(config: RunConfig) -> None:
-    """Refuse a reader's measure that nothing can be trained by."""
+    """Refuse a reader's measure that cannot train anything."""
     for name in {config.inherit, config.explore} & registry.MEASURES.keys():
         measure = registry.MEASURES[name].function
         if not registry.is_ours(measure):
@@ -49,7 +49,7 @@ def _check_measures(config: RunConfig) -> None:
 
 
 def _check_target(config: RunConfig, channels: int) -> None:
-    """Refuse a target of an exploring half that has no channels, or that is an empty half."""
+    """Refuse an exploration target for a half without channels, or that is an empty half."""
     inheriting = round(config.split_ratio * channels)
     empty = {"shuffled": inheriting == channels, "inherit": inheriting == 0}
     if empty.get(config.explore_target):
@@ -83,14 +83,14 @@ def check_shards(config: RunConfig, processes: int) -> None:
 
 
 def _check_last_batch(config: RunConfig) -> None:
-    """Refuse a last batch of one image where a trained network comes down to one pixel.
+    """Refuse a last batch of one image where a trained network reduces it to one pixel.
 
-    That is one value a channel, which has no variance.
+    That leaves one value per channel, which has no variance.
     """
     images, size = data.image_count(config), config.batch_size
     if images < 1 or (images - 1) % size:
         return
-    # An auto-encoder has the teacher's last size.
+    # An auto-encoder works at the teacher's last size.
     trained = [config.teacher if config.method == "factor-ae" else config.student]
     trained += [config.teacher] if config.is_mutual else []
     for name in trained:

@@ -1,9 +1,9 @@
 """One run on several processes: `torchrun --standalone --nproc-per-node 2 -m iekd run ...`.
 
-torch's DistributedDataParallel with its usual meaning: each process computes a shard of every
-batch, with batch statistics of its own, and gradients are averaged. The first process does all that
-a run alone does (store, checkpoints, evaluation) and tells the others, who `follow`, which run and
-which epoch to train.
+torch's DistributedDataParallel with its usual semantics: each process computes a shard of every
+batch, with its own batch statistics, and gradients are averaged. The first process does everything
+that a single-process run does (store, checkpoints, evaluation) and tells the others, which
+`follow`, which run and which epoch to train.
 """
 
 import os
@@ -29,16 +29,16 @@ def launched() -> int:
 
 
 def count() -> int:
-    """How many processes train a run together: within `joined` those that are launched."""
+    """How many processes train a run together: within `joined`, all that were launched."""
     grouped = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if grouped else 1
 
 
 @contextmanager
 def joined() -> Iterator[bool]:
-    """Inside, the processes of torchrun are one group; yields whether this is the first of them.
+    """Inside, the processes of torchrun form one group; yields whether this is the first of them.
 
-    Without torchrun it is. Raises `ConfigError` if there are fewer GPUs than processes.
+    Without torchrun it always is. Raises `ConfigError` if there are fewer GPUs than processes.
     """
     if launched() == 1:
         yield True
@@ -52,7 +52,7 @@ def joined() -> Iterator[bool]:
             )
         torch.cuda.set_device(own)
         backend = "cpu:gloo,cuda:nccl"
-    # they wait for the first one while it downloads, or waits for another job
+    # they wait while the first one downloads, or waits for another job
     distributed.init_process_group(backend, timeout=timedelta(days=7))
     first = distributed.get_rank() == 0
     try:
@@ -64,33 +64,33 @@ def joined() -> Iterator[bool]:
 
 
 def follow(make: Callable[[RunConfig], Run]) -> None:
-    """The other processes' part: their shards of what the first one trains, until it is done."""
+    """The other processes' part: train their shards of the first one's runs until it is done."""
     with signals.deferred():
         while (order := _share(None)) is not None:
             if isinstance(order, RunConfig):
                 trainer = Trainer(order, make(order))
             else:
-                # of a loss that is not finite the first process speaks
+                # the first process reports a loss that is not finite
                 with suppress(TrainingError):
                     trainer.train_epoch(order)
 
 
 class Trainer:
-    """This process's part in the training of one run; the first process's sets the pace."""
+    """This process's part in training one run; the first process leads."""
 
     def __init__(self, config: RunConfig, run: Run):
         self.config, self.run = config, run
         self.leads = distributed.get_rank() == 0
         if self.leads:
             _share(config)
-        # weights and momentum of the first process
+        # start from the first process's weights and momentum
         checkpoint.restore(run, _share(checkpoint.state(run)))
-        # a stage of a method uses a part of the parameters
+        # a stage of a method uses only some of the parameters
         staged = hasattr(run.learner["method"], "phase")
         self.losses = DistributedDataParallel(Losses(run), find_unused_parameters=staged)
 
     def train_epoch(self, epoch: int) -> dict[str, float]:
-        """`loop.train_epoch`, of each batch this process's shard."""
+        """`loop.train_epoch` on this process's shard of each batch."""
         if self.leads:
             _share(epoch)
         loop.begin(self.run, epoch)
@@ -108,7 +108,7 @@ class Trainer:
         """`loop.step` on the shard of a batch; the values returned are those of the whole batch."""
         processes, shard = distributed.get_world_size(), shard_of(part)
         images, batch = loop.take(self.config, self.run, shard, epoch)
-        # gradients are averaged over processes, and images count alike, though shards may differ
+        # gradients are averaged over processes; images count equally, though shard sizes may differ
         weight = processes * shard.shape[1] / part.shape[1]
         self.run.optimiser.zero_grad()
         terms = self.losses(images, batch)
@@ -120,7 +120,7 @@ class Trainer:
 
 
 def shard_of(part: Tensor) -> Tensor:
-    """What this process takes of a part (4, B) of the plan."""
+    """This process's share of a part (4, B) of the plan."""
     return part.tensor_split(distributed.get_world_size(), dim=1)[distributed.get_rank()]
 
 
@@ -129,7 +129,7 @@ class Losses(nn.Module):
 
     def __init__(self, run: Run):
         super().__init__()
-        # the teacher is in `run`, which is no module: only the learner is trained
+        # the teacher is in `run`, which is not a module, so only the learner is trained
         self.learner, self.run = run.learner, run
 
     def forward(self, images: Tensor, batch: Batch) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""What is measured on a detector: average precision, by torchmetrics and faster-coco-eval."""
+"""Evaluation of a detector: average precision, by torchmetrics and faster-coco-eval."""
 
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -15,11 +15,11 @@ from iekd.training.run import Run
 
 BATCH = 64
 NEEDED = ("torchmetrics", "faster_coco_eval")
-ELEVEN = slice(None, None, 10)  # of the 101 points of recall, those of VOC 2007
+ELEVEN = slice(None, None, 10)  # the recall points of VOC 2007, out of 101
 
 
 def check_installed() -> None:
-    """Raise `TrainingError` if what measures a detector is missing."""
+    """Raise `TrainingError` if a package that evaluates detectors is missing."""
     if missing := [name for name in NEEDED if find_spec(name) is None]:
         raise TrainingError(
             f"boxes are measured by packages that are not installed ({', '.join(missing)}): "
@@ -29,11 +29,11 @@ def check_installed() -> None:
 
 @torch.no_grad()
 def measure(run: Run, images: Tensor, labels: Tensor) -> dict[str, float]:
-    """Of uint8 images (N, C, H, W) and their boxes (N, M, 5), in percent: 'error', which is 100 -
-    COCO's AP; 'ap50'; 'ap50_11', the mean over 11 points of recall; 'ap_<class>'.
+    """Results on uint8 images (N, C, H, W) and their boxes (N, M, 5), in percent: 'error', which is
+    100 - COCO's AP; 'ap50'; 'ap50_11', the mean over 11 points of recall; 'ap_<class>'.
 
     AP50 over 11 points follows COCO's matching, not VOC's, and leaves difficult boxes out, so it is
-    near the mAP of VOC 2007 and not the same.
+    close to the mAP of VOC 2007 but not the same.
     """
     said, found = list[dict[str, Tensor]](), list[dict[str, Tensor]]()
     for pixels, answers in zip(images.split(BATCH), labels.split(BATCH), strict=True):
@@ -53,7 +53,7 @@ def listed(labels: Tensor) -> Iterator[dict[str, Tensor]]:
 def precision(
     said: list[dict[str, Tensor]], found: list[dict[str, Tensor]], classes: tuple[str, ...]
 ) -> dict[str, float]:
-    """`measure` of what is said of each image and what is to be found there."""
+    """`measure` from the detections in each image and its true boxes."""
     from torchmetrics.detection import MeanAveragePrecision
 
     # COCO's numbers: torchmetrics rounds them to float32, which moves a precision at 0.2 of recall
@@ -64,7 +64,7 @@ def precision(
     metric.update(said, found)
     summary = metric.compute()
 
-    # (thresholds, points of recall, classes): all sizes, the 100 surest detections of an image
+    # (thresholds, points of recall, classes): all sizes, the 100 most confident per image
     values = 100 * summary["precision"][..., 0, -1].double()
     kinds = dict(zip(summary["classes"].reshape(-1).tolist(), values.unbind(2), strict=True))
     known = {classes[label - 1]: each for label, each in kinds.items() if (each >= 0).all()}

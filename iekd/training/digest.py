@@ -1,9 +1,9 @@
 """A digest of the code that computes a run's loss, so that an edited loss is noticed.
 
-It reads the method's class, the measures that the run names, and what these use of this library, as
-syntax trees: docstrings, comments, annotations and layout do not count, nor does the module that a
-name comes from, nor what an exception has to say. So reformatting a file or moving it leaves the
-digest alone, and every change of the arithmetic changes it.
+It reads the method's class, the run's measures, and whatever they use from this library, as syntax
+trees: docstrings, comments, annotations and layout do not count, nor does the module that a name
+comes from, nor the bodies of exceptions. So reformatting or moving a file does not change the
+digest, and every change to the arithmetic does.
 """
 
 import ast
@@ -46,7 +46,7 @@ def of(config: RunConfig, exceptions: bool = False) -> str | None:
 
 
 def is_edited(record: Record) -> bool:
-    """Whether the loss of a finished run was edited since."""
+    """Whether the loss of a finished run has been edited since."""
     if record.loss_digest is None:
         return False
     now = {of(record.config), of(record.config, exceptions=True)}
@@ -54,12 +54,12 @@ def is_edited(record: Record) -> bool:
 
 
 def is_void(record: Record) -> bool:
-    """Whether its record counts no more because its loss was edited: at `smoke` scale only."""
+    """Whether its record no longer counts because its loss was edited: at `smoke` scale only."""
     return record.config.preset == "smoke" and is_edited(record)
 
 
 def digest(*things: Callable, exceptions: bool = False) -> str | None:
-    """The digest of classes and functions, with all that they use of their own packages."""
+    """The digest of classes and functions, with all that they use from their own packages."""
     ours = {"iekd", *(thing.__module__.partition(".")[0] for thing in things)}
     seen: dict[int, str] = {}
     try:
@@ -71,10 +71,10 @@ def digest(*things: Callable, exceptions: bool = False) -> str | None:
 
 
 def _read(thing: Callable, ours: set[str], seen: dict[int, str], exceptions: bool) -> None:
-    """Put the normalised text of a class or function into `seen`, and that of what it uses."""
+    """Add the normalised text of a class or function, and of everything it uses, to `seen`."""
     if id(thing) in seen or thing.__module__.partition(".")[0] not in ours:
         return
-    seen[id(thing)] = ""  # it may use itself
+    seen[id(thing)] = ""  # it may refer to itself
     tree = _WithoutGoal().visit(ast.parse(textwrap.dedent(_source(thing))))
     if isinstance(thing, type) and issubclass(thing, BaseException) and not exceptions:
         tree.body[0].body = []
@@ -92,9 +92,9 @@ def _read(thing: Callable, ours: set[str], seen: dict[int, str], exceptions: boo
 
 
 class _WithoutGoal(ast.NodeTransformer):
-    """Reads `batch.goal(x)` as the cross-entropy that it is where images have one class each.
+    """Reads `batch.goal(x)` as the cross-entropy, which it is where images have one class each.
 
-    The losses of older records have it written out. What `goal` is elsewhere, `of` adds.
+    In the losses of older records it is written out. For detectors, `of` adds the code of `goal`.
     """
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -117,13 +117,13 @@ def _source(thing: Callable) -> str:
     except (OSError, TypeError):
         if not isinstance(thing, type):
             raise
-    # a class of a notebook cell has no file, its functions have
+    # a class defined in a notebook cell has no file, but its functions do
     functions = [value for value in vars(thing).values() if isinstance(value, FunctionType)]
     return "\n".join(textwrap.dedent(inspect.getsource(function)) for function in functions)
 
 
 def _names(thing: Callable) -> Mapping[str, Any]:
-    """What the names in its source stand for: globals of its module, and what a closure holds."""
+    """What the names in its source stand for: globals of its module, variables of its closure."""
     if isinstance(thing, type):
         return vars(sys.modules[thing.__module__])
     cells = [cell.cell_contents for cell in thing.__closure__ or ()]
@@ -147,14 +147,14 @@ def _used(tree: ast.AST, names: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _text(node: Any, names: Mapping[str, Any]) -> str:
-    """A syntax tree as text, the same in every version of Python, without what computes nothing."""
+    """A syntax tree as text, equal in all Python versions, without parts that compute nothing."""
     if isinstance(node, list):
         return f"[{' '.join(_text(each, names) for each in node)}]"
     if not isinstance(node, ast.AST):
         return repr(node)
     match node:
         case ast.Attribute(value=ast.Name(id=module)) if isinstance(names.get(module), ModuleType):
-            return f"Name(id={node.attr!r})"  # measures.l1 is l1, wherever it lies
+            return f"Name(id={node.attr!r})"  # measures.l1 is l1, wherever it is defined
     fields = dict(ast.iter_fields(node))
     for silent in ("annotation", "returns", "ctx", "type_comment", "type_params", "kind"):
         fields.pop(silent, None)

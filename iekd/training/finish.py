@@ -1,4 +1,4 @@
-"""What comes out of a training: its weights, then the record that names them."""
+"""The results of training: the weights, then the record that names them."""
 
 from typing import Any
 
@@ -15,15 +15,15 @@ from iekd.training.member import Member
 
 Curves = dict[str, list[float | None]]
 OTHER = {"student": "peer", "peer": "student"}
-# The curves of a mutual training, not of one of its networks.
+# Curves of mutual training as a whole, rather than of one of its networks.
 SHARED = ("lr", "loss")
 
 
 def finish(member: Member, provenance: dict) -> Record:
-    """Store a run's weights, then its record: a record therefore always has its weights.
+    """Store a run's weights, then its record, so that a record always has its weights.
 
-    Of two networks trained together, the record of the first comes last. Raises `TrainingError` for
-    weights that the last update made infinite, which no later loss would show.
+    For two networks trained together, the record of the first comes last. Raises `TrainingError` if
+    the last update made the weights infinite, which no later loss would show.
     """
     config, dataset, history = member.config, member.run.dataset, member.history
     state = member.run.learner.state_dict()
@@ -33,12 +33,12 @@ def finish(member: Member, provenance: dict) -> Record:
             "lower lr or the weights."
         )
 
-    # The rows of the epochs as columns, in the order in which their names first appear.
+    # Turn the rows of the epochs into columns, in the order in which their names first appear.
     curves: Curves = {}
     for name in dict.fromkeys(name for row in history for name in row):
         curves[name] = [row.get(name) for row in history]
 
-    # The weights, then what else there is to say.
+    # The weights, then the other facts.
     images = len(history) * len(dataset.train.labels)
     facts = dict(
         started=member.started,
@@ -51,7 +51,7 @@ def finish(member: Member, provenance: dict) -> Record:
     weights = _save_weights(config, state)
     record = _record(config, weights, member.parents, curves, facts)
     if config.is_mutual:
-        # its record is gone, or it is the first time
+        # its record is gone, or this is the first time
         if not records.find(config):
             _refuse_orphans(record)
         partner = config.partner()
@@ -61,7 +61,7 @@ def finish(member: Member, provenance: dict) -> Record:
 
 
 def _data(config: RunConfig, dataset: DataSet) -> dict[str, str]:
-    """What the run was made of, by checksum."""
+    """The data that the run was made from, by checksum."""
     found = {"name": dataset.name, "checksum": dataset.checksum}
     if config.is_given:
         found |= given.facts(config.weights_file)
@@ -69,13 +69,13 @@ def _data(config: RunConfig, dataset: DataSet) -> dict[str, str]:
 
 
 def _save(record: Record) -> Record:
-    """Save a record; that of a run that was trained again to the same weights stays as it was.
+    """Save a record; if the run was trained again to the same weights, its old record stays.
 
-    Raises `TrainingError` if it ended in other weights and finished runs learned from the old ones,
-    also when its record was lost.
+    Raises `TrainingError` if the weights differ and finished runs learned from the old ones, even
+    if its record was lost.
     """
     before = records.find(record.config)
-    # the runs that learned from the weights of an edited loss are trained anew, too
+    # runs that learned from the weights of an edited loss are trained again, too
     if not (before and digest.is_void(before)):
         if before and (before.weights, before.parents) == (record.weights, record.parents):
             return before
@@ -85,7 +85,7 @@ def _save(record: Record) -> Record:
 
 
 def _refuse_orphans(record: Record) -> None:
-    """Refuse to leave runs behind that learned from other weights, which would be nowhere."""
+    """Refuse if finished runs learned from other weights, which would then be lost."""
     if orphans := records.orphans(record):
         raise TrainingError(
             f"{record.config.path}: trained again, it came out different (another machine or "
@@ -104,7 +104,7 @@ def _save_weights(config: RunConfig, state: dict[str, Tensor]) -> str:
 def _record(
     config: RunConfig, weights: str, parents: dict[str, str], curves: Curves, facts: dict
 ) -> Record:
-    """A record by the three selection rules; the best on test is biased, for comparison only."""
+    """A record with the three selection rules; the best on test is biased, for comparison only."""
     metrics = {
         "last": _metric(curves, config.epochs - 1),
         "val_selected": _best(curves, "validation_error"),
@@ -115,14 +115,14 @@ def _record(
 
 
 def _metric(curves: Curves, epoch: int) -> Metric:
-    """What was measured in an epoch, from 0."""
+    """The measurements of an epoch, counted from 0."""
     names = [name for name in Metric.model_fields if name != "epoch"]
     nothing = [None] * (epoch + 1)
     return Metric(epoch=epoch + 1, **{name: curves.get(name, nothing)[epoch] for name in names})
 
 
 def _best(curves: Curves, name: str) -> Metric | None:
-    """What was measured in the first epoch with the lowest value."""
+    """The measurements of the first epoch with the lowest value."""
     known = [(value, i) for i, value in enumerate(curves.get(name, [])) if value is not None]
     return _metric(curves, min(known)[1]) if known else None
 

@@ -1,16 +1,16 @@
-"""A teacher of one's own: trained weights from a file, taken as they are.
+"""A teacher of your own: trained weights from a file, used as they are.
 
     $IEKD_DATA/teachers/mine.pth     iekd run --method kd --teacher resnet56 --teacher-file mine
 
-The file holds a state dict, as safetensors or by `torch.save`; nothing in it is executed. Names are
-ours, or those of torchvision's ResNets, with any prefix (`module.`). Only the file's name stands in
-paths; its checksum stands in the teacher's record.
+The file holds a state dict, as safetensors or from `torch.save`; nothing in it is executed. Names
+are ours, or those of torchvision's ResNets, with any prefix (`module.`). Paths contain only the
+file's name; the teacher's record holds its checksum.
 
 `iekd data teacher resnet34` puts torchvision's weights for ImageNet there. The file names their
 source, and so does the record.
 
-Images are normalised by mean and standard deviation of the data set, as in every run. The teacher's
-record says which error it has on them.
+Images are normalised by the data set's mean and standard deviation, as in every run. The teacher's
+record gives its error on them.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from iekd.records import Record, store
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".tar")
 # Where a checkpoint keeps the state dict.
 KEYS = ("state_dict", "model_state_dict", "model", "net")
-FETCHED = ("resnet18", "resnet34")  # torchvision's networks that are ours, too
+FETCHED = ("resnet18", "resnet34")  # torchvision's networks that we have, too
 SAVE = "Save the state dict alone: torch.save(model.state_dict(), ...)."
 TORCHVISION = {"conv1": "conv", "bn1": "norm", "fc": "head", "linear": "head"}
 
@@ -55,7 +55,7 @@ def checksum(name: str) -> str:
 
 
 def facts(name: str) -> dict[str, str]:
-    """What a record says of a file: its checksum, and its source if the file names one."""
+    """What a record says about a file: its checksum, and its source if the file names one."""
     found, path = {"weights_file": checksum(name)}, find(name)
     if path.suffix == ".safetensors":
         with safe_open(path, "pt") as file:
@@ -67,8 +67,8 @@ def facts(name: str) -> dict[str, str]:
 def fetch(network: str) -> Path:
     """Save torchvision's weights of a network, without unpickling; returns the file.
 
-    Raises `ConfigError` for a network that it has no such weights of, `DataError` if they cannot be
-    had or hold more than weights.
+    Raises `ConfigError` for a network without such weights, `DataError` if they cannot be
+    downloaded or hold more than weights.
     """
     if network not in FETCHED:
         raise ConfigError(f"{network}: no such weights; choose one of {', '.join(FETCHED)}")
@@ -79,7 +79,7 @@ def fetch(network: str) -> Path:
         # torchvision's own default unpickles whatever it has downloaded
         state = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as error:
-        # in a download and in a damaged file anything can be wrong
+        # a download or a damaged file can go wrong in any way
         reason, kept = str(error).partition("\n")[0], Path(torch.hub.get_dir()) / "checkpoints"
         raise DataError(
             f"{weights}: cannot be downloaded ({reason}). Connect to the network, and delete "
@@ -93,7 +93,7 @@ def fetch(network: str) -> Path:
 
 
 def refuse_other(record: Record) -> None:
-    """Raise `DataError` if the file is no longer the one that a record was made of."""
+    """Raise `DataError` if the file is no longer the one that a record was made from."""
     name = record.config.weights_file
     try:
         now = checksum(name)
@@ -109,14 +109,14 @@ def refuse_other(record: Record) -> None:
 def load(network: nn.Module, name: str) -> None:
     """Put the weights of a file into a network.
 
-    Raises `DataError` that says what does not fit: names that are missing or unknown, and shapes.
+    Raises a `DataError` that says what does not fit: missing or unknown names, and shapes.
     """
     path = find(name)
     found = _our_names(_read(path))
     own = network.state_dict()
     needed = {key for key in own if not key.endswith("num_batches_tracked")}
 
-    # What does not fit, at most three of a kind.
+    # What does not fit, at most three of each kind.
     problems = []
     if missing := sorted(needed - found.keys()):
         problems.append(f"missing: {_some(missing)}")
@@ -158,7 +158,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _our_names(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Without a prefix that all share, and those of torchvision's ResNets as ours."""
+    """Strip a prefix shared by all names, and translate torchvision's ResNet names into ours."""
     while len(firsts := {name.partition(".")[0] for name in state}) == 1:
         state = {name.partition(".")[2]: value for name, value in state.items()}
         if firsts == {""}:

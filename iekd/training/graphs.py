@@ -1,9 +1,9 @@
 """Whole-step CUDA graphs: the step of all runs of a pack is captured once and replayed, so the host
 has little to do.
 
-Every run is a branch on a stream of its own: small networks do not fill a card, and the branches
-run side by side. A capture that fails costs speed and nothing else: the steps are computed one by
-one, as on a CPU. IEKD_GRAPHS=off leaves graphs out.
+Every run is a branch on its own stream: small networks do not fill a GPU, so the branches run side
+by side. A failed capture costs only speed: the steps are then computed one by one, as on a CPU.
+IEKD_GRAPHS=off disables graphs.
 """
 
 import os
@@ -20,14 +20,14 @@ from iekd.errors import ConfigError
 from iekd.training.pack import Pack, Steps
 from iekd.training.run import Run
 
-# Eager steps before a capture, as PyTorch asks for; they are steps of the run like any other.
+# Eager steps before a capture, as PyTorch requires; they are ordinary steps of the run.
 WARM_UP = 3
 
 
 def graphs_wanted() -> bool:
-    """Whether $IEKD_GRAPHS leaves them on, as they are without it.
+    """Whether $IEKD_GRAPHS leaves them on, which is the default.
 
-    Raises `ConfigError` for another word than on and off.
+    Raises `ConfigError` for any value other than on and off.
     """
     word = os.environ.get("IEKD_GRAPHS", "on").strip().lower()
     if word not in ("on", "off"):
@@ -40,8 +40,7 @@ class CaptureError(RuntimeError):
 
 
 class GraphedPack(Pack):
-    """A pack, or one run, from CUDA graphs: one for each size of a batch in each phase of the
-    methods.
+    """A pack, or one run, by CUDA graphs: one for each batch size in each phase of the methods.
 
     The last batch of an epoch is smaller; phases are those of `method.phase(epoch)`.
     """
@@ -93,7 +92,7 @@ class Streams:
 
     @contextmanager
     def beside(self) -> Iterator[None]:
-        """On the stream for whole steps, in order with what comes before and after."""
+        """On the stream for whole steps, in order with the work before and after."""
         self.main.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.main):
             yield
@@ -131,5 +130,5 @@ class _Graph:
         try:
             self.graph, (self.names, self.row) = self.streams.capture(lambda: step(self.part))
         except Exception as error:
-            # whatever it is: if the step itself is wrong, that shows in the next one
+            # catch anything: if the step itself is wrong, the next one will show it
             raise CaptureError(str(error).partition("\n")[0] or type(error).__name__) from error

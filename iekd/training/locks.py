@@ -1,4 +1,4 @@
-"""One process at a time trains a run. The system frees its lock if the process dies."""
+"""Only one process at a time trains a run. The system releases its lock if the process dies."""
 
 import sys
 from collections.abc import Iterator
@@ -19,8 +19,8 @@ BUSY = "another process trains this run"
 def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
     """Held by one process at a time while it trains this run.
 
-    Raises `Busy` if another process holds it and this one is not to wait, and `StoreError`, now
-    rather than after the training, if the record could not be written.
+    Raises `Busy` if another process holds it and `wait` is false, and `StoreError`, now rather than
+    after training, if the record could not be written.
     """
     store.check_writable(records.record_path(config))
     path = store.cache_folder() / f"{config.path}.lock"
@@ -30,7 +30,7 @@ def claim(config: RunConfig, wait: bool = True) -> Iterator[None]:
         except Timeout:
             if not wait:
                 raise Busy(f"{config.path}: {BUSY}") from None
-            # of the moment, not of the run: no output of a page
+            # about this moment, not the run: not part of a page's output
             tqdm.write(f"{config.path}: {BUSY}; waiting for its record", file=sys.stderr)
             held.enter_context(store.locked(path))
         yield

@@ -1,6 +1,6 @@
-"""Curves of runs while they train, for those who ask: `iekd run --log DIR`, or IEKD_LOG=DIR.
+"""Curves of runs while they train, on request: `iekd run --log DIR`, or IEKD_LOG=DIR.
 
-Our choice: a CSV file a run, which everything reads, and events for TensorBoard where that is
+Our choice: one CSV file per run, which every tool reads, and TensorBoard events where that is
 installed.
 """
 
@@ -14,11 +14,11 @@ from tqdm import tqdm
 from iekd.errors import StoreError
 from iekd.records import store
 
-_boards: dict[Path, Any] = {}  # the open writers of TensorBoard, by their folder
+_boards: dict[Path, Any] = {}  # open TensorBoard writers, by folder
 
 
 def folder() -> Path | None:
-    """Where the curves go, if somebody asked. Raises `StoreError` if it cannot be written."""
+    """Where the curves go, if requested. Raises `StoreError` if it cannot be written."""
     named = os.environ.get("IEKD_LOG")
     if not named:
         return None
@@ -28,7 +28,7 @@ def folder() -> Path | None:
 
 
 def write(place: Path, path: str, history: list[dict]) -> None:
-    """Bring the curves of a run up to date. A full disk is said, and stops no training."""
+    """Bring the curves of a run up to date. A full disk is reported, but does not stop training."""
     rows = pd.DataFrame(history)
     rows.insert(0, "epoch", range(1, len(rows) + 1))
     try:
@@ -39,7 +39,7 @@ def write(place: Path, path: str, history: list[dict]) -> None:
 
 
 def _tell_board(place: Path, history: list[dict]) -> None:
-    """The last row to TensorBoard; at first all, in place of what a killed run left."""
+    """Write the last row to TensorBoard; at first, all rows, replacing those of a killed run."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:

@@ -2,11 +2,11 @@
 
 Order and augmentation of an epoch are functions of (seed, epoch) alone, drawn on the CPU, so a
 resumed run and a run on another device see the same batches. Within an epoch nothing waits for the
-device: losses stay there and are read at its end. `iekd.training.pack` makes the same steps for
-several runs at once.
+device: losses stay there until it ends. `iekd.training.pack` makes the same steps for several runs
+at once.
 
-`train` (`runner`) sees to it that parents are finished and calls `session`, which trains a run's
-epochs by this loop, evaluates, keeps checkpoints, and leaves the record (`finish`).
+`train` (`runner`) makes sure that parents are finished and calls `session`, which trains a run's
+epochs with this loop, evaluates, writes checkpoints, and finally the record (`finish`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,8 +24,8 @@ from iekd.training import detect
 from iekd.training.run import Run
 
 VIEW_SEED = 3579
-STREAMED = 250  # images of a stream that are evaluated at a time: they are large
-SUFFIX = {"student": "", "peer": "_peer"}  # of what is measured on a network, in the history
+STREAMED = 250  # images of a stream that are evaluated at once: they are large
+SUFFIX = {"student": "", "peer": "_peer"}  # suffix of a network's measurements in the history
 
 
 def train_epoch(config: RunConfig, run: Run, epoch: int) -> dict[str, float]:
@@ -74,7 +74,7 @@ def draw_epoch(config: RunConfig, dataset: data.DataSet, epoch: int) -> Tensor:
 
 
 def draw_order(config: RunConfig, count: int, epoch: int) -> tuple[Tensor, Tensor, torch.Generator]:
-    """The images in the order of the steps, their rows in `draw_views`, and what draws next."""
+    """The images in the order of the steps, their rows in `draw_views`, and the generator."""
     generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
     order = torch.randperm(count, generator=generator)
     if not config.views:
@@ -94,7 +94,7 @@ def draw_views(config: RunConfig, dataset: data.DataSet) -> augment.Draws:
 
 
 def expect(run: Run, parts: Sequence[Tensor]) -> None:
-    """Tell a stream (images that are read from files) what `take` will ask for: it reads ahead."""
+    """Tell a stream (images read from files) what `take` will ask for, so that it reads ahead."""
     if not isinstance(run.dataset.train.images, Tensor):
         run.dataset.train.images.expect(parts)
 
@@ -103,7 +103,7 @@ def take(config: RunConfig, run: Run, part: Tensor, epoch: int) -> tuple[Tensor,
     """The images (B, C, H, W), normalised, of a part (4, B) of an epoch's plan, as a batch."""
     index, dy, dx, flip = part
     source, labels = run.dataset.train.images, run.dataset.train.labels[index]
-    # a stream has cropped where it decodes
+    # a stream crops while it decodes
     pixels = source[index] if isinstance(source, Tensor) else source.next()
     draws = augment.Draws(dy, dx, flip.bool())
     if config.augment == "standard" and run.dataset.boxes:
@@ -134,7 +134,7 @@ def step(run: Run, images: Tensor, batch: Batch) -> dict[str, Tensor]:
 
 
 def mistakes(output: Output, batch: Batch) -> dict[str, Tensor]:
-    """`train_error`: the share of wrong answers; nothing where boxes are to be found."""
+    """`train_error`: the fraction of wrong answers; empty for detectors."""
     if batch.labels.dim() > 1:
         return {}
     return {"train_error": (output.logits.detach().argmax(1) != batch.labels).float().mean()}
@@ -143,7 +143,7 @@ def mistakes(output: Output, batch: Batch) -> dict[str, Tensor]:
 def updates(
     run: Run, images: Tensor, batch: Batch
 ) -> Iterator[tuple[str, Output | None, dict[str, Tensor]]]:
-    """Role, output and loss terms of each update of a batch; code after a `yield` sees it done."""
+    """Role, output and loss terms of each update of a batch; after a `yield` the update is done."""
     method = run.learner["method"]
     if "peer" in run.learner:
         yield from method.updates(batch, images, run.learner["student"], run.learner["peer"])
@@ -154,7 +154,7 @@ def updates(
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """For the next step. A rate on the device is filled there, without waiting for it."""
+    """Set the rate of the next step; a rate on the device is filled in place, without waiting."""
     for group in optimiser.param_groups:
         if isinstance(group["lr"], Tensor):
             group["lr"].fill_(rate)
@@ -179,7 +179,7 @@ def epoch_means(
 ) -> dict[str, float]:
     """The epoch's row of the history from what its steps returned; see `means_of`."""
     values = torch.stack([torch.stack([*terms.values()]) for terms in log])
-    # the only moment that waits for the device
+    # the only point that waits for the device
     return means_of(config, run, epoch, list(log[0]), values.double().cpu())
 
 
@@ -207,7 +207,7 @@ def means_of(
     errors = {name: 100 * means.pop(name) for name in names if name.startswith("train_error")}
     terms = {f"loss_{name}": mean for name, mean in means.items()}
     if run.dataset.boxes and epoch == 0:
-        # the terms of the first step: where factors have another size a weight means another thing
+        # the terms of the first step: with factors of another size, a weight has another effect
         terms |= {f"start_{name}": values[0, i].item() for i, name in enumerate(names)}
     return {"lr": learning_rate(config, epoch), "loss": sum(means.values()), **terms, **errors}
 
@@ -215,7 +215,7 @@ def means_of(
 @torch.no_grad()
 def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
     """Error in percent on a split: 'error', and 'error_exact' without recompressed images; a peer's
-    end in '_peer'.
+    names end in '_peer'.
 
     For an auto-encoder, which has no student, its mean 'loss'. Empty for an empty split.
     """
@@ -243,7 +243,7 @@ def evaluate(run: Run, part: str, batch_size: int = 1000) -> dict[str, float]:
 
 
 def _scores(run: Run, pixels: Tensor, answers: Tensor) -> dict[str, Tensor]:
-    """By name a value for each image: whether a network is wrong, or an auto-encoder's loss."""
+    """By name, a value for each image: whether a network is wrong, or an auto-encoder's loss."""
     images = augment.normalise(pixels, run.mean, run.std)
     if "student" not in run.learner:
         terms = run.learner["method"](Batch(answers, answers), None, run.teacher(images))

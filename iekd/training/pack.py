@@ -1,8 +1,7 @@
-"""Several runs in lock step, one step of each after the other; every one ends exactly as it would
-alone.
+"""Several runs in lock step, one step of each in turn; every one ends exactly as it would alone.
 
-Runs with the same batches share their images, and with the same teacher its forward pass. A test
-holds each method in a pack to `loop.train_epoch`.
+Runs with the same batches share their images, and runs with the same teacher its forward pass. A
+test compares each method in a pack with `loop.train_epoch`.
 """
 
 from collections import Counter
@@ -27,13 +26,13 @@ Steps = tuple[list[list[str]], Tensor]
 
 
 def in_step(config: RunConfig) -> tuple:
-    """What runs must agree in to go in lock step: the steps of an epoch, and a batch's shape."""
+    """What runs must share to go in lock step: the steps of an epoch, and the shape of a batch."""
     fields = ("dataset", "train_images", "validation_images", "image_size", "batch_size")
     return tuple(getattr(config, name) for name in (*fields, "precision"))
 
 
 def batches(config: RunConfig) -> tuple:
-    """Runs that are equal in this see the same batches."""
+    """Runs that share this see the same batches."""
     return *in_step(config), config.seed, config.augment, config.views
 
 
@@ -43,15 +42,14 @@ class Pack:
     def __init__(self, runs: Sequence[tuple[RunConfig, Run]]):
         self.runs = list(runs)
 
-        # `plan[k]` is the kind of batches that run k sees; the first run that sees a kind draws it
-        # for the others
+        # `plan[k]` is the kind of batches that run k sees; the first run of a kind draws them for
+        # the others
         kinds = [batches(config) for config, _ in runs]
         different = list(dict.fromkeys(kinds))
         self.plan = [different.index(kind) for kind in kinds]
         self.first = [runs[kinds.index(kind)] for kind in different]
 
-        # by run, for those that share it: the batches that its teacher sees, which network it is,
-        # which encoder
+        # by run, for those with a shared teacher: the batches it sees, its network and its encoder
         teachers = {k: run.teacher for k, (_, run) in enumerate(runs)}
         whole = {k: teacher for k, teacher in teachers.items() if isinstance(teacher, Teacher)}
         keys = {k: (self.plan[k], _code(t.network), _code(t.encoder)) for k, t in whole.items()}
@@ -59,7 +57,7 @@ class Pack:
         self.shared = {k: key for k, key in keys.items() if users[key[:2]] > 1}
 
     def train_epoch(self, epoch: int) -> list[Row | TrainingError]:
-        """A row of the history for each run; the error instead for one whose loss is not finite."""
+        """A row of the history for each run, or the error of one whose loss is not finite."""
         for _, run in self.runs:
             loop.begin(run, epoch)
         config, run = self.runs[0]
@@ -75,7 +73,7 @@ class Pack:
             names, row = self.step(part, epoch)
             log.append(row)
 
-        # the only moment that waits for the device
+        # the only point that waits for the device
         values = torch.stack(log).double().cpu().split([len(its) for its in names], dim=1)
         rows = []
         for k, both in enumerate(self.runs):
@@ -99,11 +97,11 @@ class Pack:
         return [list(log) for log in logs], torch.stack(values)
 
     def branch(self, k: int) -> AbstractContextManager:
-        """Encloses the step of run k: see `iekd.training.graphs`."""
+        """Encloses the step of run k; see `iekd.training.graphs`."""
         return nullcontext()
 
     def join(self) -> None:
-        """Comes after the steps of all runs."""
+        """Called after the steps of all runs."""
 
     def _ask_shared_teachers(self, images: Sequence[Tensor]) -> dict[int, Output]:
         """The teachers' answers by run; a network sees a batch once, an encoder a feature once."""

@@ -1,10 +1,10 @@
-"""What a method's loss asks of the student, seen at the end of every epoch: columns `probe_*` of a
-run's history.
+"""What a method's loss demands of the student, measured at the end of every epoch: columns
+`probe_*` of a run's history.
 
-On the first `IMAGES` training images (of a detector `OF_BOXES`), not augmented, as one batch in
-training mode: with the statistics of the batch, as the loss sees them. The running statistics are
-put back afterwards, so a run is the same with and without its probe. Only methods that lay open
-their `parts` are probed: those with halves and, as a control, FT.
+It uses the first `IMAGES` training images (`OF_BOXES` for a detector), not augmented, as one batch
+in training mode: with batch statistics, as the loss sees them. The running statistics are restored
+afterwards, so a run is the same with and without its probe. Only methods that expose their `parts`
+are probed: those with halves and, as a control, FT.
 """
 
 import math
@@ -32,14 +32,14 @@ def probe(run: Run) -> dict[str, float | None]:
     """The columns for a run as it is now; those of a peer end in '_peer'. Empty without parts.
 
     For every loss term (`ft`, `inherit`, `explore`) at the last stage:
-    `probe_share_*`     part of the compared factor's energy that differs between images (`share`)
-    `probe_negative_*`  part of its entries that are negative
+    `probe_share_*`     fraction of the compared factor's energy differing between images (`share`)
+    `probe_negative_*`  fraction of its entries that are negative
     `probe_loss_*`      the weighted term
-    `probe_rolled_*`    the term with every image's factor replaced by that of the image before it
+    `probe_rolled_*`    the term with every image's factor replaced by that of the preceding image
     `probe_mean_*`      the term with the mean factor of all images for each of them
     `probe_gradient_*`  length of its gradient on the student's last feature / cross-entropy's
     `probe_cka_*`       debiased CKA of its channels of that feature with the teacher's feature
-    `probe_share_target`, `probe_negative_target` say the same of what the student is compared with.
+    `probe_share_target`, `probe_negative_target`: the same for what the student is compared with.
     """
     method = run.learner["method"]
     if not hasattr(method, "parts"):
@@ -62,10 +62,10 @@ def probe(run: Run) -> dict[str, float | None]:
 
 
 def share(factor: Tensor) -> Tensor:
-    """Part of the energy of L2-normalised factors (B, ...) that differs between images: 1 - ||mean
-    of x^||^2.
+    """Fraction of the energy of L2-normalised factors (B, ...) that differs between images:
+    1 - ||mean of x^||^2.
 
-    0 for one factor for all images; about 1 - 1/B for factors that have nothing in common.
+    0 if all images have the same factor; about 1 - 1/B for factors that have nothing in common.
     """
     return 1 - measures.unit(factor).mean(0).square().sum()
 
@@ -99,7 +99,7 @@ def _tail(network: nn.Module, images: Tensor) -> Output:
 def _columns(
     parts: dict[str, Part], student: Output, teacher: Output, labels: Tensor
 ) -> dict[str, float | None]:
-    """The measurements of one network against what teaches it."""
+    """The measurements of one network against its teacher."""
     lengths = _gradient_lengths(parts, student, labels)
     found: dict[str, Tensor] = {}
     for name, part in parts.items():
@@ -128,7 +128,7 @@ def _gradient_lengths(parts: dict[str, Part], student: Output, labels: Tensor) -
     """Length of the gradient of each term, and of the cross-entropy ('task'), on the student's last
     feature.
 
-    On the feature before its ReLU if a term reads that (IE-OD). NaN for a term that reads an
+    If a term reads the feature before its ReLU (IE-OD), on that. NaN for a term that reads an
     earlier stage.
     """
     terms = {"task": Batch(labels, labels).goal(student)}

@@ -19,9 +19,9 @@ from iekd.training.teacher import Teacher
 class Run(NamedTuple):
     """The moving parts of a run.
 
-    `learner` holds all that is trained: 'student' (if any), 'peer' (mutual learning) and 'method'.
-    `teacher` is a `Teacher` or has the same call, (images, batch) -> output. `mean` and `std`
-    (1, C, 1, 1) normalise images.
+    `learner` holds everything that is trained: 'student' (if any), 'peer' (mutual learning) and
+    'method'. `teacher` is a `Teacher` or a callable with the same signature,
+    (images, batch) -> output. `mean` and `std` (1, C, 1, 1) normalise images.
     """
 
     learner: nn.ModuleDict
@@ -40,8 +40,8 @@ def build_run(
 ) -> Run:
     """The parts of a run on a device. Every method starts from the same student weights.
 
-    From now on this process computes in the run's precision. `parents` are the trained networks by
-    role: 'teacher', 'autoencoder'. `dataset` stands for the one that the configuration names.
+    From then on this process computes in the run's precision. `parents` are the trained networks by
+    role: 'teacher', 'autoencoder'. `dataset` replaces the one that the configuration names.
     Raises `TrainingError` outside the main thread.
     """
     _refuse_threads(config)
@@ -65,14 +65,14 @@ def build_run(
 
 
 def build_network(name: str, config: RunConfig) -> nn.Module:
-    """A fresh network for the run's data set, that trains in the run's precision."""
+    """A fresh network for the run's data set that trains in the run's precision."""
     facts = data.FACTS[config.dataset]
     network = networks.build(name, facts.num_classes, facts.channels)
     return precision.train_in_bf16(network) if config.precision == "bf16" else network
 
 
 def _refuse_threads(config: RunConfig) -> None:
-    """torch has one generator for all threads."""
+    """Refuse other threads: torch has one generator for all of them."""
     if threading.current_thread() is not threading.main_thread():
         raise TrainingError(
             f"{config.path}: runs in threads would draw their initial weights from one another's "
@@ -84,7 +84,7 @@ def _refuse_threads(config: RunConfig) -> None:
 def _build_learner(
     config: RunConfig, parents: Mapping[str, nn.Module], labels: Tensor
 ) -> nn.ModuleDict:
-    """Student, peer and method, drawn from the run's seed; torch's own generator stays as it is."""
+    """Student, peer and method, drawn from the run's seed; torch's own generator is left alone."""
     learner = nn.ModuleDict()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -127,9 +127,9 @@ def _move(dataset: data.DataSet, device: torch.device) -> data.DataSet:
 
 
 def _use_one_thread() -> None:
-    """A forked process has none of its parent's threads, and would wait for them for ever."""
+    """A forked process has none of its parent's threads and would wait for them forever."""
     torch.set_num_threads(1)
-    # it names the number of threads
+    # it includes the number of threads
     records.provenance.cache_clear()
 
 

@@ -1,7 +1,7 @@
-"""`train(config)`: load the finished record, or resume the checkpoint, or train. The one primitive
-of the book.
+"""`train(config)`: load the finished record, resume the checkpoint, or train. The one primitive of
+the book.
 
-`train` finds out what is left to do, `iekd.training.session` does it: epochs, each by
+`train` finds out what is left to do, and `iekd.training.session` does it: epochs, each with
 `loop.train_epoch`, checkpoints, and the record at the end. `train_pack` does the same for several
 runs at once, each of which ends as it would alone.
 """
@@ -30,12 +30,12 @@ from iekd.training.run import Run, build_network, build_run
 def train(
     config: RunConfig, *, progress: bool = True, again: bool = False, wait: bool = True
 ) -> Record:
-    """The record of a run: from its file if it is finished, else trained, or resumed.
+    """The record of a run: loaded if it is finished, else trained or resumed.
 
-    Parents (teacher, factor auto-encoder) are trained first, by the same call. `again` trains anew
-    even if a record exists. Two processes that ask for the same run share it: the second waits and
+    Parents (teacher, factor auto-encoder) are trained first, by the same call. `again` trains from
+    scratch even if a record exists. Two processes can ask for the same run: the second waits and
     then loads the record; without `wait` it raises `Busy`. Raises `DataError`, `StoreError` or
-    `TrainingError` with the cause and the way out; a killed run loses one epoch, or some seconds.
+    `TrainingError` with the cause and the way out. A killed run loses one epoch, or a few seconds.
     """
     if not isinstance(config, RunConfig):
         raise ConfigError(
@@ -48,7 +48,7 @@ def train(
     if before and not again and not _is_outdated(before):
         return before
 
-    # the training of the first network leaves the records of both
+    # training the first network writes the records of both
     if "first" in config.parents():
         train(config.partner(), progress=progress, again=True, wait=wait)
         return records.find(config)  # type: ignore[return-value]
@@ -100,7 +100,7 @@ def train_pack(
 
 
 def _ready(config: RunConfig, claims: ExitStack, progress: bool) -> Record | None:
-    """Claim a run of a pack, its parents trained; its record if it need not be trained here."""
+    """Claim a run of a pack, its parents trained; its record if nothing is left to train."""
     if "first" in config.parents():
         return train(config, progress=progress, wait=False)
     _check(config)
@@ -112,7 +112,7 @@ def _ready(config: RunConfig, claims: ExitStack, progress: bool) -> Record | Non
 
 @precision.undisturbed()
 def fit(configs: Sequence[RunConfig], progress: bool) -> list[Record | TrainingError]:
-    """Train runs whose parents are finished, from their last checkpoints to their records."""
+    """Train runs with finished parents, from their last checkpoints to their records."""
     return session.Session(configs, make_training_run, progress).train()
 
 
@@ -133,16 +133,16 @@ def _check(config: RunConfig) -> None:
 def finished(config: RunConfig) -> Record | None:
     """The record of a run that need not be trained.
 
-    At `smoke` scale one whose loss, or a parent's, was edited is none.
+    At `smoke` scale, None if its loss or a parent's was edited.
     """
     record = records.find(config)
     return None if record is None or _is_outdated(record) else record
 
 
 def _is_outdated(record: Record) -> bool:
-    """Whether a run must be trained anew because code was edited: at `smoke` scale.
+    """Whether a run must be trained again because code was edited: only at `smoke` scale.
 
-    At others a line says that it was edited.
+    At other scales, a message says that it was edited.
     """
     config = record.config
     if config.preset != "smoke":
@@ -174,12 +174,12 @@ def _say_once(message: str) -> None:
 
 
 def load_network(config: RunConfig) -> nn.Module:
-    """The trained network of a finished run, in eval mode without gradient.
+    """The trained network of a finished run, in eval mode without gradients.
 
     For a factor auto-encoder, the auto-encoder.
     """
     tensors, _ = store.load_tensors(_weights(config))
-    # no values, so no random numbers: loaded or trained, the caller's stay the same
+    # no values, so no random numbers: the caller's stay the same, whether it is loaded or trained
     with torch.device("meta"):
         alone = config.method == "factor-ae"
         prefix = "method.autoencoder." if alone else "student."
@@ -214,7 +214,7 @@ def make_run(
 def make_training_run(
     config: RunConfig, device: torch.device | str = "cpu", dataset: data.DataSet | None = None
 ) -> Run:
-    """`make_run` with what is stored of the teacher, for a run with finite views."""
+    """`make_run` with the stored outputs of the teacher, for a run with finite views."""
     made = make_run(config, device, dataset)
     if config.views and made.teacher is not None:
         return views.with_stored_teacher(config, made)
@@ -222,7 +222,7 @@ def make_training_run(
 
 
 def _weights(config: RunConfig, progress: bool = True, wait: bool = True) -> Path:
-    """The weights file of a run, training the run if they are nowhere."""
+    """The weights file of a run, which is trained if they are not found."""
     train(config, progress=progress, wait=wait)
     if path := records.weights_at_hand(config):
         return path

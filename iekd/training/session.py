@@ -1,4 +1,4 @@
-"""Runs that are trained together from their last checkpoint to their records, in this process."""
+"""Runs trained together, from their last checkpoints to their records, in this process."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,8 +19,8 @@ from iekd.training.member import Member
 from iekd.training.pack import Pack, Row, row_or_error
 from iekd.training.run import Run
 
-Trainer = Callable[[int], list[Row | TrainingError]]  # trains an epoch of some runs
-Make = Callable[..., Run]  # from a configuration, a device, and a data set that is there
+Trainer = Callable[[int], list[Row | TrainingError]]  # trains one epoch of some runs
+Make = Callable[..., Run]  # from a configuration, a device, and a loaded data set
 
 
 class Session:
@@ -30,7 +30,7 @@ class Session:
         self.clock = time.monotonic()
         memory.keep()
         self.log = log.folder()
-        # what the code was when the runs began
+        # the code as it was when the runs began
         self.provenance = _provenance(len(configs))
         self.members: list[Member] = []
         for config in configs:
@@ -51,7 +51,7 @@ class Session:
     def train(self) -> list[Record | TrainingError]:
         """Records or errors, in the order of the configurations.
 
-        A run that resumes further on waits until the others have come as far.
+        A run that resumes at a later epoch waits until the others reach it.
         """
         with self.bar, signals.deferred():
             for member in self.members:
@@ -63,13 +63,13 @@ class Session:
                 try:
                     self._train_epoch([m for m in active if len(m.history) == epoch], epoch)
                 except RuntimeError:
-                    # a signal to all processes ends those that read images at once
+                    # a signal to all processes immediately ends those that read images
                     signals.check()
                     raise
         return [self.outcomes[member.config.path] for member in self.members]
 
     def _take(self, member: Member) -> None:
-        """A teacher from a file is measured, not trained."""
+        """Take a teacher from a file: it is measured, not trained."""
         member.history.append(member.measure())
         self._count_time([member])
         self.outcomes[member.config.path] = self._end(member)
@@ -86,7 +86,7 @@ class Session:
         return member
 
     def _train_epoch(self, together: list[Member], epoch: int) -> None:
-        """Train, measure and keep an epoch of these runs."""
+        """Train, measure and save an epoch of these runs."""
         if together != self.together:
             self.together, self.trainer = together, _trainer(together)
         for member, row in zip(together, self.trainer(epoch), strict=True):
@@ -123,7 +123,7 @@ class Session:
         return record
 
     def _show(self, seconds: float) -> None:
-        """Move the bar; a run alone shows its loss and errors."""
+        """Advance the bar; a single run shows its loss and errors."""
         shown = {}
         if len(self.together) == 1 and self.together[0].history:
             last = self.together[0].history[-1]
@@ -140,9 +140,9 @@ def this_device() -> torch.device:
 
 
 def train_epochs_of(runs: Sequence[tuple[RunConfig, Run]]) -> Trainer:
-    """What trains an epoch of these runs: on a GPU CUDA graphs, elsewhere pack or plain loop.
+    """The function that trains an epoch of these runs: CUDA graphs on a GPU, else pack or loop.
 
-    A graph would read images by their number from the device, where those of a stream are not.
+    No graphs for a stream: a graph reads images by index from the device, where they are not.
     """
     run = runs[0][1]
     if run.mean.device.type == "cuda":

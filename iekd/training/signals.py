@@ -1,4 +1,4 @@
-"""Leaving in good order on SIGTERM (a scheduler, a sweep), SIGINT (Ctrl-C) or SIGHUP."""
+"""Stopping cleanly on SIGTERM (a scheduler, a sweep), SIGINT (Ctrl-C) or SIGHUP."""
 
 import os
 import signal
@@ -8,12 +8,12 @@ from contextlib import contextmanager
 # Windows has the first two; the alarm is our own.
 _NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGALRM")
 SIGNALS = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-# Exit status, EX_TEMPFAIL of sysexits.h: not finished though nothing is wrong, the same command
-# goes on.
+# Exit status, EX_TEMPFAIL of sysexits.h: not finished, but nothing is wrong; the same command
+# continues.
 LATER = 75
 GRACE = 20.0  # seconds that an epoch gets to finish; SLURM kills 30 s after SIGTERM
 
-# Signals belong to the process, so their state does too.
+# Signals are per process, so their state is too.
 _first: int | None = None  # the signal that asked to stop
 _patience: float | None = None  # seconds that it may wait for `check`; None = not at all
 
@@ -34,7 +34,7 @@ def on_signals() -> Iterator[None]:
     """Inside, the signals raise `Stopped` in the main thread: at once, or within `deferred` at the
     next `check`.
 
-    A signal that the parent process had switched off (nohup) stays so.
+    A signal that the parent process disabled (nohup) stays disabled.
     """
     global _first
     before = {number: signal.getsignal(number) for number in SIGNALS}
@@ -51,7 +51,7 @@ def on_signals() -> Iterator[None]:
 
 @contextmanager
 def deferred(seconds: float = GRACE) -> Iterator[None]:
-    """Inside, a signal waits for `check`, but no longer than that, and not for a second Ctrl-C."""
+    """Inside, a signal waits for `check`, but at most that long; a second Ctrl-C ends the wait."""
     global _patience
     _patience = seconds
     try:
@@ -73,7 +73,7 @@ def check() -> None:
 
 
 def _on_signal(number: int, frame: object) -> None:
-    """Schedulers signal a whole group, sweeps forward: only a second Ctrl-C asks for more."""
+    """Schedulers signal a whole group, and sweeps forward signals: only a second Ctrl-C counts."""
     global _first
     repeated, _first = _first is not None, _first or number
     if repeated and number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):
@@ -81,12 +81,12 @@ def _on_signal(number: int, frame: object) -> None:
     if repeated or _patience is None:
         raise Stopped(_first)
     _alarm_after(_patience)
-    # not print, which this may interrupt
+    # not print, which the signal may have interrupted
     name = signal.Signals(number).name
     os.write(2, f"\n{name}: stopping, in {_patience:.0f} s at the latest\n".encode())
 
 
 def _alarm_after(seconds: float) -> None:
-    """Raise SIGALRM then; 0 = never."""
+    """Raise SIGALRM after so many seconds; 0 = never."""
     if asked() and hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, seconds)

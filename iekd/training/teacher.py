@@ -1,4 +1,4 @@
-"""The frozen network that a student learns from, in the form that is fastest to ask."""
+"""The frozen network that a student learns from, in the form that runs fastest."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from iekd.speed.fuse import fuse
 
 class Teacher(nn.Module):
     """A frozen network, with the frozen encoder of its factor if the method has one. Always in eval
-    mode, no gradient.
+    mode, without gradients.
 
-    Copies with their batch normalisation folded: the same features by the same names, up to float32
-    rounding, or bfloat16.
+    Both are copies with folded batch normalisation: the same features by the same names, up to
+    float32 rounding, or bfloat16.
     """
 
     def __init__(self, network: nn.Module, encoder: nn.Module | None, bf16: bool = False):
@@ -31,7 +31,7 @@ class Teacher(nn.Module):
         self.eval()
 
     def move_to(self, device: torch.device) -> Teacher:
-        """On this device, in the form that is fastest there."""
+        """Move to a device, in the form that is fastest there."""
         self.to(device, memory_format=torch.channels_last)
         if device.type == "cpu" and not self.bf16:
             self.network = fuse(self.network)
@@ -39,22 +39,22 @@ class Teacher(nn.Module):
         return self
 
     def forward(self, images: Tensor, batch: Batch | None = None) -> Output:
-        """Output for normalised images (B, C, H, W); `batch` is for teachers that know them."""
+        """Output for normalised images (B, C, H, W); `batch` is for stored teachers."""
         seen = self.look(images)
         return self.answer(seen, self.encode(seen))
 
-    # The three parts of the answer: runs that share a network, or an encoder, share the first, or
-    # the second.
+    # The three parts of the answer: runs that share a network or an encoder share the first or the
+    # second part.
 
     @torch.no_grad()
     def look(self, images: Tensor) -> Output:
-        """What the network makes of the images."""
+        """The network's output for the images."""
         with self._arithmetic(images.device):
             return self.network(images)
 
     @torch.no_grad()
     def encode(self, seen: Output) -> Tensor | None:
-        """The factor (B, K, H, W) of what the network has seen, if there is an encoder."""
+        """The factor (B, K, H, W) of that output, if there is an encoder."""
         if self.encoder is None:
             return None
         with self._arithmetic(seen.logits.device):

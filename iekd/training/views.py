@@ -1,11 +1,10 @@
-"""A finite set of augmented views, and what the teacher says of each: computed once, reused by
-every seed and method.
+"""A finite set of augmented views and the teacher's output for each: computed once, reused by every
+seed and method.
 
-With `RunConfig.views` = V > 0 every training image has V random crops and flips, drawn once with a
-seed of their own; each epoch shows one of them, which one is drawn with the run's seed
-(`loop.draw_order`). The teacher's outputs for all V x N views then fit in a file. It lies in
-`runs/cache/views`, in float16 (a relative rounding of 0.05 %), one file per feature, at most
-`LIMIT` bytes a teacher.
+With `RunConfig.views` = V > 0 every training image has V random crops and flips, drawn once with
+their own seed; each epoch shows one of them, drawn with the run's seed (`loop.draw_order`). The
+teacher's outputs for all V x N views then fit in files: in `runs/cache/views`, in float16 (a
+relative rounding of 0.05 %), one file per feature, at most `LIMIT` bytes per teacher.
 """
 
 import hashlib
@@ -28,15 +27,15 @@ from iekd.training import loop
 from iekd.training.run import Run
 from iekd.training.teacher import Teacher
 
-LIMIT = 2 * 2**30  # bytes of the outputs that one run may ask for
-BATCH = 500  # images a teacher sees at a time
+LIMIT = 2 * 2**30  # bytes of outputs that one run may need
+BATCH = 500  # images per forward pass of the teacher
 
 
 class StoredTeacher:
-    """A teacher that was asked about all views before: for a step's batch it looks its answer up.
+    """A teacher whose outputs for all views are stored: for a step's batch, they are looked up.
 
-    `tensors` holds 'logits' and features by name, float16 (V * N, ...). About other images the
-    teacher is asked.
+    `tensors` holds 'logits' and features by name, float16 (V * N, ...). For other images the
+    teacher is run.
     """
 
     def __init__(self, config: RunConfig, teacher: Teacher, tensors: dict[str, Tensor]):
@@ -45,7 +44,7 @@ class StoredTeacher:
         self.rows = torch.zeros(count, dtype=torch.long, device=device)
 
     def begin(self, epoch: int) -> None:
-        """Note which view of each image this epoch shows: in place, for a CUDA graph reads it."""
+        """Note which view of each image this epoch shows, in place: a CUDA graph reads it."""
         order, rows, _ = loop.draw_order(self.config, len(self.rows), epoch)
         self.rows.copy_(torch.empty_like(rows).index_copy_(0, order, rows))
 
@@ -58,10 +57,9 @@ class StoredTeacher:
 
 
 def with_stored_teacher(config: RunConfig, run: Run) -> Run:
-    """The run with its teacher's outputs from their files, or computed now and kept. A damaged file
-    is made again.
+    """The run with its teacher's stored outputs, which are computed now if missing or damaged.
 
-    Two processes that ask for the same file make it once. Raises `ConfigError` for values beyond
+    Two processes that need the same file compute it once. Raises `ConfigError` for values beyond
     float16, `StoreError` for a full disk.
     """
     kept = shapes(config, len(run.dataset.train.labels))
@@ -79,10 +77,10 @@ def with_stored_teacher(config: RunConfig, run: Run) -> Run:
 
 
 def shapes(config: RunConfig, images: int) -> dict[str, tuple[int, ...]]:
-    """What is kept for all views of so many images, by name: the logits, and the features that the
-    method needs.
+    """The shapes stored for all views of so many images, by name: the logits, and the features that
+    the method needs.
 
-    Raises `ConfigError` for more than `LIMIT` bytes in all; nothing is computed before.
+    Raises `ConfigError` for more than `LIMIT` bytes in total, before anything is computed.
     """
     known = dict(networks.feature_shapes(config.teacher, data.image_shape(config)))
     channels, *size = [shape for name, shape in known.items() if name.startswith("stage")][-1]
@@ -128,7 +126,7 @@ def compute(config: RunConfig, run: Run, missing: dict[str, tuple[int, ...]]) ->
 
 
 def _folder(config: RunConfig, run: Run) -> Path:
-    """The folder of one teacher on one set of views, named after all that can change an output."""
+    """The folder of one teacher on one set of views, named by all that can change an output."""
     fields = ["dataset", "teacher", "train_images", "validation_images"]
     fields += ["image_size", "augment", "views", "precision"]
     facts = {name: getattr(config, name) for name in fields}
@@ -140,7 +138,7 @@ def _folder(config: RunConfig, run: Run) -> Path:
 
 
 def _load(path: Path, shape: tuple[int, ...]) -> Tensor | None:
-    """The tensor in a file; None if it is not there, or damaged."""
+    """The tensor in a file; None if it is missing or damaged."""
     if not path.exists():
         return None
     try:
