@@ -66,12 +66,12 @@ class Fields(BaseModel):
     epochs: FromOne = 160
     """epochs of this run"""
     batch_size: FromOne = 128
-    """images a step; the last, smaller batch is kept"""
+    """images per step; the last, smaller batch is kept"""
     lr: Positive = 0.1
     """peak learning rate"""
     schedule: Literal["steps", "onecycle", "30-60-90"] = "steps"
-    """steps = x0.1 at 50 % and 75 % of the epochs; onecycle = linear up over a fifth, linear
-    down to 0; 30-60-90 = x0.1 at each of these per cents"""
+    """steps = x0.1 at 50 % and 75 % of the epochs; onecycle = linear up over a fifth, then
+    linear down to 0; 30-60-90 = x0.1 at 30, 60 and 90 % of the epochs"""
     momentum: Momentum = 0.9
     """Nesterov momentum"""
     weight_decay: Weight = 5e-4
@@ -90,7 +90,7 @@ class Fields(BaseModel):
     teachers: FromOne = 5
     """number of different teachers: the run with seed k learns from teacher k mod teachers"""
     teacher_file: FileName = ""
-    """a teacher of your own, taken as it is: NAME of teachers/NAME.pth or .safetensors
+    """your own teacher, used as it is: NAME of teachers/NAME.pth or .safetensors
     (IEKD_DATA); empty = trained here"""
     weights_file: FileName = ""
     """a student alone that is such a teacher itself"""
@@ -123,10 +123,10 @@ class Fields(BaseModel):
     split: Literal["random", "halves"] = "random"
     """IE: one random permutation of the channels per seed, or first part / second part"""
     split_ratio: Share = 0.5
-    """IE: part of the channels that inherits"""
+    """IE: fraction of the channels that inherit"""
     explore_target: Literal["teacher", "inherit", "shuffled"] = "teacher"
-    """IE: exploration goes away from the factor of: the teacher, the inheritance half, or
-    another image's teacher"""
+    """IE: whose factor exploration is pushed away from: the teacher's, the inheritance half's, or
+    the teacher's for another image"""
     explore_encoder: Literal["trained", "frozen"] = "trained"
     """IE: the encoder of the exploration half learns, or stays at its random weights"""
     at_weight: Weight = 1000.0
@@ -162,7 +162,7 @@ class Fields(BaseModel):
     dml_weight: Weight = 1.0
     """DML: weight of the divergence from the peer's probabilities"""
     turns: Literal["batch", "epoch"] = "batch"
-    """IE-DML: all four updates in every batch, or one of them an epoch, in turn"""
+    """IE-DML: all four updates in every batch, or one of them per epoch, in turn"""
     options: dict[str, int | float | str] = {}
     """parameters of a method that a reader registered (iekd.method)"""
 
