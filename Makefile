@@ -58,17 +58,17 @@ site: book ## the book as a folder for any static host: _build/site
 	@rm -f _build/site/.buildinfo && find _build/site/_static -name '*.map' -delete && touch _build/site/.nojekyll
 	@echo "For any static host: _build/site"
 
-browse: $(READY) ## look at the built book with Chromium: accessibility, errors of scripts, phones
+browse: $(READY) ## check the built book in Chromium: accessibility, script errors, phones
 	$(BIN)/python -m pytest -ra tests/browser
 
 # A process a core; the tests of one file share what they train. Files in the order of tests/conftest.py.
 test: $(READY) ## run the tests
 	$(BIN)/python -m pytest -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-torture: $(READY) ## kill sweeps at random and see that nothing is lost (MINUTES=5)
+torture: $(READY) ## kill sweeps at random and check that nothing is lost (MINUTES=5)
 	$(BIN)/python tests/torture.py --minutes $(MINUTES)
 
-bench: $(READY) ## measure the engine beside the usual loop, on this machine (10 minutes)
+bench: $(READY) ## measure the engine against the usual loop, on this machine (10 minutes)
 	$(BIN)/iekd bench
 
 serve: ## serve the built book on http://localhost:8000 (PORT=...)
@@ -76,7 +76,7 @@ serve: ## serve the built book on http://localhost:8000 (PORT=...)
 	@echo "The book: http://localhost:$(PORT)/ (stop with Ctrl-C)"
 	@$(or $(PYTHON),python3) -m http.server --bind 127.0.0.1 --directory _build/html $(PORT)
 
-check: $(READY) ## lint: ruff, types, directions of imports, and notebooks without outputs
+check: $(READY) ## lint: ruff, types, import directions, and notebooks without outputs
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
