@@ -470,4 +470,4 @@ def test_a_hand_out(iekd, tmp_path):
         "mutual.ipynb",
     ]
     status, _, err = iekd("handout", tmp_path / "class")
-    assert status == 1 and "is there already" in err
+    assert status == 1 and "already exists" in err

@@ -67,7 +67,7 @@ def test_the_teacher_s_copy_shows_the_answers(tmp_path):
 def test_work_is_never_written_over_and_a_wrong_name_is_refused(tmp_path):
     (path,) = handout.write(tmp_path, ["factor"])
     path.write_text("work of an hour")
-    with pytest.raises(ConfigError, match="factor.ipynb is there already, and may hold work"):
+    with pytest.raises(ConfigError, match="factor.ipynb already exists and may hold work"):
         handout.write(tmp_path, ["mutual", "factor"])
     assert path.read_text() == "work of an hour" and not (tmp_path / "mutual.ipynb").exists()
     with pytest.raises(ConfigError, match="chapters: 'factors' is none; choose from .*factor"):

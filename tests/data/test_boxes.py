@@ -92,7 +92,7 @@ def test_the_checksum_is_of_the_files(bccd):
 
 def test_what_cannot_be_read_is_named(bccd):
     (bccd / "Annotations" / "val.xml").write_text("<annotation>")
-    with pytest.raises(DataError, match=r"val.xml.*Get bccd anew"):
+    with pytest.raises(DataError, match=r"val.xml.*Get bccd again"):
         data.load(selection("bccd", held=1))
     with pytest.raises(ConfigError, match="choose a side in pixels"):
         data.load(selection("bccd", held=1, size=0))

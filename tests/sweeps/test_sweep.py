@@ -513,7 +513,7 @@ def test_a_sweep_that_is_asked_to_stop_takes_its_children_along_and_keeps_what_t
         config = tiny(**LONG, seed=seed)
         with locks.claim(config, wait=False):
             pass  # nobody is left
-        assert "the same command goes on" in process.log_path(config).read_text().splitlines()[-1]
+        assert "the same command continues" in process.log_path(config).read_text().splitlines()[-1]
 
 
 def test_runs_are_analysed_while_their_weights_are_there(runs):

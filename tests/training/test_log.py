@@ -62,7 +62,7 @@ def test_a_disk_that_fills_up_stops_no_training(curves, monkeypatch, capsys):
 
     monkeypatch.setattr(log.store, "write_atomic", full)
     assert runner.train(tiny(), progress=False).last.test_error < 90
-    assert "are not up to date" in capsys.readouterr().out
+    assert "are out of date" in capsys.readouterr().out
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_training(tmp_path, monkeypatch):
