@@ -38,12 +38,12 @@ def sentence(board: pd.DataFrame) -> str:
     preset, verdicts = board["preset"].iloc[0], board["verdict"]
     tested = verdicts[verdicts.isin(FOUND)]
     if tested.empty:
-        return f"At {preset} scale no claim is decided yet."
+        return f"At {preset} scale, no claim has been tested yet."
     counts = [f"{(tested == name).sum()} {name}" for name in FOUND if (tested == name).any()]
     *first, last = counts
     listed = f"{', '.join(first)} and {last}" if first else last
-    claims = "1 claim is" if len(tested) == 1 else f"{len(tested)} claims are"
-    text = f"At {preset} scale {claims} decided: {listed}."
+    claims = "1 claim has" if len(tested) == 1 else f"{len(tested)} claims have"
+    text = f"At {preset} scale, {claims} been tested: {listed}."
 
     heart = board[board["id"].isin(HEART) & verdicts.isin(FOUND)]
     return " ".join([text, *map(told, heart.to_dict("records"))])

@@ -13,7 +13,7 @@ from iekd.report.statistics import Summary, holm, outcome, paired, summary
 METRICS = {
     "last": "Test error after the last epoch",
     "val_selected": "Test error at the epoch selected on validation images",
-    "best_on_test": "Best test error over all epochs (biased: selected on the test images)",
+    "best_on_test": "Lowest test error of the evaluated epochs (biased: selected on test images)",
     "last_exact": "Test error after the last epoch, on test images that were not recompressed",
     "cka_halves": "CKA between the two halves of the student's feature",
     "rise_train": "Rise in the training loss under weight noise",

@@ -27,7 +27,7 @@ DASHED = (0, (4, 3))
 AXIS = {
     "last": "Test error after the last epoch (%)",
     "val_selected": "Test error, validation-selected epoch (%)",
-    "best_on_test": "Best test error over all epochs (%, biased)",
+    "best_on_test": "Lowest test error of the evaluated epochs (%, biased)",
     "last_exact": "Test error, exact test images (%)",
     # Measured by iekd.analysis.metrics.
     "cka_halves": "CKA between the two halves of the feature",

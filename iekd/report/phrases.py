@@ -226,8 +226,8 @@ def remark(runs: pd.DataFrame) -> str:
         return ""
     return (
         f"{RECOMPRESSED} of the {TEST_IMAGES:,} test images of CIFAR-10 are recompressed in the "
-        f"copy used here. On the other {TEST_IMAGES - RECOMPRESSED:,} no run's error differs by "
-        f"more than {number(shift.max())} points."
+        f"copy used here. Counted on the other {TEST_IMAGES - RECOMPRESSED:,} only, no run's error "
+        f"changes by more than {number(shift.max())} points."
     )
 
 

@@ -160,7 +160,8 @@ def board_html(table: pd.DataFrame, caption: str, command: str = "") -> Markup:
         word = Cell(f"{SIGNS[verdict]} {verdict}", about, kind)
         cells = word, _evidence(row), TRUST[row["source"]]
         rows.append(html.row(row["sentence"], *cells, id=f"claim-{row['id']}"))
-    equal = f"equivalent: interval of an error within ±{SMALLEST[preset]:g} points; or "
+    within = f"within ±{SMALLEST[preset]:g} points, for every rival"
+    equal = f"equivalent: interval of a difference in error {within}; or "
     equal = equal if (table["metric"] == "").any() else ""
     note = (
         "Effect: difference in test error (percentage points) or in the quantity named, paired by "

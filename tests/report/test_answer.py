@@ -32,12 +32,12 @@ def test_every_verdict_has_its_sign_and_counts_or_not():
     [
         (
             ["supported"] * 2 + ["inconclusive"],
-            "3 claims are decided: 2 supported and 1 inconclusive.",
+            "3 claims have been tested: 2 supported and 1 inconclusive.",
         ),
-        (["equivalent", "open", "not tested"], "1 claim is decided: 1 equivalent."),
+        (["equivalent", "open", "not tested"], "1 claim has been tested: 1 equivalent."),
         (
             ["contradicted", "supported", "equivalent", "inconclusive"],
-            "4 claims are decided: 1 supported, 1 contradicted, 1 equivalent and 1 inconclusive.",
+            "4 claims have been tested: 1 supported, 1 contradicted, 1 equivalent and 1 inconclusive.",
         ),
     ],
 )
@@ -48,7 +48,7 @@ def test_the_verdicts_are_counted(verdicts, words):
 @pytest.mark.parametrize("verdicts", [["not tested"], ["open", "not tested"]])
 def test_what_is_not_decided_is_no_answer(verdicts):
     assert answer.sentence(board(*verdicts, preset="paper")) == (
-        "At paper scale no claim is decided yet."
+        "At paper scale, no claim has been tested yet."
     )
 
 
