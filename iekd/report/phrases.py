@@ -23,7 +23,8 @@ def number(value: float, digits: int = 2, signed: bool = False) -> str:
     """A number for display: true minus sign, em dash for NaN."""
     if pd.isna(value):
         return "—"
-    return f"{round(value, digits) + 0.0:{'+' if signed else ''}.{digits}f}".replace("-", "−")
+    sign, rounded = "+" if signed else "", round(float(value), digits) + 0.0
+    return f"{rounded:{sign}.{digits}f}".replace("-", "−")
 
 
 def interval(low: float, high: float, signed: bool = False, digits: int = 2) -> str:

@@ -178,7 +178,7 @@ def load_network(config: RunConfig) -> nn.Module:
 
     For a factor auto-encoder, the auto-encoder.
     """
-    tensors, _ = store.load_tensors(_weights(config))
+    tensors, _ = store.load_tensors(_weights(config, progress=False))
     # no values, so no random numbers: the caller's stay the same, whether it is loaded or trained
     with torch.device("meta"):
         alone = config.method == "factor-ae"
