@@ -508,7 +508,7 @@ def test_a_sweep_that_is_asked_to_stop_takes_its_children_along_and_keeps_what_t
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:-1]] == ["stopped", "stopped", "pending"] and lines[
         -1
-    ].startswith("3 runs, 0 failed, 3 to")
+    ].startswith("3 runs, 0 failed, 3 unfinished")
     for seed in (0, 1):
         config = tiny(**LONG, seed=seed)
         with locks.claim(config, wait=False):
