@@ -180,9 +180,9 @@ def sensitivity(
 
     Columns: claim, rival, n, effect, sd, low, high (of a - b, points), p, p_holm (over all rows),
     outcome by it, links; p_wilcoxon (signed ranks); low_teachers, high_teachers, p_teachers (t-test
-    over the means of each teacher's students, which are independent); detectable (the difference
-    that n seeds with this sd see with a power of 80 % at 5 %); two_versions (pairs made with
-    different versions of PyTorch); pilot (the effect on its seeds).
+    over the means of each teacher's students, which are independent; NaN without a teacher);
+    detectable (the difference that n seeds with this sd see with a power of 80 % at 5 %);
+    two_versions (pairs made with different versions of PyTorch); pilot (the effect on its seeds).
     """
     rows, results = [], []
     early = frame[frame["seed"] < (CONFIRMATORY if preset == "class" else 0)]
@@ -192,7 +192,7 @@ def sensitivity(
         pilot = {c.rival: c.result.difference for c in _contrasts(early, claim, preset).contrasts}
         for c in examine(frame, claim, preset).contrasts:
             row = {"claim": claim.id, "rival": c.rival, **c.result._asdict()}
-            row |= _otherwise(c, RunConfig.create(preset, method="kd").teachers)
+            row |= _otherwise(c, _teachers(claim, preset))
             rows.append(row | {"pilot": pilot.get(c.rival, np.nan), "links": c.links})
             results.append(c.result)
     corrected = holm(r.p for r in results)
@@ -201,10 +201,17 @@ def sensitivity(
     return table.assign(p_holm=corrected, outcome=found)
 
 
+def _teachers(claim: Claim, preset: str) -> int:
+    """How many teachers the arms of a claim share; 0 in mutual learning, which has none."""
+    arms = [arm for arm in (claim.a, *claim.b) if arm and arm != TEACHER]
+    taught = any(RunConfig.create(preset, **arm).has_teacher for arm in arms)
+    return RunConfig.create(preset, method="kd").teachers if taught else 0
+
+
 def _otherwise(contrast: Contrast, teachers: int) -> dict[str, float]:
     """Other tests of a contrast, and the difference it can detect."""
     x, result = contrast.differences, contrast.result
-    means = by_teacher(x, teachers)
+    means = by_teacher(x, teachers) if teachers else x[:0]
     over, varies = summary(means), result.sd > 0
     p_ranks = float(stats.wilcoxon(x).pvalue) if varies else np.nan
     p_teachers = float(stats.ttest_1samp(means, 0).pvalue) if over.n > 1 and varies else np.nan
