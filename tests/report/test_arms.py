@@ -41,9 +41,9 @@ def test_scope_finds_tf_kd_though_it_has_no_teacher():
     )
     other = frame("class", ({"method": "tf-kd"}, {0: 1.0}), student="resnet14")
     rows = scope(pd.concat([runs, other]), "class", teacher="resnet20", student="resnet8")
-    assert list(rows["label"]) == ["KD", "Tf-KD", "Tf-KD, weight 0.3"] and set(
-        rows["scope"]
-    ) == {"resnet20-resnet8"}
+    assert list(rows["label"]) == ["KD", "Tf-KD", "Tf-KD, weight 0.3"] and set(rows["scope"]) == {
+        "resnet20-resnet8"
+    }
 
 
 def test_scope_finds_teacher_and_student_alone(runs):
