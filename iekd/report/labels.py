@@ -108,8 +108,9 @@ def shared(configs: Iterable[RunConfig]) -> dict[str, str]:
 def _with_changes(name: str, config: RunConfig, told: Collection[str] = ()) -> str:
     """The name, and what else differs from the preset; a method's own weight is just 'weight'."""
     values, own = config.named(), config.method.replace("-", "") + "_"
-    changed = [field for field in config.changed() if field not in told]
-    return ", ".join([name, *settings({name.removeprefix(own): values[name] for name in changed})])
+    fields = [field for field in config.changed() if field not in told]
+    changed = {field.removeprefix(own): values[field] for field in fields}
+    return ", ".join([name, *settings(changed)])
 
 
 def settings(values: Mapping[str, str]) -> list[str]:
