@@ -81,8 +81,8 @@ def picture(board: pd.DataFrame) -> Figure:
     Sign and colour are those of the verdict; the band marks differences of no interest.
     """
     rows = board[(board["metric"] == "") & (board["n"] >= 2)].to_dict("records")
-    fig, ax = figures.rows_of([row["sentence"] for row in rows])
-    fig.set_size_inches(figures.WIDTH, 1.7 + 0.7 * len(rows))
+    fig, ax = figures.rows_of([row["sentence"] for row in rows], small=True)
+    fig.set_figheight(fig.get_figheight() + 0.6)  # for the legend
     bound = SMALLEST[board["preset"].iloc[0]]
     ax.axvspan(-bound, bound, color=figures.FAINT, alpha=0.15, linewidth=0)
     for y, row in enumerate(rows):
@@ -91,7 +91,6 @@ def picture(board: pd.DataFrame) -> Figure:
         ax.plot(limits, [y, y], color=figures.FAINT, linewidth=2, solid_capstyle="butt")
         ax.plot(row["effect"], y, marker, color=paint, markersize=7)
     figures.mark(ax, 0.0, "no difference")
-    ax.tick_params(axis="y", labelsize=figures.SMALL)
     ax.set_xlabel("Difference in test error (points)\nbelow 0 favours the claim")
 
     # The verdicts that occur.

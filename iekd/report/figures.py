@@ -133,12 +133,13 @@ def forest(contrasts: pd.DataFrame, smallest: float) -> Figure:
     return fig
 
 
-def rows_of(order: Sequence[str]) -> tuple[Figure, Axes]:
-    """A figure with one horizontal row per label, the first on top."""
-    labels = [wrapped(name) for name in order]
+def rows_of(order: Sequence[str], small: bool = False) -> tuple[Figure, Axes]:
+    """A figure with one horizontal row per label, the first on top; whole sentences are `small`."""
+    labels = [wrapped(name, 26 if small else 22) for name in order]
     most = max((label.count("\n") + 1 for label in labels), default=1)
-    fig, ax = _figure(figsize=(WIDTH, 1.1 + max(0.46, 0.2 * most) * len(order)))
-    ax.set_yticks(range(len(order)), labels)
+    high = max(0.46, 0.1 + (0.16 if small else 0.18) * most)
+    fig, ax = _figure(figsize=(WIDTH, 1.1 + high * len(order)))
+    ax.set_yticks(range(len(order)), labels, fontsize=SMALL if small else None)
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.grid(axis="y", visible=False)
     ax.tick_params(axis="y", length=0)

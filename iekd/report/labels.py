@@ -24,17 +24,17 @@ OTHER = "#a3527f"  # the ablations share one colour; their labels tell them apar
 
 
 def wrapped(name: str, width: int = 22) -> str:
-    """A label in lines that end at commas, so that on a phone the axis leaves room for the data.
+    """A label in lines that end at commas and before brackets; on a phone, data needs the room.
 
-    >>> print(wrapped("IE-FT, teacher epochs 15"))
-    IE-FT,
-    teacher epochs 15
+    >>> print(wrapped("IE-FT (inherit partial L2, explore L1)"))
+    IE-FT
+    (inherit partial L2,
+    explore L1)
     """
-    parts = []
-    for part in name.split(", "):
-        parts.append(part.replace(" ", "\N{NO-BREAK SPACE}") if len(part) < width else part)
+    parts = re.split(r"(?<=,) | (?=\()", name)
+    parts = [p.replace(" ", "\N{NO-BREAK SPACE}") if len(p) <= width else p for p in parts]
     whole = {"break_long_words": False, "break_on_hyphens": False}
-    text = textwrap.fill(", ".join(parts), width, **whole)
+    text = textwrap.fill(" ".join(parts), width, **whole)
     return text.replace("\N{NO-BREAK SPACE}", " ")
 
 

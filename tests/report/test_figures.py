@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from iekd.report import figures, labels
+from iekd.report.claims import CLAIMS
 
 VARIANTS = {
     "Teacher": "teacher",
@@ -151,12 +152,15 @@ def test_no_label_is_smaller_than_a_phone_can_show():
     assert min(sizes) >= figures.SMALL
 
 
-def test_labels_of_several_lines_do_not_touch():
-    names = [f"IE-FT, inherit weight {k}, explore weight {k}" for k in (1, 5, 10, 100)]
-    fig, ax = figures.rows_of(names)
+ARMS = [f"IE-FT, inherit weight {k}, explore weight {k}" for k in (1, 5, 10, 100)]
+
+
+@pytest.mark.parametrize("names, small", [(ARMS, False), ([c.sentence for c in CLAIMS], True)])
+def test_labels_of_several_lines_do_not_touch(names, small):
+    fig, ax = figures.rows_of(names, small)
     fig.draw_without_rendering()
     boxes = [label.get_window_extent() for label in ax.get_yticklabels()]
-    assert "\n" in ax.get_yticklabels()[0].get_text()
+    assert any("\n" in label.get_text() for label in ax.get_yticklabels())
     assert all(above.y0 > below.y1 for above, below in zip(boxes, boxes[1:], strict=False))
 
 
